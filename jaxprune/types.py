@@ -1,0 +1,41 @@
+"""The trees and the four function types that carry the whole library.
+
+A **mask** is boolean and ``True`` means *kept*. This is the one place where that is said; no name
+anywhere inverts it. A mask broadcasts against its leaf (size-1 axes are untouched axes) and a
+scalar ``True`` is a dense leaf, so that params, scores, sparsities and masks share one tree
+structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+
+PyTree = Any
+Array = jax.Array
+
+# Trees of one structure: what the four function types take and give.
+Params = PyTree  # float leaves of any shape
+Scores = PyTree  # larger = keep; same shapes as params
+Sparsities = PyTree  # one scalar in [0, 1] per leaf
+Masks = PyTree  # boolean, True = kept
+
+
+class ScoreFn(Protocol):
+    """``(params, **evidence) -> scores``; evidence is keyword-only, unknown evidence is ignored."""
+
+    def __call__(self, params: Params, **evidence: Any) -> Scores: ...
+
+
+Distribution = Callable[[Scores, Any], Sparsities]
+Pattern = Callable[[Scores, Any], Masks]
+Schedule = Callable[[Any], Any]  # optax's own type: step -> sparsity
+
+Where = Callable[[str, Any], bool]  # (leaf's path, leaf) -> is it meant?
+
+
+def path_str(path: tuple[Any, ...]) -> str:
+    """A leaf's path as one string, ``params/Dense_0/kernel``; the way all messages name leaves."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
