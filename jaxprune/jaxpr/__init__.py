@@ -1,0 +1,1 @@
+"""Reading a function's jaxpr: the tape of its equations, once per call instance."""

@@ -1,0 +1,115 @@
+"""What JAX doesn't promise, in one place: parameter names that change between versions.
+
+Everything here is read by attribute from equations that ``jax.make_jaxpr`` gave; nothing is
+imported from private modules. ``tests/test_jaxpr_compat.py`` is the canary: it fails with a
+readable message when a release renames what this module reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core, source_info_util
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[core.Jaxpr, tuple[Any, ...]]:
+    """The bare jaxpr and its constants, of a closed one (0.10) or a bare one (0.12)."""
+    if hasattr(jaxpr, "jaxpr"):
+        return jaxpr.jaxpr, tuple(jaxpr.consts)
+    return jaxpr, tuple(getattr(jaxpr, "consts", ()) or ())
+
+
+class ScanParts(NamedTuple):
+    """How the operands of a scan are laid out: ``num_consts``, then ``num_carry``, then xs."""
+
+    num_consts: int
+    num_carry: int
+    length: Any
+    reverse: bool
+    unroll: Any
+    jaxpr: Any
+
+
+def scan_parts(eqn: Any) -> ScanParts:
+    """Reads a scan equation; 0.12 holds the layout as a triple of trees, 0.10 as two numbers."""
+    p = eqn.params
+    if "num_consts" in p:
+        consts, carry = p["num_consts"], p["num_carry"]
+    else:
+        consts, carry = (len(tree) for tree in p["ft_in"].unpack()[:2])
+    return ScanParts(consts, carry, p["length"], p["reverse"], p["unroll"], p["jaxpr"])
+
+
+def sub_jaxprs(eqn: Any) -> list[Any]:
+    """Every jaxpr that an equation holds in its parameters, open or closed."""
+    found = []
+    for value in eqn.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, (core.Jaxpr, core.ClosedJaxpr)):
+                found.append(item)
+    return found
+
+
+def bind(eqn: Any, xs: Sequence[Any], **changed: Any) -> list[Any]:
+    """Binds the equation's primitive to ``xs``, with some parameters changed."""
+    with eqn.ctx.manager:
+        if sub_jaxprs(eqn):
+            return _bind_whole(eqn, xs)
+        out = eqn.primitive.bind(*xs, **{**eqn.params, **changed})
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _bind_whole(eqn: Any, xs: Sequence[Any]) -> list[Any]:
+    """Equations with sub-programs are evaluated as a program of one equation: that is public."""
+    variables = [v for v in eqn.invars if not isinstance(v, core.Literal)]
+    values = [x for v, x in zip(eqn.invars, xs, strict=True) if not isinstance(v, core.Literal)]
+    unique = dict(zip(variables, values, strict=True))
+    info = jax.make_jaxpr(lambda: ())().jaxpr.debug_info._replace(
+        arg_names=None, result_paths=None
+    )
+    jaxpr = core.Jaxpr([], list(unique), list(eqn.outvars), [eqn], eqn.effects, debug_info=info)
+    return jax.core.eval_jaxpr(jaxpr, [], *unique.values())
+
+
+def custom_jvp_jaxpr(eqn: Any, num_in: int) -> tuple[Any, Sequence[Any], Sequence[bool]]:
+    """The jvp rule of a ``custom_jvp_call`` as (jaxpr, consts, which tangents are zero)."""
+    return eqn.params["jvp_jaxpr_fun"].call_wrapped(*[False] * num_in)
+
+
+class CustomVjp(NamedTuple):
+    """The rule of a ``custom_vjp_call``."""
+
+    fwd: Any  # jaxpr: operands -> residuals..., outputs...
+    fwd_consts: Sequence[Any]
+    bwd: Callable[..., Any]  # residuals..., cotangents... -> cotangents of the operands
+    forwarded: Sequence[int | None]  # residuals that are operands passed through
+
+
+def custom_vjp_parts(eqn: Any, num_in: int) -> CustomVjp:
+    """Reads a ``custom_vjp_call``; must follow one call of its forward rule, made here."""
+    p = eqn.params
+    jaxpr, consts = p["fwd_jaxpr_thunk"].call_wrapped(*[False] * num_in)
+    forwarded = p["out_trees"]()[2]
+
+    def bwd(*args: Any) -> list[Any]:
+        out = p["bwd"].call_wrapped(*args)
+        return list(out[0] if isinstance(out, tuple) else out)  # 0.12 adds a second result
+
+    return CustomVjp(jaxpr, consts, bwd, forwarded)
+
+
+def source_line(eqn: Any) -> str:
+    """``file.py:157 (function)`` of the user's code, or '' inside library code."""
+    text = source_info_util.summarize(eqn.source_info)
+    if not text or text == "unknown":
+        return ""
+    head, _, function = text.partition(" ")
+    name = head.rsplit("/", 1)[-1]
+    return f"{name} {function}".strip()
+
+
+def name_stack(eqn: Any) -> str:
+    """The module path that frameworks attach to equations, ``Encoder/Block_3``."""
+    return str(eqn.source_info.name_stack)
