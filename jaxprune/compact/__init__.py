@@ -1,0 +1,1 @@
+"""Evaluation at small sizes, and its certificate."""

@@ -1,0 +1,100 @@
+"""The statement of why a compact model equals the masked one, or where units had to stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.compact.plan import Decision
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One dimension: how many of its masked units are gone, and why others stay."""
+
+    name: str
+    size: int
+    masked: int
+    removed: int
+    status: str  # "exact" or "kept"
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """Per dimension exact or kept with a reason; ``print`` it to see the table.
+
+    Attributes:
+      entries: one per dimension that the masks touch.
+      exact: whether every masked unit could be removed.
+    """
+
+    entries: tuple[Entry, ...]
+    _compare: Callable[[int, int], float] = field(repr=False)
+
+    @property
+    def exact(self) -> bool:
+        return all(e.removed == e.masked for e in self.entries)
+
+    def check(self, n: int = 1, seed: int = 0) -> float:
+        """Largest relative error against the masked model on ``n`` random inputs in float64.
+
+        Each floating argument is drawn from a normal distribution, others are taken as they were
+        given to ``compact``. The error is max|compact - masked| / max|masked|.
+        """
+        if n < 1:
+            raise ValueError(f"check wants n >= 1 random inputs, got {n}")
+        return max(self._compare(seed, i) for i in range(n))
+
+    def __str__(self) -> str:
+        if not self.entries:
+            return "nothing to remove: the masks cover no whole unit of any dimension"
+        width = max([len(e.name) for e in self.entries] + [9])
+        lines = [f"{'dimension':<{width}}  {'size':>6}  {'masked':>6}  {'removed':>7}  status"]
+        for e in self.entries:
+            why = f"{e.status}{': ' + e.reason if e.reason else ''}"
+            lines.append(f"{e.name:<{width}}  {e.size:>6}  {e.masked:>6}  {e.removed:>7}  {why}")
+        return "\n".join(lines)
+
+
+def of_decisions(decisions: dict[str, Decision], compare: Any) -> Certificate:
+    """Reads the entries off the decisions."""
+    entries = []
+    for name, d in decisions.items():
+        removed, masked = int((~d.kept).sum()), int(d.candidates.sum())
+        status = "exact" if removed == masked else "kept"
+        entries.append(Entry(name, d.dim.size, masked, removed, status, "; ".join(d.reasons)))
+    return Certificate(tuple(entries), compare)
+
+
+def compare(fn: Any, masked: Any, small: Any, args: Any, seed: int, i: int) -> float:
+    """One random input in float64 through both models."""
+    with jax.enable_x64(True):
+        key = jax.random.fold_in(jax.random.key(seed), i)
+        drawn = jax.tree.map(lambda a: _draw(key, a), args)
+        wide = jax.tree.map(_widen, masked)
+        expected = jax.tree.leaves(small.restrict_outputs(fn(wide, *drawn)))
+        got = jax.tree.leaves(small.fn(jax.tree.map(_widen, small.params), *drawn))
+        return max(map(_error, expected, got), default=0.0)
+
+
+def _draw(key: Any, a: Any) -> Any:
+    if not jnp.issubdtype(a.dtype, jnp.floating):
+        return jnp.zeros(a.shape, a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a
+    return jax.random.normal(key, a.shape, jnp.float64)
+
+
+def _widen(leaf: Any) -> Any:
+    return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def _error(expected: Any, got: Any) -> float:
+    if not jnp.issubdtype(expected.dtype, jnp.inexact):
+        return float(np.any(np.asarray(expected) != np.asarray(got)))
+    scale = float(jnp.max(jnp.abs(expected), initial=0.0)) or 1.0
+    return float(jnp.max(jnp.abs(expected - got), initial=0.0)) / scale

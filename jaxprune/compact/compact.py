@@ -1,0 +1,239 @@
+"""The same function at smaller dense shapes, equal to the masked model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import axes
+from jaxprune.axes import Axis
+from jaxprune.compact import certificate as _certificate
+from jaxprune.compact import plan
+from jaxprune.compact.certificate import Certificate
+from jaxprune.masks import apply_masks
+from jaxprune.rules import calls
+from jaxprune.structure import infer as _infer
+from jaxprune.structure.structure import Structure, from_program
+from jaxprune.types import path_str
+
+
+class _View:
+    """Sizes and positions of axes when the leaves in ``kept`` are restricted."""
+
+    def __init__(self, kept: dict[Axis, np.ndarray]):
+        self._kept = kept
+        self._sizes = {leaf: len(index) for leaf, index in kept.items()}
+
+    def size(self, axis: Axis) -> int:
+        return axes.size_of(axis, self._sizes)
+
+    def shape(self, axs: Sequence[Axis]) -> tuple[int, ...]:
+        return tuple(axes.size_of(a, self._sizes) for a in axs)
+
+    def index(self, axis: Axis) -> np.ndarray:
+        return axes.index_of(axis, self._kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Compact:
+    """A smaller function and its parameters.
+
+    Attributes:
+      fn: ``fn(params, *args)`` at the small sizes; jit, grad and vmap work on it.
+      params: the kept slices of the masked parameters, in the same tree.
+      certificate: why it equals the masked model, or which units had to stay.
+      keep: dimension name -> which units are in.
+    """
+
+    fn: Callable[..., Any]
+    params: Any
+    certificate: Certificate
+    keep: dict[str, np.ndarray]
+    _structure: Structure = field(repr=False)
+    _view: _View = field(repr=False)
+
+    def restrict(self, tree: Any) -> Any:
+        """Slices any tree shaped like params, or one that holds such trees (optimizer states).
+
+        A leaf is sliced when its path ends with a parameter's path and its shape is that
+        parameter's; scalars pass; other leaves pass when no parameter has their path.
+
+        Raises:
+          ValueError: for a leaf with a parameter's path and another shape.
+        """
+        if jax.tree.structure(tree) == self._structure.treedef:
+            known = zip(jax.tree.leaves(tree), range(len(self._structure.paths)), strict=True)
+            leaves = [self._slice(leaf, i) for leaf, i in known]
+            return jax.tree.unflatten(self._structure.treedef, leaves)
+        return jax.tree_util.tree_map_with_path(self._restrict_leaf, tree)
+
+    def _restrict_leaf(self, path: Any, leaf: Any) -> Any:
+        keys = path_str(path).split("/")
+        for start in range(len(keys)):
+            name = "/".join(keys[start:])
+            if name in self._structure.paths:
+                return self._slice(leaf, self._structure.paths.index(name))
+        return leaf
+
+    def restrict_outputs(self, outputs: Any) -> Any:
+        """Slices the results that are updated parameters; others are full size already."""
+        by_path = dict(zip(self._structure.paths, self._structure.shapes, strict=True))
+
+        def one(path: Any, leaf: Any) -> Any:
+            keys = path_str(path).split("/")
+            for start in range(len(keys)):
+                name = "/".join(keys[start:])
+                if name and by_path.get(name) == leaf.shape:
+                    return self._slice(leaf, self._structure.paths.index(name))
+            return leaf
+
+        return jax.tree_util.tree_map_with_path(one, outputs)
+
+    def _slice(self, leaf: Any, i: int) -> Any:
+        path, shape = self._structure.paths[i], self._structure.shapes[i]
+        if np.shape(leaf) == ():
+            return leaf
+        if np.shape(leaf) != shape:
+            raise ValueError(
+                f"restrict got shape {np.shape(leaf)} for {path}, wanted {shape}; for a state "
+                "that is not shaped like params (factored moments) call init(small.params)"
+            )
+        for k, axis in enumerate(self._structure.param_axes[i]):
+            if self._view.size(axis) != axis.size:
+                leaf = leaf.take(self._view.index(axis), axis=k)
+        return leaf
+
+    def expand(self, params: Any) -> Any:
+        """Scatters small parameters back to full shapes, zeros where units were removed.
+
+        Raises:
+          ValueError: for a tree of another structure or a leaf of another shape.
+        """
+        leaves, treedef = jax.tree.flatten(params)
+        if treedef != self._structure.treedef:
+            raise ValueError(
+                f"expand got the structure {treedef}, wanted {self._structure.treedef}: a tree "
+                "like small.params"
+            )
+        return jax.tree.unflatten(treedef, [self._grow(x, i) for i, x in enumerate(leaves)])
+
+    def _grow(self, leaf: Any, i: int) -> Any:
+        axs = self._structure.param_axes[i]
+        if np.shape(leaf) != self._view.shape(axs):
+            raise ValueError(
+                f"expand got shape {np.shape(leaf)} for {self._structure.paths[i]}, wanted "
+                f"{self._view.shape(axs)}"
+            )
+        if self._view.shape(axs) == self._structure.shapes[i]:
+            return leaf
+        index = np.ix_(*(self._view.index(a) for a in axs))
+        return jnp.zeros(self._structure.shapes[i], leaf.dtype).at[index].set(leaf)
+
+
+def compact(fn: Callable[..., Any], params: Any, masks: Any, *args: Any) -> Compact:
+    """Evaluates ``fn`` at the smaller dense shapes that the masks leave, provably equal.
+
+    The reference is the masked model ``fn(apply_masks(params, masks), *args)``. A unit of a
+    dimension is a candidate when some slot masks all of it; it is removed when its masked value
+    is zero, or meets masked weights, wherever the program mixes its dimension. Other candidates
+    stay dense, and the certificate says why.
+
+    Args:
+      fn: a pure function of ``(params, *args)``.
+      params: any pytree of arrays.
+      masks: a tree like params, True = kept.
+      *args: example arguments, arrays or ``jax.ShapeDtypeStruct``. The result works for every
+        batch size and length that ``fn`` takes.
+
+    Returns:
+      A :class:`Compact` with ``fn``, ``params``, ``certificate``, ``restrict`` and ``expand``.
+
+    Raises:
+      ValueError: for masks that do not fit params.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+      >>> fn = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+      >>> x = jnp.ones((1, 3))
+      >>> structure = jp.infer_structure(fn, params, x)
+      >>> masks = structure.masks({"up:1": jnp.arange(8) < 2})
+      >>> small = jp.compact(fn, params, masks, x)
+      >>> small.params["up"].shape, small.params["down"].shape
+      ((3, 2), (2, 2))
+      >>> bool(jnp.allclose(small.fn(small.params, x), fn(jp.apply_masks(params, masks), x)))
+      True
+    """
+    program = _infer.infer(fn, params, args)
+    structure = from_program(program, params)
+    structure.mask_leaves(masks)  # errors first
+    decisions = plan.decide(program, structure, params, masks)
+    view = _View(
+        {d.dim.axis: np.flatnonzero(d.kept) for d in decisions.values() if not d.kept.all()}
+    )
+    masked = apply_masks(params, masks)
+    keep = {
+        name: decisions[name].kept if name in decisions else np.ones(dim.size, bool)
+        for name, dim in structure.dims.items()
+    }
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), params)
+
+    def compare(seed: int, i: int) -> float:
+        return _certificate.compare(fn, masked, small, args, seed, i)
+
+    small = Compact(
+        fn=_small_fn(fn, shapes, structure, view),
+        params=None,
+        certificate=_certificate.of_decisions(decisions, compare),
+        keep=keep,
+        _structure=structure,
+        _view=view,
+    )
+    object.__setattr__(small, "params", small.restrict(masked))
+    return small
+
+
+def _small_fn(fn: Any, shapes: Any, structure: Structure, view: _View) -> Callable[..., Any]:
+    """The function at small sizes: traced at full size for the arguments' shapes, then walked."""
+
+    def small_fn(small_params: Any, *args: Any) -> Any:
+        leaves, treedef = jax.tree.flatten(small_params)
+        _check_params(structure, view, leaves, treedef)
+        full = jax.tree.unflatten(
+            treedef,
+            [jax.ShapeDtypeStruct(s, x.dtype) for s, x in zip(structure.shapes, leaves, strict=True)],
+        )
+        param_axes, fresh = _infer.copy_axes(structure.param_axes)
+        program = _infer.infer(fn, full, args, param_axes)
+        kept = {}
+        for old, index in view._kept.items():
+            new = fresh[axes.find(old)]
+            if axes.find(new) is not new or new.reasons:
+                raise ValueError(
+                    "these arguments tie or freeze a pruned dimension that the arguments given to "
+                    f"compact left free ({new.reasons}); call compact with arguments like these"
+                )
+            kept[new] = index
+        results = calls.run(program.tape, _View(kept), [*leaves, *jax.tree.leaves(args)])
+        return jax.tree.unflatten(program.out_tree, results)
+
+    return small_fn
+
+
+def _check_params(structure: Structure, view: _View, leaves: list[Any], treedef: Any) -> None:
+    if treedef != structure.treedef:
+        raise ValueError(
+            f"the compact function got params of structure {treedef}, wanted {structure.treedef}; "
+            "pass small.params, or small.restrict(tree)"
+        )
+    for path, axs, leaf in zip(structure.paths, structure.param_axes, leaves, strict=True):
+        if np.shape(leaf) != view.shape(axs):
+            raise ValueError(
+                f"the compact function got shape {np.shape(leaf)} for {path}, wanted "
+                f"{view.shape(axs)}; pass small.params, or small.restrict(tree)"
+            )

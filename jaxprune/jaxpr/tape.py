@@ -1,0 +1,137 @@
+"""The tape: a function's equations in order, one :class:`Step` per call instance.
+
+A jaxpr object may be shared by many call sites (``_where``, ``silu``); their axes differ, so
+sub-programs are instantiated anew for each call. ``jit`` and its relatives are inlined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from jaxprune import axes
+from jaxprune.axes import Axis
+from jaxprune.jaxpr import compat
+
+INLINED = {"jit", "pjit", "closed_call", "core_call", "core_closed_call"}
+
+
+class Value:
+    """One array of the program: its type, what each of its axes is made of, maybe its content."""
+
+    __slots__ = ("aval", "axes", "const")
+
+    def __init__(self, aval: Any, axs: Sequence[Axis] | None = None, const: Any = None):
+        self.aval = aval
+        self.axes = tuple(map(axes.leaf, aval.shape)) if axs is None else tuple(axs)
+        self.const = const  # a literal or a closed-over array; None for computed values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.aval.shape
+
+
+@dataclass(eq=False)
+class Step:
+    """One equation at one call site."""
+
+    eqn: Any
+    ins: list[Value]
+    outs: list[Value] = field(default_factory=list)
+    where: str = ""  # the user's source line, or the nearest enclosing one
+    subs: list[Tape] = field(default_factory=list)  # instantiated sub-programs
+
+    @property
+    def name(self) -> str:
+        return self.eqn.primitive.name
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.eqn.params
+
+    def freeze(self, axis: Axis, why: str = "") -> None:
+        """Forbids ``axis`` to change, naming this equation."""
+        at = f" at {self.where}" if self.where else ""
+        axes.freeze(axis, f"{self.name}{at}{': ' + why if why else ''}")
+
+    def unify(self, a: Axis, b: Axis) -> None:
+        at = f" at {self.where}" if self.where else ""
+        axes.unify(a, b, f"layouts that do not nest in {self.name}{at}")
+
+
+@dataclass(eq=False)
+class Tape:
+    """A program: inputs, steps, outputs."""
+
+    inputs: list[Value]
+    steps: list[Step]
+    outputs: list[Value]
+
+
+Couple = Callable[[Step], Sequence[Sequence[Axis]]]
+
+
+def build(
+    jaxpr: Any,
+    inputs: Sequence[Value],
+    couple: Couple,
+    where: str = "",
+    consts: Sequence[Any] = (),
+) -> Tape:
+    """Instantiates a jaxpr on ``inputs``; ``couple`` gives the axes of each step's results."""
+    steps: list[Step] = []
+    outputs = _walk(jaxpr, consts, list(inputs), steps, couple, where)
+    return Tape(list(inputs), steps, outputs)
+
+
+def _walk(
+    closed: Any, consts: Sequence[Any], ins: list[Value], steps: list[Step], couple: Couple, at: str
+) -> list[Value]:
+    jaxpr, own_consts = compat.open_jaxpr(closed)
+    env: dict[Any, Value] = dict(zip(jaxpr.invars, ins, strict=True))
+    for var, const in zip(jaxpr.constvars, own_consts or consts, strict=True):
+        env[var] = Value(var.aval, const=const)
+
+    def read(atom: Any) -> Value:
+        if isinstance(atom, core.Literal):
+            return Value(atom.aval, const=atom.val)
+        return env[atom]
+
+    for eqn in _live(jaxpr):
+        args = [read(v) for v in eqn.invars]
+        where = compat.source_line(eqn) or at
+        if eqn.primitive.name in INLINED:
+            outs = _walk(compat.sub_jaxprs(eqn)[0], (), args, steps, couple, where)
+        else:
+            step = Step(eqn, args, where=where)
+            results = couple(step)
+            step.outs = [Value(v.aval, a) for v, a in zip(eqn.outvars, results, strict=True)]
+            steps.append(step)
+            outs = step.outs
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _live(jaxpr: Any) -> list[Any]:
+    """The equations that an output or an effect needs; dead ones would add false constraints."""
+    needed = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or any(v in needed for v in eqn.outvars):
+            kept.append(eqn)
+            needed.update(v for v in eqn.invars if not isinstance(v, core.Literal))
+    return kept[::-1]
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    """The content of an array that is known while tracing, else None."""
+    if x is None or isinstance(x, jax.core.Tracer):
+        return None
+    if jax.dtypes.issubdtype(getattr(x, "dtype", np.asarray(x).dtype), jax.dtypes.extended):
+        return None
+    return np.asarray(x)

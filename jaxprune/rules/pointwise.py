@@ -1,0 +1,113 @@
+"""Elementwise primitives: axes pass through, zeros follow what the primitive does to a zero."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import axes
+from jaxprune.axes import Axis
+from jaxprune.jaxpr.tape import Step, concrete
+from jaxprune.rules import zeros
+from jaxprune.rules.registry import couple_opaque, register
+from jaxprune.rules.zeros import Zeros
+
+POINTWISE = """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
+    clz complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp
+    exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic
+    lt max min mul name ne neg nextafter not or population_count pow real reduce_precision
+    regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
+    shift_right_logical sharding_constraint sign sin sinh sqrt square stop_gradient sub tan tanh
+    xor zeta
+""".split()
+
+ANY_ZERO = {"mul", "and"}  # one zero operand makes the result zero
+
+
+def couple_pointwise(step: Step) -> list[list[Axis]]:
+    """Axis by axis; rank 0 and size 1 broadcast in the primitive itself (jax 0.10 and later)."""
+    shape = step.eqn.outvars[0].aval.shape
+    result = []
+    for k, size in enumerate(shape):
+        same = [v.axes[k] for v in step.ins if v.shape and v.shape[k] == size]
+        for other in same[1:]:
+            step.unify(same[0], other)
+        result.append(same[0] if same else axes.leaf(size))
+    return [result] * len(step.eqn.outvars)
+
+
+def _aligned(known: Zeros, shape: tuple[int, ...]) -> Zeros:
+    """An operand's zeros at the result's shape."""
+    if known.all:
+        return zeros.everywhere(shape)
+    if not known.axes:
+        return zeros.unknown(shape)
+    return Zeros(False, tuple(np.broadcast_to(v, n) for v, n in zip(known.axes, shape)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _zero_to_zero(primitive: Any, params: tuple[Any, ...], operands: tuple[Any, ...]) -> bool:
+    """Runs the primitive on scalars: does it map these constants to zero?"""
+    with jax.ensure_compile_time_eval():
+        args = [jnp.asarray(value, dtype) for value, dtype in operands]
+        out = primitive.bind(*args, **dict(params))
+        return bool(np.all(np.asarray(out) == 0))
+
+
+def _maps_to_zero(step: Step, constants: list[Any]) -> bool:
+    params = {k: v for k, v in step.params.items() if k != "sharding"}
+    full = {**params, **({"sharding": None} if "sharding" in step.params else {})}
+    operands = tuple((c, v.aval.dtype) for c, v in zip(constants, step.ins, strict=True))
+    try:
+        return _zero_to_zero(step.eqn.primitive, tuple(sorted(full.items())), operands)
+    except Exception:  # an exotic dtype or parameter: then nothing is known
+        return False
+
+
+def zeros_pointwise(step: Step, known: list[Zeros]) -> list[Zeros]:
+    shape = step.eqn.outvars[0].aval.shape
+    if not shape and not any(z.all for z in known):
+        return [zeros.unknown(shape)]
+    args = [_aligned(z, shape) for z in known]
+    if step.name in ANY_ZERO:
+        vectors = [functools.reduce(np.logical_or, vs) for vs in zip(*(z.axes for z in args))]
+        return [Zeros(any(z.all for z in args), tuple(vectors))]
+    if step.name == "div":
+        return [args[0]]
+    if step.name == "select_n":
+        return [functools.reduce(zeros.both, args[1:])]
+    scalars = [None if v.shape else concrete(v.const) for v in step.ins]
+    varying = [z for z, s in zip(args, scalars, strict=True) if s is None]
+    merged = functools.reduce(zeros.both, varying) if varying else zeros.everywhere(shape)
+    if not (merged.all or any(v.any() for v in merged.axes)):
+        return [zeros.unknown(shape)]
+    if not _maps_to_zero(step, [0 if s is None else s.item() for s in scalars]):
+        return [zeros.unknown(shape)]
+    return [merged]
+
+
+register(*POINTWISE, couple=couple_pointwise, zeros=zeros_pointwise)
+
+
+def couple_each(step: Step) -> list[list[Axis]]:
+    """Operands pass one by one and are not tied to each other."""
+    return [list(v.axes) for v in step.ins]
+
+
+register(
+    "optimization_barrier", "device_put", couple=couple_each, zeros=lambda step, known: known
+)
+
+
+def couple_rank_kept(step: Step) -> list[list[Axis]]:
+    """A bit cast that keeps the rank is elementwise; one that changes it is opaque."""
+    same = len(step.ins[0].shape) == len(step.eqn.outvars[0].aval.shape)
+    return couple_pointwise(step) if same else couple_opaque(step)
+
+
+register("bitcast_convert_type", couple=couple_rank_kept)
