@@ -1,0 +1,1 @@
+"""The main job, ``python -m benchmarks``: train, prune, compact and time a real network."""
