@@ -1,3 +1,37 @@
 """jaxprune: functional pruning transforms after which a network is really smaller and faster."""
 
+from jaxprune import distributions as distributions
+from jaxprune import masks as masks
+from jaxprune import plot as plot
+from jaxprune import schedules as schedules
+from jaxprune import scores as scores
+from jaxprune import training as training
+from jaxprune.compact.compact import Compact as Compact
+from jaxprune.compact.compact import compact as compact
+from jaxprune.cost import Cost as Cost
+from jaxprune.cost import cost as cost
+from jaxprune.distributions import erk as erk
+from jaxprune.distributions import global_threshold as global_threshold
+from jaxprune.distributions import uniform as uniform
+from jaxprune.masks import apply_masks as apply_masks
+from jaxprune.masks import density as density
+from jaxprune.measure import benchmark as benchmark
+from jaxprune.measure import compare as compare
+from jaxprune.patterns import block as block
+from jaxprune.patterns import channel as channel
+from jaxprune.patterns import is_kernel as is_kernel
+from jaxprune.patterns import n_m as n_m
+from jaxprune.patterns import threshold as threshold
+from jaxprune.patterns import unstructured as unstructured
+from jaxprune.report import summary as summary
+from jaxprune.scores import batch_norm_scale as batch_norm_scale
+from jaxprune.scores import magnitude as magnitude
+from jaxprune.scores import random as random
+from jaxprune.scores import saliency as saliency
+from jaxprune.structure.patterns import structured as structured
+from jaxprune.structure.structure import Dimension as Dimension
+from jaxprune.structure.structure import Structure as Structure
+from jaxprune.structure.structure import infer_structure as infer_structure
+from jaxprune.training import keep_params_sparse as keep_params_sparse
+from jaxprune.training import prune as prune
 from jaxprune.types import path_str as path_str

@@ -10,9 +10,7 @@ import optax
 from jaxprune.types import Schedule
 
 
-def polynomial(
-    init: float, final: float, *, begin: int, end: int, power: float = 3.0
-) -> Schedule:
+def polynomial(init: float, final: float, *, begin: int, end: int, power: float = 3.0) -> Schedule:
     r""":math:`s_t = s_f + (s_i - s_f) (1 - (t - b)/(e - b))^p`, constant outside [begin, end].
 
     Raises:
@@ -27,7 +25,9 @@ def polynomial(
       [0.0, 0.7, 0.8, 0.8]
     """
     if end <= begin:
-        raise ValueError(f"the schedule ends at {end}, before it begins at {begin}; wanted end > begin")
+        raise ValueError(
+            f"the schedule ends at {end}, before it begins at {begin}; wanted end > begin"
+        )
     for name, value in (("init", init), ("final", final)):
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"{name} sparsity is {value}; wanted a fraction in [0, 1]")

@@ -1,6 +1,8 @@
 """What the project's own files promise about each other: bounds, README commands, public names."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -44,8 +46,6 @@ def test_the_readme_opens_with_one_line_for_the_main_job_and_one_for_the_tests()
 
 
 def test_the_core_imports_no_framework():
-    import subprocess
-    import sys
 
     code = "import sys, jaxprune; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

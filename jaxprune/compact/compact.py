@@ -206,7 +206,10 @@ def _small_fn(fn: Any, shapes: Any, structure: Structure, view: _View) -> Callab
         _check_params(structure, view, leaves, treedef)
         full = jax.tree.unflatten(
             treedef,
-            [jax.ShapeDtypeStruct(s, x.dtype) for s, x in zip(structure.shapes, leaves, strict=True)],
+            [
+                jax.ShapeDtypeStruct(s, x.dtype)
+                for s, x in zip(structure.shapes, leaves, strict=True)
+            ],
         )
         param_axes, fresh = _infer.copy_axes(structure.param_axes)
         program = _infer.infer(fn, full, args, param_axes)

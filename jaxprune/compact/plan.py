@@ -27,9 +27,7 @@ class Decision:
     reasons: list[str] = field(default_factory=list)  # why candidates stay
 
 
-def decide(
-    program: Program, structure: Structure, params: Any, masks: Any
-) -> dict[str, Decision]:
+def decide(program: Program, structure: Structure, params: Any, masks: Any) -> dict[str, Decision]:
     """Removes the candidates that contribute nothing wherever their dimension is mixed."""
     whole = structure.fully_kept(masks)
     decisions = {
@@ -44,7 +42,9 @@ def decide(
     for decision in decisions.values():
         if not decision.kept.any():
             first = np.arange(decision.dim.size) == 0
-            _stay(decision, first, "all units are masked; one (of zeros) stays so that none is empty")
+            _stay(
+                decision, first, "all units are masked; one (of zeros) stays so that none is empty"
+            )
     return decisions
 
 

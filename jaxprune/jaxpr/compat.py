@@ -66,9 +66,7 @@ def _bind_whole(eqn: Any, xs: Sequence[Any]) -> list[Any]:
     variables = [v for v in eqn.invars if not isinstance(v, core.Literal)]
     values = [x for v, x in zip(eqn.invars, xs, strict=True) if not isinstance(v, core.Literal)]
     unique = dict(zip(variables, values, strict=True))
-    info = jax.make_jaxpr(lambda: ())().jaxpr.debug_info._replace(
-        arg_names=None, result_paths=None
-    )
+    info = jax.make_jaxpr(lambda: ())().jaxpr.debug_info._replace(arg_names=None, result_paths=None)
     jaxpr = core.Jaxpr([], list(unique), list(eqn.outvars), [eqn], eqn.effects, debug_info=info)
     return jax.core.eval_jaxpr(jaxpr, [], *unique.values())
 
@@ -101,13 +99,19 @@ def custom_vjp_parts(eqn: Any, num_in: int) -> CustomVjp:
 
 
 def source_line(eqn: Any) -> str:
-    """``file.py:157 (function)`` of the user's code, or '' inside library code."""
-    text = source_info_util.summarize(eqn.source_info)
-    if not text or text == "unknown":
-        return ""
-    head, _, function = text.partition(" ")
-    name = head.rsplit("/", 1)[-1]
-    return f"{name} {function}".strip()
+    """``model.py:157 (function)`` of the user's code, or '' where only library code is seen.
+
+    The first frame outside installed packages is the user's; where there is none, the module path
+    that frameworks attach, or JAX's own summary.
+    """
+    traceback = eqn.source_info.traceback
+    for frame in traceback.frames if traceback is not None else ():
+        if not any(part in frame.file_name for part in _LIBRARIES):
+            return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num} ({frame.function_name})"
+    return name_stack(eqn) or source_info_util.summarize(eqn.source_info)
+
+
+_LIBRARIES = ("site-packages", "dist-packages", "/lib/python", "jaxprune/")
 
 
 def name_stack(eqn: Any) -> str:

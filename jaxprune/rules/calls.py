@@ -13,7 +13,6 @@ from jaxprune.rules import registry, zeros
 from jaxprune.rules.registry import Mix, View, register
 from jaxprune.rules.zeros import Zeros
 
-
 # A rule mostly calls the function that it belongs to (relu does). Inside a rule the function is
 # plain, so that building ends; derivatives of second order are then those of its body.
 _inside_rule: list[bool] = []

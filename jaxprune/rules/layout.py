@@ -113,9 +113,7 @@ def couple_reshape(step: Step) -> Any:
         if len(left) == len(right) == 1:
             result[right[0]] = source.axes[left[0]]
         else:
-            step.unify(
-                axes.prod(source.axes[i] for i in left), axes.prod(result[j] for j in right)
-            )
+            step.unify(axes.prod(source.axes[i] for i in left), axes.prod(result[j] for j in right))
     return [result]
 
 
@@ -197,9 +195,7 @@ def couple_slice(step: Step) -> list[list[Axis]]:
         start, stop, stride = p["start_indices"][k], p["limit_indices"][k], strides[k]
         out = axes.leaf(_out_shape(step)[k])
         if stride == 1:
-            step.unify(
-                source.axes[k], axes.sum_([axes.leaf(start), out, axes.leaf(n - stop)])
-            )
+            step.unify(source.axes[k], axes.sum_([axes.leaf(start), out, axes.leaf(n - stop)]))
         elif n % stride == 0 and start < stride and _out_shape(step)[k] == n // stride:
             phase = axes.leaf(stride)
             step.unify(source.axes[k], axes.prod([out, phase]))

@@ -16,15 +16,88 @@ from jaxprune.rules import zeros
 from jaxprune.rules.registry import couple_opaque, register
 from jaxprune.rules.zeros import Zeros
 
-POINTWISE = """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
-    clz complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp
-    exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic
-    lt max min mul name ne neg nextafter not or population_count pow real reduce_precision
-    regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
-    shift_right_logical sharding_constraint sign sin sinh sqrt square stop_gradient sub tan tanh
-    xor zeta
-""".split()
+POINTWISE = [
+    "abs",
+    "acos",
+    "acosh",
+    "add",
+    "add_any",
+    "and",
+    "asin",
+    "asinh",
+    "atan",
+    "atan2",
+    "atanh",
+    "bessel_i0e",
+    "bessel_i1e",
+    "cbrt",
+    "ceil",
+    "clamp",
+    "clz",
+    "complex",
+    "conj",
+    "convert_element_type",
+    "copy",
+    "copy_p",
+    "cos",
+    "cosh",
+    "digamma",
+    "div",
+    "eq",
+    "erf",
+    "erf_inv",
+    "erfc",
+    "exp",
+    "exp2",
+    "expm1",
+    "floor",
+    "ge",
+    "gt",
+    "igamma",
+    "igammac",
+    "imag",
+    "integer_pow",
+    "is_finite",
+    "le",
+    "lgamma",
+    "log",
+    "log1p",
+    "logistic",
+    "lt",
+    "max",
+    "min",
+    "mul",
+    "name",
+    "ne",
+    "neg",
+    "nextafter",
+    "not",
+    "or",
+    "population_count",
+    "pow",
+    "real",
+    "reduce_precision",
+    "regularized_incomplete_beta",
+    "rem",
+    "round",
+    "rsqrt",
+    "select_n",
+    "shift_left",
+    "shift_right_arithmetic",
+    "shift_right_logical",
+    "sharding_constraint",
+    "sign",
+    "sin",
+    "sinh",
+    "sqrt",
+    "square",
+    "stop_gradient",
+    "sub",
+    "tan",
+    "tanh",
+    "xor",
+    "zeta",
+]
 
 ANY_ZERO = {"mul", "and"}  # one zero operand makes the result zero
 
@@ -99,9 +172,7 @@ def couple_each(step: Step) -> list[list[Axis]]:
     return [list(v.axes) for v in step.ins]
 
 
-register(
-    "optimization_barrier", "device_put", couple=couple_each, zeros=lambda step, known: known
-)
+register("optimization_barrier", "device_put", couple=couple_each, zeros=lambda step, known: known)
 
 
 def couple_rank_kept(step: Step) -> list[list[Axis]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxprune import axes
 from jaxprune.axes import Axis
+from jaxprune.masks import fits
 from jaxprune.structure import infer as _infer
 from jaxprune.types import path_str
 
@@ -76,6 +77,12 @@ class Structure:
         leaves = [_leaf_mask(axs, kept) for axs in self.param_axes]
         return jax.tree.unflatten(self.treedef, leaves)
 
+    def traced_masks(self, keep: Mapping[str, Any]) -> Any:
+        """As :meth:`masks`, for vectors that may be traced; names and contents are not checked."""
+        kept = {self.dims[name].axis: jnp.asarray(v, bool) for name, v in keep.items()}
+        leaves = [_traced_leaf_mask(axs, kept) for axs in self.param_axes]
+        return jax.tree.unflatten(self.treedef, leaves)
+
     def _checked(self, keep: Mapping[str, Any]) -> Iterator[tuple[Dimension, np.ndarray]]:
         for name, given in keep.items():
             if name not in self.dims:
@@ -117,7 +124,7 @@ class Structure:
         out = []
         for path, shape, mask in zip(self.paths, self.shapes, jax.tree.leaves(masks), strict=True):
             array = np.asarray(mask)
-            if array.dtype != bool or np.broadcast_shapes(array.shape, shape) != shape:
+            if not fits(array, shape):
                 raise ValueError(
                     f"the mask of {path} is {array.dtype}{array.shape}; wanted booleans that "
                     f"broadcast to {shape}, True = kept"
@@ -161,7 +168,9 @@ class Structure:
         lines = [f"{'dimension':<{width}}  {'size':>6}  {'slots':>5}  {'params':>10}  frozen"]
         for d in rows:
             why = d.frozen or ""
-            lines.append(f"{d.name:<{width}}  {d.size:>6}  {len(d.slots):>5}  {d.params:>10,}  {why}")
+            lines.append(
+                f"{d.name:<{width}}  {d.size:>6}  {len(d.slots):>5}  {d.params:>10,}  {why}"
+            )
         return "\n".join(lines)
 
 
@@ -183,6 +192,16 @@ def _along(mask: np.ndarray, k: int, rank: int, size: int) -> np.ndarray:
     full = mask.reshape((1,) * (rank - mask.ndim) + mask.shape)
     alive = full.any(tuple(i for i in range(rank) if i != k))
     return np.broadcast_to(alive, (size,))
+
+
+def _traced_leaf_mask(axs: tuple[Axis, ...], kept: dict[Axis, jax.Array]) -> jax.Array:
+    mask = jnp.asarray(True)
+    for k, axis in enumerate(axs):
+        for leaf in dict.fromkeys(leaf for leaf in axes.leaves(axis) if leaf in kept):
+            for units in axes.units_along(axis, leaf):
+                line = jnp.where(units >= 0, kept[leaf][units], True)
+                mask = mask & line.reshape([-1 if i == k else 1 for i in range(len(axs))])
+    return mask
 
 
 def _leaf_mask(axs: tuple[Axis, ...], kept: dict[Axis, np.ndarray]) -> jax.Array:

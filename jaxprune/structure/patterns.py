@@ -1,0 +1,113 @@
+"""Patterns over whole dimensions, and the scores of their units."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.distributions import uniform
+from jaxprune.patterns import check_sparsity
+from jaxprune.structure.structure import Structure
+from jaxprune.types import Distribution, Pattern
+
+
+def chosen_dims(structure: Structure, dims: str | Sequence[str]) -> list[str]:
+    """The prunable dimensions whose names match one of the patterns (``fnmatch``).
+
+    Raises:
+      ValueError: when a pattern matches no dimension, or only frozen ones.
+    """
+    patterns = [dims] if isinstance(dims, str) else list(dims)
+    found: list[str] = []
+    for pattern in patterns:
+        matched = [n for n in structure.dims if fnmatch.fnmatchcase(n, pattern)]
+        free = [n for n in matched if not structure.dims[n].frozen]
+        if not free:
+            why = "; ".join(f"{n}: {structure.dims[n].frozen}" for n in matched[:4])
+            names = ", ".join([n for n, d in structure.dims.items() if not d.frozen][:8])
+            raise ValueError(
+                f"dims={pattern!r} matches no prunable dimension"
+                + (f" (frozen: {why})" if matched else "")
+                + f"; prunable are: {names or 'none, see print(structure)'}"
+            )
+        found += [n for n in free if n not in found]
+    return found
+
+
+def structured(
+    structure: Structure,
+    *,
+    dims: str | Sequence[str] = "*",
+    distribution: Distribution = uniform,
+    round_to: int = 1,
+    reduce: str = "mean",
+) -> Pattern:
+    """A pattern that keeps or removes whole units of logical dimensions, in all their slots.
+
+    The score of a unit is the mean (or sum) of the entry scores over all its slots, so that a
+    producer, its bias and its consumers vote together. Inputs, logits and frozen dimensions are
+    never cut, and at least one unit (``round_to`` units) of each dimension stays.
+
+    Args:
+      structure: what ``jp.infer_structure`` found.
+      dims: names of dimensions, with wildcards.
+      distribution: from a dict {dimension name: unit scores} and the global sparsity (the
+        fraction of units) to one sparsity per dimension.
+      round_to: the number of kept units is a multiple of it, rounded to the nearest, where the
+        dimension is at least that large.
+      reduce: "mean" or "sum" over a unit's entries; "taylor" squares the sum, for the signed
+        scores of ``jp.scores.taylor``.
+
+    Returns:
+      ``(scores, sparsity) -> masks`` for ``jp.compact``; jittable.
+
+    Raises:
+      ValueError: for dims that match nothing prunable, or round_to < 1.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> params = {"up": jnp.arange(24.0).reshape(3, 8), "down": jnp.ones((8, 2))}
+      >>> fn = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+      >>> structure = jp.infer_structure(fn, params, jnp.ones((1, 3)))
+      >>> masks = jp.structured(structure)(jp.magnitude(params), 0.5)
+      >>> masks["up"].astype(int)
+      Array([[0, 0, 0, 0, 1, 1, 1, 1]], dtype=int32)
+    """
+    if round_to < 1:
+        raise ValueError(f"round_to is {round_to}; wanted a positive multiple such as 8")
+    names = chosen_dims(structure, dims)
+
+    def pattern(scores: Any, sparsity: Any) -> Any:
+        check_sparsity(sparsity)
+        every = structure.unit_scores(scores, "sum" if reduce == "taylor" else reduce)
+        units = {name: jnp.asarray(every[name]) for name in names}
+        if reduce == "taylor":
+            units = {name: jnp.square(unit) for name, unit in units.items()}
+        wanted = distribution(units, sparsity)
+        keep = {
+            name: keep_best(
+                units[name], kept_count(structure.dims[name].size, wanted[name], round_to)
+            )
+            for name in names
+        }
+        return structure.traced_masks(keep)
+
+    return pattern
+
+
+def kept_count(size: int, sparsity: Any, round_to: int) -> jax.Array:
+    """Units to keep: the nearest multiple of ``round_to``, never none."""
+    step = min(round_to, size)
+    exact = (1.0 - jnp.asarray(sparsity, jnp.float32)) * size
+    return jnp.clip(jnp.round(exact / step).astype(jnp.int32) * step, step, size)
+
+
+def keep_best(scores: jax.Array, count: jax.Array) -> jax.Array:
+    """The ``count`` units of largest score; the earlier of equals."""
+    order = jnp.argsort(-jnp.where(jnp.isnan(scores), -jnp.inf, scores), stable=True)
+    rank = jnp.zeros(len(scores), jnp.int32).at[order].set(jnp.arange(len(scores)))
+    return rank < count

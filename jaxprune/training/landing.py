@@ -1,0 +1,76 @@
+"""What every method in this package shares: the update that lands on the masked parameters.
+
+optax only ever adds: ``apply_updates`` computes ``p + u``. An entry is therefore pruned by the
+update ``-p``, because ``p + (-p)`` is exactly +0 for each finite float.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxprune.masks import check_masks
+from jaxprune.types import Masks, Params, PyTree, path_str
+
+
+def land(updates: PyTree, params: Params, masks: Masks) -> PyTree:
+    """Updates after which ``optax.apply_updates`` gives exactly 0 where masks are False.
+
+    Kept entries keep the value of their update. The type is the wider one of update and parameter:
+    a bfloat16 ``-p`` would miss a float32 ``p`` by its rounding.
+    """
+
+    def leaf(update: Any, param: Any, mask: Any) -> jax.Array:
+        dtype = jnp.promote_types(jnp.result_type(update), jnp.result_type(param))
+        return jnp.where(mask, jnp.asarray(update, dtype), -jnp.asarray(param, dtype))
+
+    return jax.tree.map(leaf, updates, params, masks)
+
+
+def check_update(name: str, updates: PyTree, params: Params | None, masks: Masks) -> None:
+    """Raises ValueError unless updates, params and the state's masks belong together."""
+    if params is None:
+        raise ValueError(
+            f"{name} lands updates on masked parameters, so it must see them, and params is None; "
+            "write tx.update(grads, state, params)"
+        )
+    check_like("updates", updates, params)
+    try:
+        check_masks(masks, params)
+    except ValueError as error:
+        raise ValueError(
+            f"the state of {name} was made for other parameters than it is given now; "
+            f"write state = tx.init(params) ({error})"
+        ) from error
+
+
+def check_like(what: str, tree: PyTree, params: Params) -> None:
+    """Raises ValueError, naming a leaf, unless ``tree`` has params' structure and shapes."""
+    wanted, got = _shapes(params), _shapes(tree)
+    for leaf in [*wanted, *got]:
+        if wanted.get(leaf) != got.get(leaf):
+            raise ValueError(
+                f"{what} must have the structure and shapes of params; at leaf {leaf!r} they have "
+                f"{got.get(leaf, 'nothing')}, params {wanted.get(leaf, 'nothing')}"
+            )
+    if jax.tree.structure(tree) != jax.tree.structure(params):
+        raise ValueError(
+            f"{what} must have the structure of params {jax.tree.structure(params)}; "
+            f"they have {jax.tree.structure(tree)}"
+        )
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_str(path): np.shape(leaf) for path, leaf in leaves}
+
+
+def is_placeholder(params: Any) -> bool:
+    """Is this not a tree, but what ``optax.tree_map_params`` calls ``init`` with?"""
+    found: list[Any] = []
+    optax.tree_map_params(lambda placeholder: found.append(placeholder) or (), None, ())
+    return isinstance(params, type(found[0]))

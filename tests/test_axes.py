@@ -1,0 +1,85 @@
+"""The axis algebra against plain index arithmetic."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxprune import axes
+
+
+def test_fused_qkv_with_grouped_queries_nests_both_ways():
+    flat = axes.leaf(12 * 4)
+    axes.unify(flat, axes.sum_([axes.leaf(32), axes.leaf(8), axes.leaf(8)]))
+    axes.unify(flat, axes.prod([axes.leaf(12), axes.leaf(4)]))
+    other = axes.leaf(12 * 4)
+    axes.unify(other, axes.prod([axes.leaf(12), axes.leaf(4)]))
+    axes.unify(other, axes.sum_([axes.leaf(32), axes.leaf(8), axes.leaf(8)]))
+    assert not any(leaf.reasons for leaf in [*axes.leaves(flat), *axes.leaves(other)])
+    assert axes.show(other) == "((8+2+2)*4)"
+
+
+def test_layouts_that_do_not_nest_freeze_both():
+    a = axes.prod([axes.leaf(2), axes.leaf(3)])
+    b = axes.prod([axes.leaf(3), axes.leaf(2)])
+    axes.unify(a, b, "why")
+    assert all(leaf.reasons == ["why"] for leaf in [*axes.leaves(a), *axes.leaves(b)])
+
+
+def test_the_older_leaf_stays():
+    old, new = axes.leaf(5), axes.leaf(5)
+    axes.unify(new, old)
+    assert axes.find(new) is old
+
+
+def test_a_refinement_carries_the_reasons_down():
+    merged = axes.leaf(6)
+    axes.freeze(merged, "input")
+    pieces = [axes.leaf(2), axes.leaf(3)]
+    axes.unify(merged, axes.prod(pieces))
+    assert [p.reasons for p in pieces] == [["input"], ["input"]]
+
+
+def test_sizes_that_differ_are_an_error():
+    with pytest.raises(ValueError, match="can't unify axes of sizes 2 and 3"):
+        axes.unify(axes.leaf(2), axes.leaf(3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
+def test_index_of_a_product_is_ravel_multi_index(sizes, data):
+    leaves = [axes.leaf(n) for n in sizes]
+    kept = {
+        leaf: np.array(sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1))))
+        for leaf, n in zip(leaves, sizes, strict=True)
+        if n > 1
+    }
+    grids = np.meshgrid(*(kept.get(leaf, np.arange(leaf.size)) for leaf in leaves), indexing="ij")
+    expected = np.ravel_multi_index([g.reshape(-1) for g in grids], sizes)
+    axis = axes.prod(leaves)
+    np.testing.assert_array_equal(axes.index_of(axis, kept), expected)
+    assert axes.size_of(axis, {leaf: len(i) for leaf, i in kept.items()}) == len(expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_units_along_a_sum_are_offsets(sizes):
+    leaves = [axes.leaf(n) for n in sizes]
+    axis = axes.sum_(leaves)
+    start = 0
+    for leaf in leaves:
+        (units,) = axes.units_along(axis, leaf)
+        expected = np.full(sum(sizes), -1)
+        expected[start : start + leaf.size] = np.arange(leaf.size)
+        np.testing.assert_array_equal(units, expected)
+        start += leaf.size
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.permutations([2, 2, 3]), st.permutations([2, 2, 3]))
+def test_unified_products_index_the_same_positions(a_sizes, b_sizes):
+    """Whatever the refinement, a keep set read through either side gives the same positions."""
+    a, b = axes.prod(map(axes.leaf, a_sizes)), axes.prod(map(axes.leaf, b_sizes))
+    axes.unify(a, b)
+    free = {leaf: np.array([0]) for leaf in axes.leaves(a) if not leaf.reasons and leaf.size > 1}
+    np.testing.assert_array_equal(axes.index_of(a, free), axes.index_of(b, free))

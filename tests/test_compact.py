@@ -1,0 +1,268 @@
+"""compact against the masked model, computed at full size; values, gradients, shapes, states."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxprune as jp
+
+
+def batch_norm(train=False):
+    return nn.BatchNorm(use_running_average=not train)
+
+
+class Residual(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(batch_norm()(nn.Conv(8, (3, 3))(x)))
+        y = nn.relu(batch_norm()(nn.Conv(8, (3, 3))(x)))
+        y = batch_norm()(nn.Conv(8, (3, 3))(y))
+        x = nn.relu(x + y)
+        y = batch_norm()(nn.Conv(12, (3, 3), strides=2)(x))
+        x = nn.relu(y + nn.Conv(12, (1, 1), strides=2)(x))
+        return nn.Dense(5)(x.mean((1, 2)))
+
+
+class Concatenated(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(2):
+            x = jnp.concatenate([x, nn.relu(nn.Conv(6, (3, 3))(x))], -1)
+        return nn.Dense(5)(nn.max_pool(x, (2, 2), (2, 2)).reshape(x.shape[0], -1))
+
+
+class Separable(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.silu(nn.Conv(8, (1, 1))(x))
+        x = nn.gelu(nn.Conv(16, (3, 3), feature_group_count=8)(x))  # depth multiplier 2
+        gate = nn.sigmoid(nn.Dense(16)(nn.relu(nn.Dense(4)(x.mean((1, 2))))))
+        return nn.Dense(5)((x * gate[:, None, None]).reshape(x.shape[0], -1))
+
+
+class Grouped(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(8, (3, 3))(x))
+        x = nn.relu(nn.Conv(12, (3, 3), feature_group_count=4)(x))
+        x = jnp.pad(nn.avg_pool(x, (2, 2), (2, 2)), ((0, 0), (0, 0), (0, 0), (2, 2)))
+        return nn.Dense(5)(x.mean((1, 2)))
+
+
+NETS = [Residual, Concatenated, Separable, Grouped]
+X = jax.random.normal(jax.random.key(7), (2, 8, 8, 3))
+
+
+def build(net):
+    """Variables with statistics, biases and scales that are neither zero nor one."""
+    variables = net().init(jax.random.key(0), X)
+    noise = lambda a: a + 0.2 * jnp.abs(jax.random.normal(jax.random.key(a.size), a.shape))  # noqa: E731
+    return (lambda v, x: net().apply(v, x)), jax.tree.map(noise, variables)
+
+
+def halves(structure, seed=0):
+    rng = np.random.default_rng(seed)
+    keep = {}
+    for name, dim in structure.dims.items():
+        if not dim.frozen:
+            keep[name] = np.zeros(dim.size, bool)
+            keep[name][rng.permutation(dim.size)[: max(1, dim.size // 2)]] = True
+    assert keep
+    return keep
+
+
+def relative(expected, got):
+    return float(jnp.max(jnp.abs(expected - got)) / jnp.max(jnp.abs(expected)))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_compact_equals_masked_in_value_and_gradient(net):
+    fn, params = build(net)
+    structure = jp.infer_structure(fn, params, X)
+    masks = structure.masks(halves(structure))
+    masked = jp.apply_masks(params, masks)
+    small = jp.compact(fn, params, masks, X)
+    assert small.certificate.exact, str(small.certificate)
+    assert jp.cost(small.fn, small.params, X).flops < jp.cost(fn, params, X).flops
+    assert relative(fn(masked, X), small.fn(small.params, X)) < 1e-5
+    assert small.certificate.check(2) < 1e-12
+    full = jax.grad(lambda p: (fn(p, X) ** 2).sum())(masked)
+    mine = jax.grad(lambda p: (small.fn(p, X) ** 2).sum())(small.params)
+    scale = optax.tree_utils.tree_norm(full)
+    for a, b in zip(jax.tree.leaves(small.restrict(full)), jax.tree.leaves(mine), strict=True):
+        assert float(jnp.max(jnp.abs(a - b)) / scale) < 1e-5
+
+
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 10**6), net=st.sampled_from(NETS))
+def test_expand_after_compact_is_apply_masks(seed, net):
+    fn, params = build(net)
+    structure = jp.infer_structure(fn, params, X)
+    masks = structure.masks(halves(structure, seed))
+    small = jp.compact(fn, params, masks, X)
+    full, masked = small.expand(small.params), jp.apply_masks(params, masks)
+    for a, b in zip(jax.tree.leaves(full), jax.tree.leaves(masked), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_all_true_masks_change_nothing():
+    fn, params = build(Residual)
+    masks = jax.tree.map(lambda a: jnp.ones(a.shape, bool), params)
+    small = jp.compact(fn, params, masks, X)
+    assert jax.tree.map(jnp.shape, small.params) == jax.tree.map(jnp.shape, params)
+    assert str(small.certificate).startswith("nothing to remove")
+    np.testing.assert_array_equal(small.fn(small.params, X), fn(params, X))
+
+
+def test_jit_vmap_and_other_batch_sizes():
+    fn, params = build(Residual)
+    structure = jp.infer_structure(fn, params, X)
+    small = jp.compact(fn, params, structure.masks(halves(structure)), X)
+    wanted = small.fn(small.params, X)
+    np.testing.assert_allclose(jax.jit(small.fn)(small.params, X[:1]), wanted[:1], rtol=1e-4)
+    rows = jax.vmap(small.fn, (None, 0))(small.params, X[:, None])[:, 0]
+    np.testing.assert_allclose(rows, wanted, rtol=1e-4)
+
+
+def test_the_compact_program_has_the_flops_of_the_native_small_module():
+    class Net(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(self.width, (3, 3))(x)))
+            return nn.Dense(5)(x.reshape(x.shape[0], -1))
+
+    big, native = Net(8), Net(4)
+    params = big.init(jax.random.key(0), X)
+    structure = jp.infer_structure(big.apply, params, X)
+    masks = structure.masks({"params/Conv_0/kernel:3": np.arange(8) % 2 == 0})
+    small = jp.compact(big.apply, params, masks, X)
+    fresh = native.init(jax.random.key(0), X)
+    assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, small.params)
+    assert jp.cost(small.fn, small.params, X).flops == jp.cost(native.apply, fresh, X).flops
+    np.testing.assert_allclose(
+        native.apply(small.params, X), small.fn(small.params, X), rtol=1e-4, atol=1e-5
+    )
+
+
+def dense(params, x, activation=jax.nn.relu):
+    return activation(x @ params["up"] + params["bias"]) @ params["down"]
+
+
+def dense_params():
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = {"up": (3, 8), "bias": (8,), "down": (8, 4)}
+    return {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
+
+
+ROWS = jax.random.normal(jax.random.key(1), (5, 3))
+PRODUCER = {"up": np.arange(8)[None] < 3, "bias": np.arange(8) < 3, "down": np.array(True)}
+CONSUMER = {"up": np.array(True), "bias": np.array(True), "down": np.arange(8)[:, None] < 3}
+
+
+@pytest.mark.parametrize(
+    ("masks", "activation", "left"),
+    [
+        (PRODUCER, jax.nn.relu, 3),
+        (PRODUCER, jax.nn.gelu, 3),
+        (PRODUCER, jax.nn.silu, 3),
+        (PRODUCER, jax.nn.sigmoid, 8),  # 0.5 reaches the next layer: the units stay
+        (CONSUMER, jax.nn.sigmoid, 3),
+        ({**PRODUCER, "bias": np.array(True)}, jax.nn.relu, 8),
+    ],
+)
+def test_partial_masks_are_removed_only_where_that_is_exact(masks, activation, left):
+    fn, params = (lambda p, x: dense(p, x, activation)), dense_params()
+    small = jp.compact(fn, params, masks, ROWS)
+    assert small.params["up"].shape == (3, left)
+    assert relative(fn(jp.apply_masks(params, masks), ROWS), small.fn(small.params, ROWS)) < 1e-6
+    if left == 8:
+        assert "not zero where" in str(small.certificate) and not small.certificate.exact
+
+
+def test_a_softmax_over_pruned_units_keeps_them():
+    fn, params = (lambda p, x: dense(p, x, jax.nn.softmax)), dense_params()
+    structure = jp.infer_structure(fn, params, ROWS)
+    masks = structure.masks({"up:1": np.arange(8) < 3})
+    small = jp.compact(fn, params, masks, ROWS)
+    assert not small.certificate.exact and small.params["up"].shape == (3, 8)
+    assert relative(fn(jp.apply_masks(params, masks), ROWS), small.fn(small.params, ROWS)) < 1e-6
+
+
+def test_relus_own_gradient_survives():
+    params = {"up": jnp.zeros((3, 8)), "down": jnp.ones((8, 4))}
+    fn = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]  # noqa: E731
+    structure = jp.infer_structure(fn, params, ROWS)
+    small = jp.compact(fn, params, structure.masks({"up:1": np.arange(8) < 3}), ROWS)
+    grad = jax.grad(lambda p: small.fn(p, ROWS).sum())(small.params)
+    np.testing.assert_array_equal(grad["up"], 0)  # max would give a half at 0
+
+
+def test_a_dimension_is_never_emptied():
+    masks = {
+        "up": np.zeros((1, 8), bool),
+        "bias": np.zeros(8, bool),
+        "down": np.zeros((8, 1), bool),
+    }
+    small = jp.compact(dense, dense_params(), masks, ROWS)
+    assert small.params["up"].shape == (3, 1)
+    assert "one (of zeros) stays" in str(small.certificate)
+
+
+def test_optimizer_states_are_sliced_by_the_same_plan():
+    params = dense_params()
+    structure = jp.infer_structure(dense, params, ROWS)
+    masks = structure.masks({"up:1": np.arange(8) < 3})
+    small = jp.compact(dense, params, masks, ROWS)
+    state = small.restrict(optax.adamw(1e-3).init(params))
+    fresh = optax.adamw(1e-3).init(small.params)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, fresh)
+
+
+def test_training_mode_returns_sliced_statistics():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(nn.relu(batch_norm(train=True)(nn.Dense(6)(x))))
+
+    variables = Net().init(jax.random.key(0), ROWS)
+    fn = lambda v, x: Net().apply(v, x, mutable=["batch_stats"])  # noqa: E731
+    structure = jp.infer_structure(fn, variables, ROWS)
+    masks = structure.masks({"params/Dense_1/kernel:1": np.arange(6) < 2})
+    small = jp.compact(fn, variables, masks, ROWS)
+    y, state = small.fn(small.params, ROWS)
+    expected, full = fn(jp.apply_masks(variables, masks), ROWS)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    mean = full["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(state["batch_stats"]["BatchNorm_0"]["mean"], mean[:2], atol=1e-6)
+    assert small.certificate.check() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda s: s.expand({"up": jnp.ones((3, 3))}), "expand got the structure"),
+        (lambda s: s.expand(dense_params()), "expand got shape"),
+        (lambda s: s.fn({"up": 1.0}, ROWS), "got params of structure"),
+        (lambda s: s.fn(dense_params(), ROWS), r"got shape \(8,\) for bias"),
+        (lambda s: s.restrict([{"up": jnp.ones((3, 7))}]), "restrict got shape"),
+        (lambda s: s.certificate.check(0), "check wants n >= 1"),
+    ],
+)
+def test_bad_input(call, text):
+    structure = jp.infer_structure(dense, dense_params(), ROWS)
+    masks = structure.masks({"up:1": np.arange(8) < 3})
+    with pytest.raises(ValueError, match=text):
+        call(jp.compact(dense, dense_params(), masks, ROWS))
+
+
+def test_masks_of_another_shape_are_refused_before_anything_happens():
+    masks = {"up": np.ones((3, 7), bool), "bias": np.array(True), "down": np.array(True)}
+    with pytest.raises(ValueError, match="the mask of up is bool"):
+        jp.compact(dense, dense_params(), masks, ROWS)

@@ -1,0 +1,164 @@
+"""Which dimensions are found, what they are called, and what is refused."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxprune as jp
+
+
+def mlp(params, x):
+    return jnp.tanh(x @ params["up"] + params["bias"]) @ params["down"]
+
+
+def mlp_params():
+    keys = jax.random.split(jax.random.key(0), 3)
+    return {
+        "up": jax.random.normal(keys[0], (3, 8)),
+        "bias": jax.random.normal(keys[1], (8,)),
+        "down": jax.random.normal(keys[2], (8, 4)),
+    }
+
+
+X = jnp.ones((2, 3))
+
+
+def free(structure):
+    return {name for name, dim in structure.dims.items() if not dim.frozen}
+
+
+def test_an_mlp_has_one_hidden_dimension_with_three_slots():
+    structure = jp.infer_structure(mlp, mlp_params(), X)
+    assert free(structure) == {"up:1"}
+    dim = structure.dims["up:1"]
+    assert {(s.path, s.axis) for s in dim.slots} == {("up", 1), ("bias", 0), ("down", 0)}
+    assert (dim.size, dim.params) == (8, 24 + 8 + 32)
+
+
+def test_inputs_and_logits_are_frozen_and_say_so():
+    structure = jp.infer_structure(mlp, mlp_params(), X)
+    assert "input" in structure.dims["up:0"].frozen
+    assert "output" in structure.dims["down:1"].frozen
+
+
+def test_nothing_is_computed():
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), mlp_params())
+    structure = jp.infer_structure(mlp, shapes, jax.ShapeDtypeStruct((2, 3), jnp.float32))
+    assert free(structure) == {"up:1"}
+
+
+def test_masks_and_keep_are_inverse():
+    structure = jp.infer_structure(mlp, mlp_params(), X)
+    keep = {"up:1": np.arange(8) % 3 == 0}
+    masks = structure.masks(keep)
+    assert masks["up"].shape == (1, 8) and masks["down"].shape == (8, 1)
+    np.testing.assert_array_equal(structure.keep(masks)["up:1"], keep["up:1"])
+    assert all(m.shape == () for m in jax.tree.leaves(structure.masks({})))
+
+
+def test_an_opaque_primitive_names_itself_and_the_users_line():
+    def fn(params, x):
+        return jnp.linalg.qr(x @ params["up"])[0].sum() + (x @ params["up"]) @ params["down"]
+
+    structure = jp.infer_structure(fn, mlp_params(), jnp.ones((9, 3)))
+    assert not free(structure)
+    assert "qr" in structure.dims["up:1"].frozen and "test_structure.py" in str(structure)
+
+
+def test_a_leaf_that_nothing_reads_is_not_offered():
+    structure = jp.infer_structure(mlp, {**mlp_params(), "ema": jnp.ones((8, 4))}, X)
+    assert free(structure) == {"up:1"}
+    assert structure.dims["ema:1"].frozen == "nothing in this trace reads it"
+
+
+def test_the_unread_rest_of_a_position_table_is_not_offered():
+    def fn(params, x):
+        return (x + params["pos"][: x.shape[0]]) @ params["w"]
+
+    params = {"pos": jnp.ones((16, 3)), "w": jnp.ones((3, 2))}
+    assert not free(jp.infer_structure(fn, params, X))
+
+
+def test_batch_statistics_follow_their_channels():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = nn.BatchNorm(use_running_average=not train)(nn.Dense(6)(x))
+            return nn.Dense(2)(nn.relu(x))
+
+    net = Net()
+    variables = net.init(jax.random.key(0), X, False)
+    for train in (False, True):
+        fn = lambda v, x, t=train: net.apply(v, x, t, mutable=["batch_stats"] if t else False)  # noqa: E731
+        dim = jp.infer_structure(fn, variables, X).dims["params/Dense_0/kernel:1"]
+        assert dim.frozen is None
+        assert "batch_stats/BatchNorm_0/mean" in {s.path for s in dim.slots}
+
+
+def test_nnx_modules_are_read_through_split_and_merge():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.up, self.down = nnx.Linear(3, 6, rngs=rngs), nnx.Linear(6, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.down(nnx.relu(self.up(x)))
+
+    graphdef, state = nnx.split(Net(nnx.Rngs(0)))
+    structure = jp.infer_structure(lambda s, x: nnx.merge(graphdef, s)(x), state, X)
+    assert sorted(structure.dims[n].size for n in free(structure)) == [6]
+
+
+def test_structured_rounds_and_never_empties():
+    params = mlp_params()
+    structure = jp.infer_structure(mlp, params, X)
+    scores = jp.magnitude(params)
+    for sparsity, wanted in [(0.0, 8), (0.4, 4), (0.6, 4), (0.99, 4), (1.0, 4)]:
+        masks = jp.structured(structure, round_to=4)(scores, sparsity)
+        assert structure.keep(masks)["up:1"].sum() == wanted
+    assert structure.keep(jp.structured(structure)(scores, 1.0))["up:1"].sum() == 1
+
+
+def test_structured_keeps_the_units_of_largest_mean_score():
+    params = mlp_params()
+    structure = jp.infer_structure(mlp, params, X)
+    scores = jp.magnitude(params)
+    unit = [
+        np.concatenate([scores["up"][:, i], scores["bias"][i : i + 1], scores["down"][i]]).mean()
+        for i in range(8)
+    ]
+    masks = jax.jit(jp.structured(structure))(scores, 0.5)
+    expected = np.zeros(8, bool)
+    expected[np.argsort(unit)[4:]] = True
+    np.testing.assert_array_equal(structure.keep(masks)["up:1"], expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda s: s.masks({"nope": np.ones(8)}), "no dimension is named 'nope'"),
+        (lambda s: s.masks({"up:1": np.ones(7)}), r"has shape \(7,\), wanted \(8,\)"),
+        (lambda s: s.masks({"up:1": np.zeros(8)}), "keeps none of 8 units"),
+        (lambda s: s.masks({"down:1": np.arange(4) > 0}), "can't be pruned: output"),
+        (lambda s: s.keep({"up": True}), "masks have another structure than params"),
+        (lambda s: s.keep({"up": np.ones((3, 7), bool), "bias": np.array(True),
+                           "down": np.array(True)}), "mask"),
+        (lambda s: jp.structured(s, dims="head*"), "matches no prunable dimension"),
+        (lambda s: jp.structured(s, dims="down:1"), "frozen: down:1"),
+        (lambda s: jp.structured(s, round_to=0), "round_to is 0"),
+        (lambda s: s.unit_scores({"up": jnp.ones((3, 8))}), "scores have another structure"),
+        (lambda s: s.unit_scores(mlp_params(), "max"), "reduce is 'max'"),
+    ],
+)  # fmt: skip
+def test_bad_input(call, text):
+    with pytest.raises(ValueError, match=text):
+        call(jp.infer_structure(mlp, mlp_params(), X))
+
+
+def test_bad_functions_and_params():
+    with pytest.raises(TypeError, match="infer_structure wants a function"):
+        jp.infer_structure(3, mlp_params(), X)
+    with pytest.raises(ValueError, match="params has no array leaf"):
+        jp.infer_structure(mlp, {}, X)
