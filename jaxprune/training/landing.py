@@ -17,7 +17,7 @@ from jaxprune.masks import check_masks
 from jaxprune.types import Masks, Params, PyTree, path_str
 
 
-def land(updates: PyTree, params: Params, masks: Masks) -> PyTree:
+def land_on_masked(updates: PyTree, params: Params, masks: Masks) -> PyTree:
     """Updates after which ``optax.apply_updates`` gives exactly 0 where masks are False.
 
     Kept entries keep the value of their update. The type is the wider one of update and parameter:

@@ -1,4 +1,4 @@
-"""Pruning along a schedule, wrapped around any optax transform."""
+"""Gradual pruning around any optimizer: masks follow a score and a schedule of sparsity."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxprune.patterns import unstructured
-from jaxprune.training.sparse_params import land_on_masked, require_params
-from jaxprune.types import Masks, Params, Pattern, Schedule, ScoreFn, path_str
+from jaxprune.training.landing import check_like, check_update, land_on_masked
+from jaxprune.training.renewal import all_kept, as_schedule, check_every, is_due, scheduled
+from jaxprune.types import Masks, Pattern, Schedule, ScoreFn, Scores
+
+_UNSTRUCTURED = unstructured()
 
 
 class PruneState(NamedTuple):
     """State of :func:`prune`."""
 
-    count: jax.Array  # int32 scalar: updates done
-    sparsity: jax.Array  # float32 scalar: what the masks were made for
-    masks: Masks  # bool, in the pattern's own shapes
-    inner_state: Any  # the wrapped transform's
+    count: jax.Array  # type: ignore[assignment] # int32, shape (): updates so far
+    sparsity: jax.Array  # float32, shape (): the scheduled one that the masks were made for
+    masks: Masks  # bool, True = kept, in params' structure; shapes as the pattern makes them
+    inner_state: optax.OptState  # of the wrapped transformation
 
 
 def prune(
@@ -28,98 +30,135 @@ def prune(
     score: ScoreFn,
     sparsity: float | Schedule,
     *,
-    pattern: Pattern | None = None,
+    pattern: Pattern = _UNSTRUCTURED,
     every: int = 1,
+    regrow: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optax transform so that training prunes: one line, no hooks.
+    r"""Wraps an optimizer so that its updates land on parameters pruned to a scheduled sparsity.
 
-    Masks are made anew when the step is a multiple of ``every`` and the scheduled sparsity has
-    changed, and once more when the schedule has come to rest, so that its end is always reached.
-    What is pruned stays pruned while the sparsity does not fall: pruned entries rank last. After
-    each ``optax.apply_updates`` pruned entries are bitwise zero.
+    At a step where masks are renewed, params are scored *before* the step; the new masks hold for
+    this step already. The inner update is then rewritten so that ``optax.apply_updates`` gives
+
+    .. math:: p_{t+1} = m_t \odot (p_t + u_t)
+
+    bitwise: pruned entries are exactly +0 after every step, kept entries get exactly the inner
+    update. Nothing else has to be called, before or after.
+
+    Masks are renewed at the steps 0, ``every``, 2 ``every``, ... counted from 0 as optax counts for
+    learning rates, and besides at the step at which the schedule comes to rest, so that it reaches
+    its target at its end step. Only these steps cost anything. Under ``jax.vmap`` of ``update`` the
+    choice becomes a select, and each step costs a renewal.
+
+    It may stand in ``optax.chain`` (as the last link that changes updates), ``partition``,
+    ``masked``, ``MultiSteps``, ``apply_if_finite`` and ``inject_hyperparams``. Gradients reach the
+    score as they arrive here: raw when ``prune`` comes first, clipped after a clipping link; a
+    ``grad=`` among the extra arguments of ``update`` wins over both.
+
+    A sum cannot bring back a NaN or an infinity: a *parameter* that is not finite when it is pruned
+    stays so (``jp.apply_masks`` removes it). A non-finite *update* of a pruned entry does no harm.
 
     Args:
-      inner: the optimizer; extra arguments of ``update`` reach it and the score.
-      score: ``(params, *, grad=, step=, ...) -> scores``; grad is the raw gradient.
-      sparsity: a fraction in [0, 1], or a schedule step -> fraction.
-      pattern: ``(scores, sparsity) -> masks``; default ``jp.unstructured()``.
-      every: steps between mask updates.
+      inner: any optax transformation; extra arguments of ``update`` are forwarded to it.
+      score: ``(params, **evidence) -> scores``, larger = keep. The evidence is ``grad``, ``step``
+        and the extra arguments of ``update``; bind other evidence with ``functools.partial``.
+      sparsity: fraction of entries to remove, in [0, 1], or a schedule ``step -> sparsity``.
+      pattern: ``(scores, sparsity) -> masks``: which entries live and die together.
+      every: steps between two renewals of the masks.
+      regrow: False: a pruned entry counts as 0 and loses all ties, so that under a score that is
+        never negative masks are nested: what is pruned stays pruned while the schedule does not
+        fall. True: entries compete at each renewal with the scores that they have then, pruned ones
+        (whose value is 0) like the others. Where the schedule falls, they always do.
 
     Returns:
-      A transform whose state holds ``masks`` (``optax.tree_utils.tree_get(state, "masks")``).
+      An optax transformation whose ``update`` needs ``params``. Its state is :class:`PruneState`;
+      ``optax.tree_utils.tree_get(state, "masks")`` finds the masks wherever it stands. After
+      ``init`` everything is kept.
 
     Raises:
-      ValueError: for every < 1, a sparsity outside [0, 1], params=None, scores of another
-        structure than params.
-
-    References:
-      Zhu and Gupta, [To prune, or not to prune](https://arxiv.org/abs/1710.01878), 2017.
+      ValueError: when sparsity leaves [0, 1] at the schedule's start or end, or every is below 1;
+        from ``update``, when params is None, or updates, params, scores and state do not belong
+        together.
+      TypeError: when inner is no optax transformation or score no function.
 
     Example:
-      >>> import jax.numpy as jnp, optax, jaxprune as jp
-      >>> tx = jp.prune(optax.sgd(0.1), jp.magnitude, 0.5)
-      >>> params = {"w": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
-      >>> updates, state = tx.update({"w": jnp.ones((1, 4))}, tx.init(params), params)
-      >>> optax.apply_updates(params, updates)["w"]
-      Array([[0. , 0. , 2.9, 3.9]], dtype=float32)
+      >>> import jax.numpy as jnp, jaxprune as jp, optax
+      >>> params = {"kernel": jnp.array([[4.0, -3.0], [2.0, -1.0]])}
+      >>> tx = jp.prune(optax.sgd(0.5), jp.magnitude, 0.5)
+      >>> state = tx.init(params)
+      >>> grads = {"kernel": jnp.ones((2, 2))}
+      >>> updates, state = tx.update(grads, state, params)
+      >>> optax.apply_updates(params, updates)["kernel"].tolist()
+      [[3.5, -3.5], [0.0, 0.0]]
+      >>> optax.tree_utils.tree_get(state, "masks")["kernel"].tolist()
+      [[True, True], [False, False]]
+
+    References:
+      Zhu and Gupta, [To prune, or not to prune](https://arxiv.org/abs/1710.01878), 2017, section 3,
+      for ``jp.magnitude`` along ``jp.schedules.cubic``. There masked weights keep their values and
+      may come back; here they are 0.
     """
-    if every < 1:
-        raise ValueError(f"every is {every}; wanted a number of steps >= 1")
-    if not callable(sparsity) and not 0.0 <= sparsity <= 1.0:
-        raise ValueError(f"sparsity is {sparsity}; wanted a fraction in [0, 1] such as 0.9")
-    pattern = unstructured() if pattern is None else pattern
-    schedule = sparsity if callable(sparsity) else optax.constant_schedule(sparsity)
-    wrapped = optax.with_extra_args_support(inner)
-
-    def init_fn(params: Params) -> PruneState:
-        shapes = jax.eval_shape(lambda p: pattern(jax.tree.map(_as_score, p), 0.0), params)
-        masks = jax.tree.map(lambda s: jnp.ones(s.shape, bool), shapes)
-        return PruneState(jnp.int32(0), jnp.float32(0), masks, wrapped.init(params))
-
-    def update_fn(updates: Any, state: PruneState, params: Any = None, **extra: Any) -> Any:
-        require_params(params, "prune")
-        now = jnp.asarray(schedule(state.count), jnp.float32)
-        rest = now == jnp.asarray(schedule(state.count + every), jnp.float32)
-        due = (now != state.sparsity) & ((state.count % every == 0) | rest)
-
-        def remake() -> Masks:
-            evidence = {**extra, "grad": updates, "step": state.count}
-            scores = score(params, **evidence)
-            _check_scores(scores, params)
-            falls = now < state.sparsity
-            return pattern(jax.tree.map(lambda s, m: _last(s, m | falls), scores, state.masks), now)
-
-        masks = jax.lax.cond(due, remake, lambda: state.masks)
-        new, inner_state = wrapped.update(updates, state.inner_state, params, **extra)
-        made = jnp.where(due, now, state.sparsity)
-        new_state = PruneState(state.count + 1, made, masks, inner_state)
-        return land_on_masked(new, params, masks), new_state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _as_score(p: Any) -> Any:
-    return p
-
-
-def _last(score: Any, mask: Any) -> Any:
-    """Pruned entries rank below all others."""
-    if not jnp.issubdtype(score.dtype, jnp.floating):
-        return score
-    return jnp.where(mask, score, -jnp.inf)
-
-
-def _check_scores(scores: Any, params: Params) -> None:
-    want, got = jax.tree.structure(params), jax.tree.structure(scores)
-    if want != got:
-        raise ValueError(
-            f"the score function gave a tree of structure {got}, params have {want}; return one "
-            "array per leaf, for example jax.tree.map(jnp.abs, params)"
+    inner = _as_transform(inner)
+    if not callable(score):
+        raise TypeError(
+            f"score is a {type(score).__name__}; wanted a function (params, **evidence) -> scores "
+            "such as jp.magnitude"
         )
-    pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(scores), strict=True)
-    for (path, p), s in pairs:
-        if np.shape(p) != np.shape(s):
-            raise ValueError(
-                f"the score of {path_str(path)} has shape {np.shape(s)}, its leaf {np.shape(p)}; "
-                "wanted one score per entry"
-            )
+    check_every(every)
+    schedule = as_schedule(sparsity)
+
+    def init(params: Any) -> PruneState:
+        return PruneState(
+            count=jnp.zeros((), jnp.int32),
+            sparsity=jnp.zeros((), jnp.float32),
+            masks=all_kept(pattern, params, schedule),
+            inner_state=inner.init(params),
+        )
+
+    def update(
+        updates: Any, state: PruneState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, PruneState]:
+        check_update("jp.prune", updates, params, state.masks)
+        count, last, old, inner_state = state
+
+        def renewed(now: jax.Array) -> tuple[Masks, jax.Array]:
+            scores = score(params, **{"grad": updates, "step": count, **extra_args})
+            check_like("scores", scores, params)
+            return pattern(scores if regrow else _hold(scores, old, now >= last), now), now
+
+        masks, made_for = jax.lax.cond(
+            is_due(schedule, count, last, every),
+            renewed,
+            lambda now: (old, last),
+            scheduled(schedule, count),
+        )
+        updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
+        state = PruneState(optax.safe_increment(count), made_for, masks, inner_state)
+        return land_on_masked(updates, params, masks), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _hold(scores: Scores, masks: Masks, hold: jax.Array) -> Scores:
+    """Scores in which pruned entries count as 0 and lose all ties, if ``hold``.
+
+    Not as -inf: a root mean square over a leaf and a sum over a unit must stay what they are.
+    """
+
+    def leaf(score: Any, mask: jax.Array) -> Any:
+        if not jnp.issubdtype(score.dtype, jnp.floating):
+            return score  # counters and random keys are never pruned
+        return jnp.where(mask | ~hold, score, -jnp.finfo(score.dtype).tiny)
+
+    return jax.tree.map(leaf, scores, masks)
+
+
+def _as_transform(inner: Any) -> optax.GradientTransformationExtraArgs:
+    """``inner`` with extra arguments; ``optax.MultiSteps`` has them, but isn't of the type."""
+    if isinstance(inner, optax.MultiSteps):
+        return optax.GradientTransformationExtraArgs(inner.init, inner.update)
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(
+            f"inner is a {type(inner).__name__}; wanted an optax transformation such as "
+            "optax.adam(1e-3)"
+        )
+    return optax.with_extra_args_support(inner)

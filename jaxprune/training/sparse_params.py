@@ -1,4 +1,4 @@
-"""Fixed masks as a link in an optax chain, and the piece that all methods share."""
+"""The plain chain link: parameters stay on masks that are already known."""
 
 from __future__ import annotations
 
@@ -9,62 +9,59 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.masks import check_masks
-from jaxprune.types import Masks, Params
-
-
-def land_on_masked(updates: Any, params: Params, masks: Masks) -> Any:
-    """Rewrites updates so that ``optax.apply_updates`` lands bitwise on the masked parameters.
-
-    Where a mask is False the update is -p in p's own type, so that p + (-p) is exactly zero.
-    """
-
-    def one(u: Any, p: Any, m: Any) -> Any:
-        if u is None or p is None:
-            return u
-        return jnp.where(m, u, (-p).astype(jnp.promote_types(u.dtype, p.dtype)))
-
-    return jax.tree.map(one, updates, params, masks, is_leaf=lambda x: x is None)
-
-
-def require_params(params: Any, name: str) -> None:
-    """Raises ValueError when ``update`` was called without the parameters."""
-    if params is None:
-        raise ValueError(
-            f"{name} needs the parameters: call update(grads, opt_state, params), not "
-            "update(grads, opt_state)"
-        )
+from jaxprune.training.landing import check_update, is_placeholder, land_on_masked
+from jaxprune.types import Masks
 
 
 class KeepParamsSparseState(NamedTuple):
-    """The masks, so that they are found and checkpointed with the optimizer."""
+    """State of :func:`keep_params_sparse`."""
 
-    masks: Masks  # bool, broadcastable to params
+    masks: Masks  # bool, True = kept, in params' structure; each broadcasts to its leaf
 
 
 def keep_params_sparse(masks: Masks) -> optax.GradientTransformation:
-    """Keeps pruned parameters at zero: the last link of a chain, after the optimizer.
+    """Modifies the updates to keep parameters sparse, that is exactly 0 where masks are False.
+
+    The counterpart of ``optax.keep_params_nonnegative``: after ``optax.apply_updates`` a pruned
+    entry is bitwise +0, whatever it was before (if finite: no sum brings NaN or infinity back), and
+    a kept entry has got exactly its update. It must be the last link that changes updates.
+
+    The masks live in the state, not in the closure: there ``optax.tree_utils.tree_get(state,
+    "masks")`` finds them, checkpoints save them, and they are no constants of a jitted step. The
+    state takes a copy, so that a step may donate it.
 
     Args:
-      masks: a tree like params, True = kept.
+      masks: booleans in the structure of params, True = kept, each broadcastable to its leaf.
+
+    Returns:
+      An optax transformation whose ``update`` needs ``params``.
 
     Raises:
-      ValueError: (on init) for masks that do not fit params; (on update) for params=None.
+      ValueError: by ``init``, when masks do not fit params; by ``update``, when params is None or
+        differs in structure or shape.
 
     Example:
-      >>> import jax.numpy as jnp, optax, jaxprune as jp
-      >>> tx = optax.chain(optax.sgd(0.1), jp.keep_params_sparse({"w": jnp.array([True, False])}))
-      >>> params = {"w": jnp.array([1.0, 5.0])}
-      >>> updates, _ = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
+      >>> import jax.numpy as jnp, jaxprune as jp, optax
+      >>> params = {"w": jnp.array([3.0, -2.0])}
+      >>> tx = optax.chain(
+      ...     optax.sgd(0.5), jp.keep_params_sparse({"w": jnp.array([True, False])})
+      ... )
+      >>> grads = {"w": jnp.array([1.0, 1.0])}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
       >>> optax.apply_updates(params, updates)
-      {'w': Array([0.9, 0. ], dtype=float32)}
+      {'w': Array([2.5, 0. ], dtype=float32)}
     """
 
-    def init_fn(params: Params) -> KeepParamsSparseState:
+    def init(params: Any) -> KeepParamsSparseState:
+        if is_placeholder(params):
+            return KeepParamsSparseState(masks=params)
         check_masks(masks, params)
-        return KeepParamsSparseState(jax.tree.map(jnp.asarray, masks))
+        return KeepParamsSparseState(masks=jax.tree.map(jnp.array, masks))
 
-    def update_fn(updates: Any, state: KeepParamsSparseState, params: Any = None) -> Any:
-        require_params(params, "keep_params_sparse")
+    def update(
+        updates: Any, state: KeepParamsSparseState, params: Any = None
+    ) -> tuple[Any, KeepParamsSparseState]:
+        check_update("jp.keep_params_sparse", updates, params, state.masks)
         return land_on_masked(updates, params, state.masks), state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(init, update)
