@@ -57,10 +57,11 @@ def check_like(what: str, tree: PyTree, params: Params) -> None:
                 f"{what} must have the structure and shapes of params; at leaf {leaf!r} they have "
                 f"{got.get(leaf, 'nothing')}, params {wanted.get(leaf, 'nothing')}"
             )
-    if jax.tree.structure(tree) != jax.tree.structure(params):
+    structure: Any = jax.tree.structure(params)
+    if structure != jax.tree.structure(tree):
         raise ValueError(
-            f"{what} must have the structure of params {jax.tree.structure(params)}; "
-            f"they have {jax.tree.structure(tree)}"
+            f"{what} must have the structure of params, {structure}; they have "
+            f"{jax.tree.structure(tree)}"
         )
 
 
@@ -70,7 +71,12 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
 
 
 def is_placeholder(params: Any) -> bool:
-    """Is this not a tree, but what ``optax.tree_map_params`` calls ``init`` with?"""
-    found: list[Any] = []
-    optax.tree_map_params(lambda placeholder: found.append(placeholder) or (), None, ())
-    return isinstance(params, type(found[0]))
+    """Is this not a tree of parameters, but what ``optax.tree_map_params`` calls ``init`` with?"""
+    kinds: set[type] = set()
+
+    def init(placeholder: Any) -> tuple[()]:
+        kinds.add(type(placeholder))
+        return ()
+
+    optax.tree_map_params(init, lambda leaf: leaf, ())
+    return type(params) in kinds
