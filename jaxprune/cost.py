@@ -1,187 +1,489 @@
-"""FLOPs, bytes and parameters, counted from the jaxpr.
+"""What a function costs: FLOPs, bytes and parameters, counted equation by equation in its jaxpr.
 
-XLA's own figures are not used: they miss convolutions that a library call computes.
+Compilers' own estimates don't see inside library calls (on a GPU, XLA's doesn't change when a
+convolution shrinks), so the jaxpr is counted. Nothing is computed and nothing is compiled.
+
+What is counted:
+
+* A contraction or convolution: 2 FLOPs per multiplication and addition. A convolution counts the
+  taps that fall on padding, as published counts do, and not those on zeros that dilation inserts
+  (a transposed convolution costs what the forward one does).
+* Elementwise: 1 per result element, exp like add, integers like floats. Reductions, cumulative
+  sums: 1 per operand element. Pooling: 1 per window element. Sorting: n log2 n per sorted row.
+* Moving, reshaping, casting, gathering: 0.
+* ``scan``: its body times its length. ``cond``: the dearest branch. ``while``: one iteration.
+  ``jit``, ``checkpoint``, custom derivatives: what they call. ``shard_map``: over all devices.
+* Dead code: not counted.
+
+What can't be known is never hidden: it is said in ``Cost.notes``.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxprune.jaxpr import compat
+from jaxprune import axes
+from jaxprune.jaxpr import compat, tape
+from jaxprune.jaxpr.tape import Step, Tape, Value
 from jaxprune.rules.pointwise import POINTWISE
-from jaxprune.rules.reduction import REDUCTIONS
+from jaxprune.types import path_str
 
-_WINDOWS = ("reduce_window_sum", "reduce_window_max", "reduce_window_min")
-_NO_ARITHMETIC = {"convert_element_type", "copy", "copy_p", "name", "stop_gradient", "real", "imag",
-                  "sharding_constraint", "reduce_precision"}  # fmt: skip
+Shape = Sequence[int]
+Rule = Callable[[dict[str, Any], Sequence[Shape], Sequence[Shape]], int]
+
+
+def _names(text: str) -> set[str]:
+    return set(text.split())
+
+
+# What a primitive costs: (its parameters, operand shapes, result shapes) -> FLOPs. Only shapes are
+# read, so that the same rule answers for other widths.
+
+FREE = _names("""
+    axis_index bitcast_convert_type broadcast_in_dim broadcast_to complex concatenate
+    convert_element_type copy copy_p create_token device_put dynamic_slice dynamic_update_slice
+    empty empty2 gather imag iota layout_constraint name optimization_barrier pad pbroadcast pvary
+    random_clone random_fold_in random_seed random_split random_unwrap random_wrap real
+    reduce_precision relayout reshape reshard rev scatter sharding_constraint slice split squeeze
+    stack stop_gradient tile transpose unstack with_memory_space_constraint zeros_like
+""")
+ELEMENTWISE = {*POINTWISE, "mulhi", "polygamma", "log2", "one_minus_square"} - FREE
+REDUCING = _names("""
+    argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max reduce_min
+    reduce_or reduce_prod reduce_sum reduce_xor
+""")
+CALLS = _names("""
+    checkpoint closed_call composite core_call custom_jvp_call custom_vjp_call custom_vmap_call jit
+    pjit remat remat2 shard_map
+""")
+
+
+def _dot(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    (contracting, _), _ = params["dimension_numbers"]
+    return 2 * math.prod(outs[0]) * math.prod(ins[0][k] for k in contracting)
+
+
+def _ragged_dot(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    """Each row of the left side meets one group of the right side."""
+    numbers = params["ragged_dot_dimension_numbers"]
+    (_, contracting), (_, batch) = numbers.dot_dimension_numbers
+    used = {*contracting, *batch, *numbers.rhs_group_dimensions}
+    free = math.prod(n for k, n in enumerate(ins[1]) if k not in used)
+    return 2 * math.prod(ins[0]) * free
+
+
+def _conv(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    """The kernel's in-feature axis holds one group's features, so groups need no case of theirs."""
+    numbers = params["dimension_numbers"]
+    batch, feature, *spatial = numbers.out_spec
+    _, in_feature, *window = numbers.rhs_spec
+    taps = math.prod(
+        _taps(outs[0][o], ins[1][w], stride, low, base, dilation)
+        for o, w, stride, (low, _), base, dilation in zip(
+            spatial,
+            window,
+            params["window_strides"],
+            params["padding"],
+            params["lhs_dilation"],
+            params["rhs_dilation"],
+            strict=True,
+        )
+    )
+    return 2 * outs[0][batch] * outs[0][feature] * ins[1][in_feature] * taps
+
+
+def _taps(out: int, window: int, stride: int, low: int, base: int, dilation: int) -> int:
+    """Pairs (result, tap) along one axis that don't meet a zero inserted by base dilation."""
+    if base == 1:
+        return out * window
+    at = np.arange(out)[:, None] * stride + np.arange(window) * dilation - low
+    return int(np.sum(at % base == 0))
+
+
+def _per_result(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    return math.prod(outs[0])
+
+
+def _per_operand(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    return math.prod(ins[0])
+
+
+def _window(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    return math.prod(outs[0]) * math.prod(params["window_dimensions"])
+
+
+def _window_gradient(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    """Each window of the operand picks one entry, which the source is added to."""
+    return math.prod(ins[0]) * math.prod(params["window_dimensions"])
+
+
+def _sort(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    n = ins[0][params.get("dimension", -1)]
+    return math.prod(ins[0]) * math.ceil(math.log2(max(n, 1)))
+
+
+def _scatter(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    return math.prod(ins[2])
+
+
+def _fft(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    """5 n log2 n, the convention for the Cooley-Tukey count; half of it for real input."""
+    size = max(math.prod(ins[0]), math.prod(outs[0]))
+    return math.ceil(5 * size * math.log2(max(math.prod(params["fft_lengths"]), 1)))
+
+
+def _pallas(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    estimate = params["cost_estimate"]
+    return int(estimate.flops) if estimate is not None else 0
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(FREE, lambda params, ins, outs: 0),
+    **dict.fromkeys(ELEMENTWISE, _per_result),
+    **dict.fromkeys(REDUCING, _per_operand),
+    **dict.fromkeys(("sort", "top_k", "approx_top_k"), _sort),
+    **dict.fromkeys([f"scatter-{op}" for op in ("add", "sub", "mul", "min", "max")], _scatter),
+    **dict.fromkeys([f"reduce_window{op}" for op in ("", "_sum", "_max", "_min")], _window),
+    "select_and_scatter_add": _window_gradient,
+    "dot_general": _dot,
+    "ragged_dot_general": _ragged_dot,
+    "conv_general_dilated": _conv,
+    "fft": _fft,
+    "pallas_call": _pallas,
+}
+
+# Equations that a compiler merges into their neighbours: they move no memory of their own.
+_CUMULATIVE = {name for name in REDUCING if name.startswith("cum")}
+FUSED = {
+    *FREE, *ELEMENTWISE, *REDUCING, *(name for name in RULES if name.startswith("scatter"))
+} - _CUMULATIVE - {"gather"}  # fmt: skip
+
+
+class EquationCost(NamedTuple):
+    """One equation of the program, all its repetitions together."""
+
+    primitive: str
+    where: str  # the user's source line, or ''
+    shapes: str  # "float32[8,4] float32[4,2] -> float32[8,2]"
+    times: int  # how often it runs, by the lengths of the scans around it
+    flops: int
+    bytes: int  # 0 where it is merged into its neighbours
+    inputs: tuple[int, ...]  # leaves of the arguments that it reads, cast or reshaped at most
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call costs.
+    """What one call of a function costs, by :func:`cost`; ``print`` it to see a table.
 
     Attributes:
-      flops: floating-point operations; a multiply-add counts 2, any elementwise function 1.
-      bytes: operands read plus results written by contractions and convolutions, with the
-        program's inputs and outputs where there is none: what must move at least.
-      params: entries of the float leaves of the first argument.
-      by_primitive: FLOPs per primitive.
-      notes: what could not be counted, and why.
+      flops: operations, multiplications and additions apart; what is counted is said on top of
+        ``jaxprune/cost.py`` and in :func:`cost`.
+      bytes: a lower bound of the memory traffic in bytes: each contraction, convolution, pooling,
+        gather, sort or unknown operation reads its operands and writes its results once,
+        everything else is merged into these, and each input that none of them reads, and each
+        output that depends on none of them, moves once.
+      params: entries in the float leaves of the first argument.
+      notes: what isn't exact, a line each; empty when all is.
+      equations: one :class:`EquationCost` per equation that computes or moves anything.
     """
 
     flops: int
     bytes: int
     params: int
-    by_primitive: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    equations: tuple[EquationCost, ...] = field(default=(), repr=False)
 
+    @property
+    def by_primitive(self) -> dict[str, int]:
+        """``{primitive: FLOPs}``, the dearest first."""
+        sums = Counter[str]()
+        for e in self.equations:
+            sums[e.primitive] += e.flops
+        return {name: flops for name, flops in sums.most_common() if flops}
 
-def _size(v: Any) -> int:
-    return prod(v.aval.shape)
+    def table(self, limit: int = 20) -> str:
+        """The ``limit`` dearest equations as text, one a line.
 
+        Raises:
+          ValueError: when limit is less than 1.
+        """
+        if limit < 1:
+            raise ValueError(f"table wants limit >= 1 equations, got {limit}")
+        dearest = sorted(self.equations, key=lambda e: (e.flops, e.bytes), reverse=True)
+        lines = [f"{'FLOPs':>10}  {'share':>6}  {'bytes':>10}  equation"]
+        for e in dearest[:limit]:
+            share = f"{e.flops / self.flops:.1%}" if self.flops else "-"
+            times = f"{e.times} x " if e.times > 1 else ""
+            line = f"{times}{e.primitive} {e.shapes}{'  at ' + e.where if e.where else ''}"
+            lines.append(f"{si(e.flops):>10}  {share:>6}  {si(e.bytes):>10}  {line}")
+        if len(dearest) > limit:
+            lines.append(f"... and {len(dearest) - limit} more")
+        return "\n".join(lines)
 
-def _bytes(v: Any) -> int:
-    return _size(v) * getattr(v.aval.dtype, "itemsize", 4)
-
-
-def _flops_dot(eqn: Any) -> int:
-    (contract, _), _ = eqn.params["dimension_numbers"]
-    shape = eqn.invars[0].aval.shape
-    return 2 * _size(eqn.outvars[0]) * prod(shape[k] for k in contract)
-
-
-def _flops_conv(eqn: Any) -> int:
-    """Every output entry reads the whole kernel window; padding is counted like data."""
-    spec = eqn.params["dimension_numbers"].rhs_spec
-    shape = eqn.invars[1].aval.shape
-    return 2 * _size(eqn.outvars[0]) * prod(shape[k] for k in spec[1:])
-
-
-def _flops_window(eqn: Any) -> int:
-    return _size(eqn.outvars[0]) * prod(eqn.params["window_dimensions"])
-
-
-FLOPS: dict[str, Callable[[Any], int]] = {
-    **{name: lambda eqn: _size(eqn.outvars[0]) for name in POINTWISE if name not in _NO_ARITHMETIC},
-    **{name: lambda eqn: _size(eqn.invars[0]) for name in REDUCTIONS},
-    **dict.fromkeys(_WINDOWS, _flops_window),
-    **{n: lambda eqn: _size(eqn.invars[0]) for n in ("cumsum", "cumprod", "cummax", "cummin")},
-    "dot_general": _flops_dot,
-    "conv_general_dilated": _flops_conv,
-}
-_LAYOUT = (
-    set(
-        [
-            "broadcast_in_dim",
-            "reshape",
-            "transpose",
-            "squeeze",
-            "concatenate",
-            "split",
-            "slice",
-            "pad",
-            "stack",
-            "tile",
-            "rev",
-            "iota",
-            "gather",
-            "scatter",
-            "scatter-add",
-            "dynamic_slice",
-            "dynamic_update_slice",
-            "device_put",
-            "optimization_barrier",
-            "random_bits",
-            "random_seed",
-            "random_wrap",
-            "random_unwrap",
-            "random_fold_in",
-            "argmax",
-            "argmin",
-            "sort",
-            "top_k",
-            "select_and_gather_add",
-            "bitcast_convert_type",
-        ]
-    )
-    | _NO_ARITHMETIC
-)
-
-
-def _walk(
-    jaxpr: Any, times: int, flops: Counter[str], moved: Counter[str], notes: set[str]
-) -> None:
-    for eqn in compat.open_jaxpr(jaxpr)[0].eqns:
-        name, subs = eqn.primitive.name, compat.sub_jaxprs(eqn)
-        if name in FLOPS:
-            flops[name] += times * FLOPS[name](eqn)
-            if name in ("dot_general", "conv_general_dilated"):
-                moved[name] += times * sum(map(_bytes, [*eqn.invars, *eqn.outvars]))
-        elif name == "cond":
-            _walk_dearest(subs, times, flops, moved, notes)
-        elif subs:
-            if name == "while":
-                notes.add("while: the number of rounds is unknown, counted once")
-            rounds = compat.scan_parts(eqn).length if name == "scan" else 1
-            inner = subs[:1] if name.startswith("custom") else subs
-            for sub in inner:
-                _walk(sub, times * rounds, flops, moved, notes)
-        elif name not in _LAYOUT:
-            notes.add(f"{name}: not counted")
-
-
-def _walk_dearest(subs: Any, times: int, flops: Any, moved: Any, notes: set[str]) -> None:
-    """Of a cond's branches only the one of most FLOPs counts."""
-    tried = []
-    for sub in subs:
-        f: Counter[str] = Counter()
-        m: Counter[str] = Counter()
-        _walk(sub, times, f, m, notes)
-        tried.append((f, m))
-    best = max(tried, key=lambda pair: pair[0].total())
-    flops.update(best[0])
-    moved.update(best[1])
+    def __str__(self) -> str:
+        head = f"{si(self.flops)} FLOPs, {si(self.bytes)} bytes, {si(self.params)} parameters"
+        notes = "".join(f"\nnote: {note}" for note in self.notes)
+        return f"{head}\n{self.table()}{notes}"
 
 
 def cost(fn: Callable[..., Any], *args: Any) -> Cost:
-    """Counts what ``fn(*args)`` costs; nothing is computed.
+    r"""Returns the FLOPs, bytes and parameters of one call ``fn(*args)``, from its jaxpr.
+
+    A contraction of an :math:`m \times k` with a :math:`k \times n` matrix costs
+    :math:`2 m n k` FLOPs. A convolution costs 2 x result size x kernel window x in-features per
+    group, padding included. All else is said in the module's first lines.
 
     Args:
-      fn: a function; by convention its first argument is the params tree.
-      *args: arrays or ``jax.ShapeDtypeStruct``.
+      fn: a function of arrays, jitted or not; ``fn(params, *inputs)`` where parameters matter.
+      *args: arrays or ``jax.ShapeDtypeStruct``; nothing is computed. The float leaves of the first
+        one are counted as parameters (batch statistics that travel with them, too).
+
+    Returns:
+      A :class:`Cost`.
 
     Raises:
-      TypeError: when fn is not callable.
+      TypeError: when fn isn't callable, or an argument holds something that isn't an array.
+      ValueError: without arguments.
 
     Example:
-      >>> import jax.numpy as jnp, jaxprune as jp
-      >>> c = jp.cost(lambda w, x: x @ w, jnp.ones((3, 4)), jnp.ones((2, 3)))
-      >>> c.flops, c.bytes, c.params
-      (48, 104, 12)
+      >>> import jax, jax.numpy as jnp, jaxprune as jp
+      >>> params = {"w": jax.ShapeDtypeStruct((64, 10), jnp.float32)}
+      >>> x = jax.ShapeDtypeStruct((8, 64), jnp.float32)
+      >>> c = jp.cost(lambda params, x: x @ params["w"], params, x)
+      >>> c.flops == 2 * 8 * 64 * 10, c.bytes == 4 * (8 * 64 + 64 * 10 + 8 * 10), c.params
+      (True, True, 640)
     """
-    if not callable(fn):
-        raise TypeError(f"cost wants a function and its arguments, got {type(fn).__name__} first")
+    check_call("jp.cost", fn, args)
     closed = jax.make_jaxpr(fn)(*args)
-    flops: Counter[str] = Counter()
-    moved: Counter[str] = Counter()
-    notes: set[str] = set()
-    _walk(closed, 1, flops, moved, notes)
-    total_bytes = moved.total() or _ends(closed)
-    leaves = jax.tree.leaves(args[0]) if args else []
-    params = sum(int(np.prod(np.shape(x))) for x in leaves if _is_float(x))
-    return Cost(flops.total(), total_bytes, params, dict(flops), tuple(sorted(notes)))
+    jaxpr, _ = compat.open_jaxpr(closed)
+    inputs = [Value(v.aval) for v in jaxpr.invars]
+    facts = _Facts({v: k for k, v in enumerate(inputs)})
+    rows = _program(tape.build(closed, inputs, _separate), 1, facts)
+    return Cost(
+        flops=sum(r.flops for r in rows),
+        bytes=sum(r.bytes for r in rows),
+        params=sum(v.aval.size for v in inputs[: len(jax.tree.leaves(args[0]))] if _is_float(v)),
+        notes=tuple(facts.notes),
+        equations=tuple(rows),
+    )
 
 
-def _ends(closed: Any) -> int:
-    return sum(map(_bytes, [*closed.jaxpr.invars, *closed.jaxpr.outvars]))
+def check_call(caller: str, fn: Any, args: Sequence[Any]) -> None:
+    """Raises unless ``fn(*args)`` is a function of arrays."""
+    if not callable(fn):
+        raise TypeError(f"{caller} wants a function, {caller}(fn, *args), got {_brief(fn)}")
+    if not args:
+        raise ValueError(
+            f"{caller} got no arguments for the function; what it closes over is a constant that "
+            f"the compiler may fold away: pass arrays as arguments, {caller}(fn, params, x)"
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tuple(args)):
+        number = isinstance(leaf, (int, float, complex)) and not isinstance(leaf, bool)
+        if not number and not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise TypeError(
+                f"{caller} wants arrays, argument {path_str(path)} holds {_brief(leaf)}; close over "
+                f"what is static: {caller}(lambda params, x: fn(params, x, {leaf!r:.40}), params, x)"
+            )
 
 
-def _is_float(x: Any) -> bool:
-    return jax.numpy.issubdtype(x.dtype, jax.numpy.inexact) if hasattr(x, "dtype") else False
+def _brief(x: Any) -> str:
+    return f"{type(x).__name__} {x!r:.60}"
+
+
+@dataclass
+class _Facts:
+    """What the count knows of the program's values."""
+
+    position: dict[Value, int]  # the function's inputs -> which leaf of the arguments
+    origin: dict[Value, Value | None] = field(default_factory=dict)  # see _origin
+    read: set[Value] = field(default_factory=set)  # origins that moved through memory
+    moved: set[Value] = field(default_factory=set)  # values that depend on something that did
+    notes: dict[str, None] = field(default_factory=dict)  # an ordered set
+
+    def source(self, value: Value) -> Value | None:
+        """What it is made of by merged equations alone; None for constants."""
+        return self.origin.get(value, value if value.const is None else None)
+
+
+def _separate(step: Step) -> list[list[axes.Axis]]:
+    """Costs read shapes only: results share no axis with operands."""
+    return [[axes.leaf(n) for n in v.aval.shape] for v in step.eqn.outvars]
+
+
+def _program(program: Tape, times: int, facts: _Facts) -> list[EquationCost]:
+    """The rows of a whole function: its steps, then the inputs and outputs that they don't move."""
+    rows = _steps(program, times, facts)
+    live = {v for step in _live(program) for v in step.ins} | set(program.outputs)
+    alone = [v for v in program.inputs if v in live and v not in facts.read]
+    alone += [v for v in dict.fromkeys(program.outputs) if v not in facts.moved and v not in alone]
+    moved = sum(map(_nbytes, alone))
+    if moved:
+        rows.append(EquationCost("inputs and outputs", "", _describe(alone), 1, 0, moved, ()))
+    return rows
+
+
+def _steps(program: Tape, times: int, facts: _Facts) -> list[EquationCost]:
+    return [row for step in _live(program) for row in _step(step, times, facts)]
+
+
+def _live(program: Tape) -> list[Step]:
+    """The steps that an output or an effect needs, across the calls that the tape inlined."""
+    needed, kept = set(program.outputs), []
+    for step in reversed(program.steps):
+        if step.eqn.effects or not needed.isdisjoint(step.outs):
+            kept.append(step)
+            needed.update(step.ins)
+    return kept[::-1]
+
+
+def _step(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
+    """The rows of one step: its own, or those of what it calls."""
+    if any(v in facts.moved for v in step.ins):
+        facts.moved.update(step.outs)
+    if step.name in CALLS:
+        return _call(step, times, facts)
+    if step.name in CONTROL:
+        return _moving(step, facts, CONTROL[step.name](step, times, facts))
+    if step.name in FUSED:
+        sources = {s for v in step.ins if (s := facts.source(v)) is not None}
+        for out in step.outs:
+            facts.origin[out] = _origin(out, sources)
+        row = _own(step, times, 0, ())
+        return [row] if row.flops else []
+    return _moving(step, facts, [_anchor(step, times, facts)])
+
+
+def _origin(out: Value, sources: set[Value]) -> Value | None:
+    """The one value that a merged equation's result is made of; itself when there are several."""
+    return next(iter(sources), None) if len(sources) < 2 else out
+
+
+def _moving(step: Step, facts: _Facts, rows: list[EquationCost]) -> list[EquationCost]:
+    """Marks what depends on a step that reads and writes memory."""
+    if any(row.bytes for row in rows):
+        facts.moved.update(step.outs)
+    return rows
+
+
+def _anchor(step: Step, times: int, facts: _Facts) -> EquationCost:
+    """A step that reads its operands and writes its results."""
+    result = sum(map(_nbytes, step.outs))
+    moved, inputs = result, []
+    for k, value in enumerate(step.ins):
+        source = facts.source(value)
+        nbytes = _nbytes(value) if source is None else min(_nbytes(value), _nbytes(source))
+        moved += min(nbytes, result) if step.name == "gather" and k == 0 else nbytes
+        if source is not None:
+            facts.read.add(source)
+            inputs += [facts.position[source]] if source in facts.position else []
+    unknown = step.name not in RULES
+    if unknown or (step.name == "pallas_call" and step.params["cost_estimate"] is None):
+        facts.notes[f"{_at(step)}: counted as 0 FLOPs, there is no rule for it"] = None
+    return _own(step, times, moved, tuple(dict.fromkeys(inputs)))
+
+
+def _own(step: Step, times: int, moved: int, inputs: tuple[int, ...]) -> EquationCost:
+    rule = RULES.get(step.name, lambda params, ins, outs: 0)
+    flops = rule(step.params, [v.shape for v in step.ins], [v.shape for v in step.outs])
+    shapes = f"{_describe(step.ins)} -> {_describe(step.outs)}"
+    return EquationCost(
+        step.name, step.where, shapes, times, int(flops) * times, moved * times, inputs
+    )
+
+
+# Equations that hold programs. A sub-program's inputs are the values that its equation passes in,
+# apart from a loop's carry, which only the first iteration takes from there.
+
+
+def _enter(
+    jaxpr: Any, passed: Sequence[Value | None], step: Step, facts: _Facts
+) -> tuple[Tape, list[Value]]:
+    """A sub-program on the values ``passed`` into it; None for one that changes as it runs."""
+    variables = compat.open_jaxpr(jaxpr)[0].invars
+    inputs = []
+    for var, outer in zip(variables, passed, strict=True):
+        inputs.append(Value(var.aval, const=None if outer is None else outer.const))
+        if outer is not None:
+            facts.origin[inputs[-1]] = facts.source(outer)
+            facts.moved.update(inputs[-1:] if outer in facts.moved else ())
+    return tape.build(jaxpr, inputs, _separate, step.where), inputs
+
+
+def _call(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
+    """What the equation calls; ``shard_map``'s program runs on each device of its manual axes."""
+    program, _ = _enter(compat.sub_jaxprs(step.eqn)[0], step.ins, step, facts)
+    if step.name == "shard_map":
+        mesh = dict(step.params["mesh"].shape)
+        times *= math.prod(mesh[axis] for axis in step.params["newly_manual_axes"])
+    rows = _steps(program, times, facts)
+    for out, inner in zip(step.outs, program.outputs, strict=True):
+        facts.origin[out] = facts.source(inner)
+        facts.moved.update([out] if inner in facts.moved else ())
+    return rows
+
+
+def _scan(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
+    parts = compat.scan_parts(step.eqn)
+    xs = parts.num_consts + parts.num_carry
+    carry: list[Value | None] = [None] * parts.num_carry
+    passed = [*step.ins[: parts.num_consts], *carry, *step.ins[xs:]]
+    program, _ = _enter(parts.jaxpr, passed, step, facts)
+    return _steps(program, times * int(parts.length), facts)
+
+
+def _while(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
+    facts.notes[f"{_at(step)}: counted as one iteration, their number isn't known"] = None
+    cond, body = step.params["cond_nconsts"], step.params["body_nconsts"]
+    carry: list[Value | None] = [None] * (len(step.ins) - cond - body)
+    rows = []
+    for name, consts in (
+        ("cond_jaxpr", step.ins[:cond]),
+        ("body_jaxpr", step.ins[cond : cond + body]),
+    ):
+        program, _ = _enter(step.params[name], [*consts, *carry], step, facts)
+        rows += _steps(program, times, facts)
+    return rows
+
+
+def _cond(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
+    branches = []
+    for jaxpr in step.params["branches"]:
+        program, _ = _enter(jaxpr, step.ins[1:], step, facts)
+        branches.append(_steps(program, times, facts))
+    if len({sum(r.flops for r in rows) for rows in branches}) > 1:
+        facts.notes[f"{_at(step)}: counted as its dearest branch"] = None
+    return max(branches, key=lambda rows: (sum(r.flops for r in rows), sum(r.bytes for r in rows)))
+
+
+CONTROL = {"scan": _scan, "while": _while, "cond": _cond}
+
+
+def _at(step: Step) -> str:
+    return f"{step.name}{' at ' + step.where if step.where else ''}"
+
+
+def _is_float(value: Value) -> bool:
+    return jax.dtypes.issubdtype(value.aval.dtype, np.inexact)
+
+
+def _nbytes(value: Value) -> int:
+    return math.prod(value.shape) * value.aval.dtype.itemsize
+
+
+def _describe(values: Iterable[Value]) -> str:
+    return " ".join(f"{v.aval.dtype}[{','.join(map(str, v.shape))}]" for v in values if v.shape)
+
+
+def si(number: float) -> str:
+    """A count with a decimal prefix and three digits, ``1.23 G``; exact below 1000."""
+    for power, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(number) >= 10**power:
+            return f"{number / 10**power:.3g} {prefix}"
+    return f"{number:g}"

@@ -31,7 +31,7 @@ def check_masks(masks: Masks, params: Params) -> None:
 def fits(mask: Any, shape: tuple[int, ...]) -> bool:
     """Is it boolean and broadcastable to ``shape``?"""
     try:
-        return jnp.result_type(mask) == bool and np.broadcast_shapes(np.shape(mask), shape) == shape
+        return jnp.issubdtype(jnp.result_type(mask), jnp.bool_) and np.broadcast_shapes(np.shape(mask), shape) == shape
     except ValueError:
         return False
 

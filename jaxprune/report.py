@@ -59,7 +59,7 @@ class Summary:
                 r.dtype,
                 density,
                 *map("{:,}".format, (r.kept, r.size, r.bytes)),
-            )  # noqa: E501
+            )
         total = [sum(getattr(r, f) for r in self.rows) for f in ("kept", "size", "bytes")]
         table.add_section()
         table.add_row("total", "", "", f"{self.density:.3f}", *map("{:,}".format, total))

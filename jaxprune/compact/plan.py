@@ -74,7 +74,7 @@ def _refuse_contributors(
     """Keeps units whose removed values would reach a result."""
     by_leaf: dict[Axis, Decision] = {d.dim.axis: d for d in decisions.values()}
     tape = program.tape
-    facts = dict(zip(tape.inputs, known, strict=False))
+    facts = dict(zip(tape.inputs, known))
     for value in tape.inputs[len(known) :]:
         facts[value] = zeros.unknown(value.shape)
     for step in tape.steps:

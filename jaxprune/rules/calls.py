@@ -1,4 +1,4 @@
-"""Functions with derivatives of their own: the rule for gradients is compacted with the function."""
+"""Functions with derivatives of their own: their gradient rule is compacted with them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def couple_custom_jvp(step: Step) -> list[list[Axis]]:
         )
     finally:
         _inside_rule.pop()
-    for value, image in zip(function.outputs * 2, rule.outputs, strict=False):
-        for a, b in zip(value.axes, image.axes, strict=False):
+    for value, image in zip(function.outputs * 2, rule.outputs):
+        for a, b in zip(value.axes, image.axes):
             step.unify(a, b)
     step.subs = [function, rule]
     return [v.axes for v in function.outputs]
@@ -111,7 +111,10 @@ def evaluate_custom_jvp(view: View, step: Step, xs: list[Any]) -> list[Any]:
         out = run(rule, view, [*primals, *tangents])
         results, moved = out[: len(step.outs)], iter(out[len(step.outs) :])
         still = compat.custom_jvp_jaxpr(step.eqn, len(step.ins))[2]
-        zero = [jax.numpy.zeros_like(r) if z else next(moved) for r, z in zip(results, still)]
+        zero = [
+            jax.numpy.zeros_like(r) if z else next(moved)
+            for r, z in zip(results, still)
+        ]
         return tuple(results), tuple(zero)
 
     small.defjvp(jvp)

@@ -48,7 +48,7 @@ def infer(
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *args)
     values = [Value(v.aval) for v in closed.jaxpr.invars]
     if param_axes is not None:
-        for value, axs in zip(values, param_axes, strict=False):
+        for value, axs in zip(values, param_axes):
             value.axes = tuple(axs)
     program = tape.build(closed, values, registry.couple)
     count = len(jax.tree.leaves(params))
