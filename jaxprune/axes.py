@@ -240,9 +240,7 @@ def index_of(axis: Axis, indices: dict[Axis, np.ndarray]) -> np.ndarray:
             flat = (flat[:, None] * kid.size + index_of(kid, indices)).reshape(-1)
         return flat
     starts = itertools.accumulate((kid.size for kid in axis.kids), initial=0)
-    return np.concatenate(
-        [s + index_of(k, indices) for s, k in zip(starts, axis.kids)]
-    )
+    return np.concatenate([s + index_of(k, indices) for s, k in zip(starts, axis.kids)])
 
 
 def units_along(axis: Axis, dimension: Axis) -> list[np.ndarray]:

@@ -288,13 +288,15 @@ def check_call(caller: str, fn: Any, args: Sequence[Any]) -> None:
         number = isinstance(leaf, (int, float, complex)) and not isinstance(leaf, bool)
         if not number and not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise TypeError(
-                f"{caller} wants arrays, argument {path_str(path)} holds {_brief(leaf)}; close over "
-                f"what is static: {caller}(lambda params, x: fn(params, x, {leaf!r:.40}), params, x)"
+                f"{caller} wants arrays, argument {path_str(path)} holds {_brief(leaf)}; close "
+                f"over what is static: {caller}(lambda params, x: fn(params, x, {leaf!r:.40}), "
+                "params, x)"
             )
 
 
 def _brief(x: Any) -> str:
-    return f"{type(x).__name__} {x!r:.60}"
+    text = repr(x)
+    return f"{type(x).__name__} {text if len(text) < 60 else text[:57] + '...'}"
 
 
 @dataclass

@@ -88,9 +88,7 @@ def global_threshold(
     cut = selection.kth_largest(bits, jnp.maximum(keep, 1))
     least = [max(floor, 1.0 / x.size) for x in wide]
     kept = [jnp.where(keep > 0, jnp.mean(b >= cut, dtype=jnp.float32), 0.0) for b in bits]
-    densities = [
-        jnp.where(keep > 0, jnp.maximum(d, m), 0.0) for d, m in zip(kept, least)
-    ]
+    densities = [jnp.where(keep > 0, jnp.maximum(d, m), 0.0) for d, m in zip(kept, least)]
     return jax.tree.unflatten(treedef, [1.0 - d for d in densities])
 
 

@@ -13,7 +13,8 @@ from jaxprune.types import Masks, Params, path_str
 
 def check_masks(masks: Masks, params: Params) -> None:
     """Raises ValueError unless masks are booleans in params' structure that broadcast to it."""
-    want, got = jax.tree.structure(params), jax.tree.structure(masks)
+    want: Any = jax.tree.structure(params)
+    got: Any = jax.tree.structure(masks)
     if want != got:
         raise ValueError(
             f"masks have the structure {got}, params {want}; build masks with a pattern: "
@@ -31,7 +32,10 @@ def check_masks(masks: Masks, params: Params) -> None:
 def fits(mask: Any, shape: tuple[int, ...]) -> bool:
     """Is it boolean and broadcastable to ``shape``?"""
     try:
-        return jnp.issubdtype(jnp.result_type(mask), jnp.bool_) and np.broadcast_shapes(np.shape(mask), shape) == shape
+        return (
+            jnp.issubdtype(jnp.result_type(mask), jnp.bool_)
+            and np.broadcast_shapes(np.shape(mask), shape) == shape
+        )
     except ValueError:
         return False
 
@@ -79,7 +83,7 @@ def density(masks: Masks, params: Params) -> jax.Array:
     if not touched:
         return jnp.float32(1)
     kept = sum(jnp.mean(m, dtype=jnp.float32) * n for m, n in touched)
-    return kept / sum(n for _, n in touched)
+    return jnp.asarray(kept / sum(n for _, n in touched))
 
 
 def pack(masks: Masks) -> Any:

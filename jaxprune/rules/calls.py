@@ -18,7 +18,7 @@ from jaxprune.rules.zeros import Zeros
 _inside_rule: list[bool] = []
 
 
-def couple_custom_jvp(step: Step) -> list[list[Axis]]:
+def couple_custom_jvp(step: Step) -> list[tuple[Axis, ...]]:
     """Couples through the function and through its jvp rule, which may refine or freeze more."""
     function = tape.build(step.params["call_jaxpr"], step.ins, registry.couple, step.where)
     step.subs = [function]
@@ -111,10 +111,7 @@ def evaluate_custom_jvp(view: View, step: Step, xs: list[Any]) -> list[Any]:
         out = run(rule, view, [*primals, *tangents])
         results, moved = out[: len(step.outs)], iter(out[len(step.outs) :])
         still = compat.custom_jvp_jaxpr(step.eqn, len(step.ins))[2]
-        zero = [
-            jax.numpy.zeros_like(r) if z else next(moved)
-            for r, z in zip(results, still)
-        ]
+        zero = [jax.numpy.zeros_like(r) if z else next(moved) for r, z in zip(results, still)]
         return tuple(results), tuple(zero)
 
     small.defjvp(jvp)

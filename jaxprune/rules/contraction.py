@@ -101,9 +101,9 @@ def zeros_conv(step: Step, known: list[Zeros]) -> list[Zeros]:
     numbers = step.params["dimension_numbers"]
     vectors = [np.zeros(n, bool) for n in shape]
     vectors[numbers.out_spec[0]] = known[0].along(numbers.lhs_spec[0])
-    group = known[0].along(numbers.lhs_spec[1]).reshape(_groups(step), -1).all(1)
+    group = known[0].along(numbers.lhs_spec[1]).reshape(_groups(step), -1)
     out = known[1].along(numbers.rhs_spec[0])
-    vectors[numbers.out_spec[1]] = out | np.repeat(group, len(out) // len(group))
+    vectors[numbers.out_spec[1]] = out | np.repeat(group.all(1), len(out) // len(group))
     return [zeros.of_axes(vectors)]
 
 

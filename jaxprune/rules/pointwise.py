@@ -120,9 +120,7 @@ def _aligned(known: Zeros, shape: tuple[int, ...]) -> Zeros:
         return zeros.everywhere(shape)
     if not known.axes:
         return zeros.unknown(shape)
-    return Zeros(
-        False, tuple(np.broadcast_to(v, n) for v, n in zip(known.axes, shape))
-    )
+    return Zeros(False, tuple(np.broadcast_to(v, n) for v, n in zip(known.axes, shape)))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -150,9 +148,7 @@ def zeros_pointwise(step: Step, known: list[Zeros]) -> list[Zeros]:
         return [zeros.unknown(shape)]
     args = [_aligned(z, shape) for z in known]
     if step.name in ANY_ZERO:
-        vectors = [
-            functools.reduce(np.logical_or, vs) for vs in zip(*(z.axes for z in args))
-        ]
+        vectors = [functools.reduce(np.logical_or, vs) for vs in zip(*(z.axes for z in args))]
         return [Zeros(any(z.all for z in args), tuple(vectors))]
     if step.name == "div":
         return [args[0]]

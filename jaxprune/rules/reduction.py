@@ -119,9 +119,7 @@ def zeros_window(step: Step, known: list[Zeros]) -> list[Zeros]:
         v if len(v) == n else np.zeros(n, bool) for v, n in zip(known[0].axes, shape, strict=True)
     ]
     pooled = [w != 1 for w in step.params["window_dimensions"]]
-    return [
-        zeros.of_axes([np.zeros_like(v) if p else v for v, p in zip(vectors, pooled)])
-    ]
+    return [zeros.of_axes([np.zeros_like(v) if p else v for v, p in zip(vectors, pooled)])]
 
 
 register(

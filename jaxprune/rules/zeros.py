@@ -37,7 +37,8 @@ def of_array(nonzero: np.ndarray) -> Zeros:
     if not nonzero.any():
         return everywhere(nonzero.shape)
     ranks = range(nonzero.ndim)
-    return Zeros(False, tuple(~nonzero.any(tuple(r for r in ranks if r != k)) for k in ranks))
+    vectors = [nonzero.any(tuple(r for r in ranks if r != k)) for k in ranks]
+    return Zeros(False, tuple(~np.asarray(v) for v in vectors))
 
 
 def of_axes(vectors: Sequence[np.ndarray]) -> Zeros:

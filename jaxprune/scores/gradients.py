@@ -12,7 +12,8 @@ from jaxprune.types import Params, Scores
 
 
 def _product(params: Params, grad: Any, name: str) -> Scores:
-    want, got = jax.tree.structure(params), jax.tree.structure(grad)
+    want: Any = jax.tree.structure(params)
+    got: Any = jax.tree.structure(grad)
     if want != got:
         raise ValueError(
             f"{name} got a gradient of structure {got}, params have {want}; pass "

@@ -46,7 +46,7 @@ def random(params: Params, *, key: jax.Array, step: Any = None, **evidence: Any)
     if step is not None:
         key = jax.random.fold_in(key, step)
     leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves)) if leaves else []
+    keys = jax.random.split(key, max(len(leaves), 1))[: len(leaves)]
     drawn = [
         jax.random.uniform(k, w.shape) if is_float(w) else w
         for k, w in zip(keys, leaves, strict=True)

@@ -252,9 +252,7 @@ def from_program(program: _infer.Program, params: Any) -> Structure:
                 if leaf.size > 1:
                     makes = len(axs) > 1 and k == len(axs) - 1  # kernels are (..., in, out)
                     slots.setdefault(leaf, []).append(((not makes, when), Slot(path, k, piece)))
-    sizes = {
-        path: int(np.prod(v.shape)) for path, v in zip(paths, program.param_values)
-    }
+    sizes = {path: int(np.prod(v.shape)) for path, v in zip(paths, program.param_values)}
     dims = {}
     for leaf, found in sorted(slots.items(), key=lambda item: min(item[1])):
         ordered = tuple(slot for _, slot in sorted(found))
