@@ -404,9 +404,7 @@ def _own(step: Step, times: int, moved: int, inputs: tuple[int, ...]) -> Equatio
 # apart from a loop's carry, which only the first iteration takes from there.
 
 
-def _enter(
-    jaxpr: Any, passed: Sequence[Value | None], step: Step, facts: _Facts
-) -> tuple[Tape, list[Value]]:
+def _enter(jaxpr: Any, passed: Sequence[Value | None], step: Step, facts: _Facts) -> Tape:
     """A sub-program on the values ``passed`` into it; None for one that changes as it runs."""
     variables = compat.open_jaxpr(jaxpr)[0].invars
     inputs = []
@@ -415,12 +413,12 @@ def _enter(
         if outer is not None:
             facts.origin[inputs[-1]] = facts.source(outer)
             facts.moved.update(inputs[-1:] if outer in facts.moved else ())
-    return tape.build(jaxpr, inputs, _separate, step.where), inputs
+    return tape.build(jaxpr, inputs, _separate, step.where)
 
 
 def _call(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
     """What the equation calls; ``shard_map``'s program runs on each device of its manual axes."""
-    program, _ = _enter(compat.sub_jaxprs(step.eqn)[0], step.ins, step, facts)
+    program = _enter(compat.sub_jaxprs(step.eqn)[0], step.ins, step, facts)
     if step.name == "shard_map":
         mesh = dict(step.params["mesh"].shape)
         times *= math.prod(mesh[axis] for axis in step.params["newly_manual_axes"])
@@ -436,8 +434,10 @@ def _scan(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
     xs = parts.num_consts + parts.num_carry
     carry: list[Value | None] = [None] * parts.num_carry
     passed = [*step.ins[: parts.num_consts], *carry, *step.ins[xs:]]
-    program, _ = _enter(parts.jaxpr, passed, step, facts)
-    return _steps(program, times * int(parts.length), facts)
+    program = _enter(parts.jaxpr, passed, step, facts)
+    rows = _steps(program, times * int(parts.length), facts)
+    _read_first(program.inputs, step.ins, facts)
+    return rows
 
 
 def _while(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
@@ -449,15 +449,23 @@ def _while(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
         ("cond_jaxpr", step.ins[:cond]),
         ("body_jaxpr", step.ins[cond : cond + body]),
     ):
-        program, _ = _enter(step.params[name], [*consts, *carry], step, facts)
+        program = _enter(step.params[name], [*consts, *carry], step, facts)
         rows += _steps(program, times, facts)
+        _read_first(program.inputs, [*consts, *step.ins[cond + body :]], facts)
     return rows
+
+
+def _read_first(inner: Sequence[Value], outer: Sequence[Value], facts: _Facts) -> None:
+    """What a loop's body reads of its carry is in the first iteration the value passed in."""
+    for a, b in zip(inner, outer, strict=True):
+        if a in facts.read and (source := facts.source(b)) is not None:
+            facts.read.add(source)
 
 
 def _cond(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
     branches = []
     for jaxpr in step.params["branches"]:
-        program, _ = _enter(jaxpr, step.ins[1:], step, facts)
+        program = _enter(jaxpr, step.ins[1:], step, facts)
         branches.append(_steps(program, times, facts))
     if len({sum(r.flops for r in rows) for rows in branches}) > 1:
         facts.notes[f"{_at(step)}: counted as its dearest branch"] = None
