@@ -128,7 +128,7 @@ def cost(fn: Callable[..., Any], *args: Any) -> Cost:
       >>> c.flops == 2 * 8 * 64 * 10, c.bytes == 4 * (8 * 64 + 64 * 10 + 8 * 10), c.params
       (True, True, 640)
     """
-    check_call("jp.cost", fn, args)
+    check_call("jp.cost", "jp.cost(fn, params, x)", fn, args)
     closed = jax.make_jaxpr(fn)(*args)
     jaxpr, _ = compat.open_jaxpr(closed)
     inputs = [Value(v.aval) for v in jaxpr.invars]
@@ -143,22 +143,21 @@ def cost(fn: Callable[..., Any], *args: Any) -> Cost:
     )
 
 
-def check_call(caller: str, fn: Any, args: Sequence[Any]) -> None:
-    """Raises unless ``fn(*args)`` is a function of arrays."""
+def check_call(who: str, write: str, fn: Any, args: Sequence[Any]) -> None:
+    """Raises unless ``fn(*args)`` is a function of arrays; ``write`` is the call to write."""
     if not callable(fn):
-        raise TypeError(f"{caller} wants a function, {caller}(fn, *args), got {_brief(fn)}")
+        raise TypeError(f"{who} wants a function, {write}, got {_brief(fn)}")
     if not args:
         raise ValueError(
-            f"{caller} got no arguments for the function; what it closes over is a constant that "
-            f"the compiler may fold away: pass arrays as arguments, {caller}(fn, params, x)"
+            f"{who} got no arguments for the function; what it closes over is a constant that the "
+            f"compiler may fold away: pass arrays as arguments, {write}"
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(tuple(args)):
         number = isinstance(leaf, (int, float, complex)) and not isinstance(leaf, bool)
         if not number and not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise TypeError(
-                f"{caller} wants arrays, argument {path_str(path)} holds {_brief(leaf)}; close "
-                f"over what is static: {caller}(lambda params, x: fn(params, x, {leaf!r:.40}), "
-                "params, x)"
+                f"{who} wants arrays, argument {path_str(path)} holds {_brief(leaf)}; close over "
+                f"what is static: lambda params, x: fn(params, x, {leaf!r:.40})"
             )
 
 
