@@ -27,14 +27,15 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, two residual blocks per width, a mean over the image, a classifier.
+    """A stem, residual blocks in stages of one width each, a mean over the image, a classifier.
 
-    Each width is one stage; every stage but the first halves the resolution. All convolutions of a
-    stage that meet at an addition share one logical dimension, and each block has one of its own.
+    Every stage but the first halves the resolution. All convolutions of a stage that meet at an
+    addition share one logical dimension, and each block has one of its own.
     """
 
     classes: int
     widths: Sequence[int] = (32, 64, 128)
+    blocks: int = 1  # per stage
     stem_strides: int = 2
 
     @nn.compact
@@ -42,6 +43,6 @@ class ResNet(nn.Module):
         x = nn.Conv(self.widths[0], (3, 3), self.stem_strides, use_bias=False)(x)
         x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
         for stage, width in enumerate(self.widths):
-            x = Block(width, 2 if stage else 1)(x, train)
-            x = Block(width)(x, train)
+            for block in range(self.blocks):
+                x = Block(width, 2 if stage and not block else 1)(x, train)
         return nn.Dense(self.classes)(x.mean((1, 2)))

@@ -20,7 +20,7 @@ import optax
 from benchmarks.data import Data
 
 PyTree = Any
-Fn = Callable[[PyTree, jax.Array], jax.Array]
+Fn = Callable[[PyTree, Any], Any]  # (variables, images) -> logits
 
 
 class Run(NamedTuple):

@@ -1,0 +1,77 @@
+"""Where results go: one JSON per job and device, with all that is needed to judge a number."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+FOLDER = Path(__file__).parent / "results"
+PACKAGES = ("jax", "jaxlib", "numpy", "optax", "flax", "jaxprune")
+
+
+def device() -> dict[str, Any]:
+    """Returns what was measured on: JAX's device, and the processor behind it."""
+    first = jax.devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": jax.device_count(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "system": platform.platform(terse=True),
+    }
+
+
+def folder(root: Path = FOLDER) -> Path:
+    """Returns the folder of this device's results, such as ``results/cpu-amd-epyc-2-cores``."""
+    here = device()
+    if here["platform"] == "cpu":
+        name = f"cpu {here['processor']} {here['cores']} cores"
+    else:
+        name = f"{here['platform']} {here['kind']}"
+    return root / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def header(job: str) -> dict[str, Any]:
+    """Returns the facts that every result file opens with."""
+    return {
+        "job": job,
+        "date": datetime.date.today().isoformat(),
+        "device": device(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def save(result: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=1, allow_nan=False)
+    # Raw timings one list a line: the file stays readable and its diffs small.
+    text = re.sub(r"\[\s+(-?[\d.eE+-]+(?:,\s+-?[\d.eE+-]+)*)\s+\]", _one_line, text)
+    path.write_text(text + "\n")
+
+
+def load(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def _one_line(match: re.Match[str]) -> str:
+    return "[" + re.sub(r",\s+", ", ", match[1]) + "]"
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    return found[1].strip() if found else platform.machine()
