@@ -1,88 +1,241 @@
-"""Exact selection by counting: no sort, no concatenation, no gather of sharded leaves.
+"""Exact selection by counting: no sort, and no concatenation of leaves.
 
-Floats are mapped to unsigned integers of the same order; the k-th largest is then found bit by
-bit, each bit by counting how many entries are at least a trial value. A count is a reduction, so
-that sharded leaves exchange one integer a pass, and several leaves are ranked together by adding
-their counts. NaN ranks below everything.
+Floats are mapped to unsigned integers of the same order, and the k-th largest is found digit by
+digit from the top, by counting how many entries are at least a trial value. A count is a
+reduction: sharded leaves exchange a few integers, and several leaves are ranked together by adding
+their counts. Counts are integers, so they stay exact beyond the 2**24 that a float32 can hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-_UINT = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
+_UINT = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+_DIGIT = 16  # bits that one histogram settles: its 65536 counters fit in a core's own cache
+_LARGE = 1 << 18  # entries from which a histogram is worth its counters
+
+
+def known(x: Any) -> bool:
+    """Is the value at hand (not traced), so that it can be checked and computed with?"""
+    return not isinstance(x, jax.core.Tracer)
+
+
+def kept_count(size: int, sparsity: Any) -> Any:
+    """How many of ``size`` entries to keep: size - round(sparsity * size), rounded half to even.
+
+    At least one is kept while sparsity < 1: an emptied leaf cuts the network in two.
+
+    Example:
+      >>> kept_count(10, 0.7), kept_count(10, 0.99), kept_count(10, 1.0)
+      (3, 1, 0)
+    """
+    if known(sparsity):
+        value = float(sparsity)
+        return max(size - round(value * size), int(value < 1))
+    least = (sparsity < 1).astype(jnp.int32)
+    return jnp.maximum(size - _rounded_product(size, sparsity), least)
+
+
+def _rounded_product(size: int, fraction: jax.Array) -> jax.Array:
+    """round(fraction * size) for a traced fraction in [0, 1].
+
+    A float32 product is off by several entries once size exceeds 2**24. So the fraction is cut into
+    its upper 11 bits, multiplied in integers, and the rest, whose product is small.
+    """
+    if fraction.dtype == jnp.float64:
+        return jnp.round(fraction * size).astype(jnp.int32)
+    fraction = fraction.astype(jnp.float32)
+    upper = jnp.floor(fraction * 2048)
+    lower = fraction - upper / 2048
+    whole, rest = divmod(size, 4096)  # whole * 4096 * upper / 2048 is even: rounding is unmoved
+    remainder = upper * rest / 2048 + lower * np.float32(size)
+    return 2 * whole * upper.astype(jnp.int32) + jnp.round(remainder).astype(jnp.int32)
 
 
 def ordered_bits(x: jax.Array) -> jax.Array:
-    """Unsigned integers in the order of ``x``; -0.0 equals 0.0, NaN is 0."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+    """Unsigned integers in the order of the floats ``x``: -0.0 equals 0.0, NaN ranks lowest.
+
+    Works on the bits, so that no denormal is flushed to zero on the way.
+    """
+    x = jax.lax.stop_gradient(x)
+    if x.dtype.itemsize == 1:
         x = x.astype(jnp.float32)
     uint = _UINT[x.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, jnp.zeros_like(x), x), uint)
-    top = uint(1 << (8 * x.dtype.itemsize - 1))
-    ordered = jnp.where(bits & top != 0, ~bits, bits | top)
-    return jnp.where(jnp.isnan(x), uint(0), ordered)
+    sign = uint(1 << (8 * x.dtype.itemsize - 1))
+    infinity = np.asarray(np.inf, x.dtype).view(uint)
+    bits = jax.lax.bitcast_convert_type(x, uint)
+    size = bits & ~sign
+    ordered = jnp.where((bits & sign != 0) & (size != 0), ~bits, size | sign)
+    return jnp.where(size > infinity, uint(0), ordered)
+
+
+def kth_largest(ordered: Sequence[jax.Array], k: Any, least: Sequence[Any] | None = None) -> Any:
+    """The k-th largest of several arrays of ordered bits together.
+
+    Args:
+      ordered: arrays of one unsigned type.
+      k: an integer from 1 to the number of all entries, may be traced.
+      least: per array, the least number it counts for.
+
+    Returns:
+      The largest value v for which the counts of entries >= v, each raised to its ``least``, sum
+      to k or more.
+    """
+    total = sum(x.size for x in ordered)
+    least = [0] * len(ordered) if least is None else least
+    args = list(ordered), jnp.asarray(k, count_dtype(total)), list(least)
+    if total < _LARGE:
+        return _by_bits(*args)
+    # benchmarks/selection.py measures both: a scatter is the fastest on a CPU, the slowest on a GPU
+    return jax.lax.platform_dependent(*args, cpu=_by_histograms, default=_by_bits)
+
+
+def _by_bits(ordered: list[jax.Array], k: jax.Array, least: list[Any]) -> jax.Array:
+    """One bit a pass."""
+    dtype = ordered[0].dtype
+    width = 8 * dtype.itemsize
+
+    def body(i: jax.Array, found: jax.Array) -> jax.Array:
+        trial = found | (jnp.ones((), dtype) << (width - 1 - i).astype(dtype))
+        total = _total([_count(x >= trial) for x in ordered], least, k.dtype)
+        return jnp.where(total >= k, trial, found)
+
+    return jax.lax.fori_loop(0, width, body, jnp.zeros((), dtype))
+
+
+def _by_histograms(ordered: list[jax.Array], k: jax.Array, least: list[Any]) -> jax.Array:
+    """Sixteen bits a pass."""
+    dtype = ordered[0].dtype
+    found = jnp.zeros((), dtype)
+    for shift in reversed(range(0, 8 * dtype.itemsize, _DIGIT)):
+        total = _total([_at_least(x, found, shift) for x in ordered], least, k.dtype)
+        digit = jnp.sum(total >= k, dtype=jnp.int32) - 1
+        found |= digit.astype(dtype) << np.asarray(shift, dtype)
+    return found
+
+
+def _at_least(x: jax.Array, found: jax.Array, shift: int) -> jax.Array:
+    """For each value t of the next digit, how many entries are >= found | (t << shift)."""
+    wide = x.dtype if x.dtype.itemsize > 2 else np.dtype(np.uint32)
+    high, base = (v.astype(wide) >> np.asarray(shift, wide) for v in (x, found))
+    size = np.asarray(1 << _DIGIT, wide)
+    # The first bin takes what lies below the digits found so far, the last one what lies above.
+    bins = jnp.where(high < base, 0, jnp.minimum(high - base, size) + 1).astype(jnp.int32)
+    counts = jnp.zeros((1 << _DIGIT) + 2, jnp.int32)
+    counts = counts.at[bins.reshape(-1)].add(1, mode="promise_in_bounds")
+    return jnp.cumsum(counts[::-1])[::-1][1:-1]
 
 
 def _count(hits: jax.Array) -> jax.Array:
     return jnp.sum(hits, dtype=jnp.int32)
 
 
-def kth_largest(ordered: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-    """The k-th largest (k >= 1) of several arrays of ordered bits together.
+def _total(counts: Sequence[jax.Array], least: Sequence[Any], dtype: Any) -> jax.Array:
+    return sum(
+        (jnp.maximum(c, b).astype(dtype) for c, b in zip(counts, least, strict=True)),
+        jnp.zeros((), dtype),
+    )
 
-    Returns:
-      The largest value v such that at least k entries are >= v; the type's maximum for k = 0.
+
+def count_dtype(total: int) -> Any:
+    """The integer type that can count ``total`` entries.
+
+    Raises:
+      ValueError: for 2**31 entries or more without 64-bit types.
     """
-    dtype = ordered[0].dtype
-    width = 8 * dtype.itemsize
+    if total < 2**31:
+        return jnp.int32
+    if not jax.config.jax_enable_x64:
+        raise ValueError(
+            f"ranking {total} entries together needs 64-bit counts; write `with "
+            "jax.enable_x64(True): ...`, or give each leaf its own sparsity (jp.uniform, jp.erk)"
+        )
+    return jnp.int64
 
-    def body(i: jax.Array, found: jax.Array) -> jax.Array:
-        trial = found | (jnp.ones((), dtype) << (width - 1 - i).astype(dtype))
-        return jnp.where(sum(_count(x >= trial) for x in ordered) >= k, trial, found)
 
-    return jax.lax.fori_loop(0, width, body, jnp.zeros((), dtype))
-
-
-def keep_largest(scores: jax.Array, k: jax.Array) -> jax.Array:
-    """The mask of exactly ``k`` entries of largest score; the earlier of equals.
+@jax.jit
+def keep_largest(scores: jax.Array, k: Any) -> jax.Array:
+    """The mask of exactly ``k`` entries of largest score; among equals the earlier ones.
 
     Args:
-      scores: any shape, any float type.
-      k: integer in [0, size], may be traced.
+      scores: floats of any shape; NaN ranks lowest.
+      k: an integer, clipped to [0, size]; may be traced.
 
     Example:
       >>> keep_largest(jnp.array([1.0, 3.0, 3.0, 3.0]), 2).astype(int)
       Array([0, 1, 1, 0], dtype=int32)
     """
+    if scores.size == 0:
+        return jnp.ones(scores.shape, bool)
+    k = jnp.clip(k, 0, scores.size).astype(jnp.int32)
     ordered = ordered_bits(scores)
-    cut = kth_largest([ordered], k)
-    above, equal = ordered > cut, ordered == cut
-    wanted = jnp.asarray(k, jnp.int32) - _count(above)
-    ties = equal & (_running_count(equal) <= wanted)
-    return jnp.where(jnp.asarray(k) > 0, above | ties, False)
+    cut = kth_largest([ordered], jnp.maximum(k, 1))
+    above = ordered > cut
+    return (above | _first(ordered == cut, k - _count(above))) & (k > 0)
 
 
-def _running_count(hits: jax.Array) -> jax.Array:
-    """Inclusive running count in memory order, in two levels: a flat cumsum is slow on CPU."""
-    flat, row = hits.reshape(-1), 1024
-    padded = jnp.pad(flat, (0, -flat.size % row)).reshape(-1, row)
-    per_row = jnp.sum(padded, axis=1, dtype=jnp.int32)
-    before = jnp.cumsum(per_row) - per_row
-    inside = jnp.cumsum(padded.astype(jnp.int32), axis=1)
-    return (before[:, None] + inside).reshape(-1)[: flat.size].reshape(hits.shape)
+def _first(hits: jax.Array, wanted: jax.Array) -> jax.Array:
+    """The first ``wanted`` (>= 1) hits in memory order.
+
+    Walks down the axes: counts per slice say in which slice the last one lies. A running count over
+    all entries would be slow on a CPU, and would gather a sharded leaf.
+    """
+    index, last = jnp.zeros(hits.shape, jnp.int32), jnp.int32(0)
+    rows, stride = hits, hits.size
+    for axis, size in enumerate(hits.shape):
+        stride //= size
+        counts = jnp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=jnp.int32)
+        before = jnp.cumsum(counts) - counts
+        i = jnp.maximum(_count(before < wanted) - 1, 0)
+        rows, wanted, last = rows[i], wanted - before[i], last + i * stride
+        index += jax.lax.broadcasted_iota(jnp.int32, hits.shape, axis) * stride
+    return hits & (index <= last)
 
 
+@jax.jit
+def keep_counts(scores: Sequence[jax.Array], k: Any, least: Sequence[Any]) -> list[jax.Array]:
+    """How many entries each array keeps when the ``k`` largest of all arrays are kept.
+
+    Args:
+      scores: float arrays of one type.
+      k: how many to keep, may be traced.
+      least: per array, the least number it keeps; the others then keep fewer.
+
+    Returns:
+      One int32 per array; they sum to max(k, sum(least)). Of equals the earlier array keeps more.
+    """
+    ordered = [ordered_bits(x) for x in scores]
+    k = jnp.asarray(k, count_dtype(sum(x.size for x in scores)))
+    cut = kth_largest(ordered, jnp.maximum(k, 1), least)
+    over = [jnp.maximum(_count(x > cut), b) for x, b in zip(ordered, least, strict=True)]
+    ties = [jnp.maximum(_count(x >= cut), b) - o for x, b, o in zip(ordered, least, over)]
+    open_ = k - _total(over, [0] * len(over), k.dtype)
+    kept = []
+    for o, t in zip(over, ties, strict=True):
+        take = jnp.clip(open_, 0, t.astype(k.dtype))
+        open_ -= take
+        kept.append(o + take.astype(jnp.int32))
+    return kept
+
+
+@partial(jax.jit, static_argnames=("n", "axis"))
 def keep_n_of_m(scores: jax.Array, n: int, axis: int) -> jax.Array:
-    """Within each group along ``axis``, the ``n`` entries of largest score, by pairwise ranks."""
-    ordered = jnp.moveaxis(ordered_bits(scores), axis, 0)
-    m = ordered.shape[0]
-    ranks = []
-    for i in range(m):
-        beats = [ordered[j] >= ordered[i] if j < i else ordered[j] > ordered[i]
-                 for j in range(m) if j != i]  # fmt: skip
-        ranks.append(sum((b.astype(jnp.int32) for b in beats), jnp.zeros(ordered[i].shape, int)))
-    return jnp.moveaxis(jnp.stack([r < n for r in ranks]), 0, axis)
+    """Of the m entries along ``axis`` the ``n`` of largest score, by pairwise comparison.
+
+    Example:
+      >>> keep_n_of_m(jnp.array([[1.0, 3.0, 2.0, 3.0]]), 2, axis=1).astype(int)
+      Array([[0, 1, 0, 1]], dtype=int32)
+    """
+    ordered = ordered_bits(scores)
+    place = jax.lax.broadcasted_iota(jnp.int32, ordered.shape, axis)
+    rank = jnp.zeros(ordered.shape, jnp.int32)
+    for j in range(ordered.shape[axis]):
+        other = jax.lax.index_in_dim(ordered, j, axis)
+        rank += jnp.where(j < place, other >= ordered, other > ordered).astype(jnp.int32)
+    return rank < n
