@@ -1,21 +1,44 @@
-"""What was pruned, leaf by leaf."""
+"""What was pruned, leaf by leaf, and what that is worth in FLOPs."""
 
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxprune.cost import cost, si
 from jaxprune.masks import check_masks
 from jaxprune.types import Masks, Params, path_str
+
+_THEORETICAL = (
+    "Theoretical FLOPs: those of the contractions that read a leaf, times its density. "
+    "Masks alone save no time."
+)
+
+
+class Flops(NamedTuple):
+    """FLOPs of one call before and after pruning."""
+
+    before: int
+    after: int
 
 
 @dataclass(frozen=True)
 class Row:
-    """One leaf."""
+    """One leaf, or the sum of all.
+
+    Attributes:
+      path: "params/Dense_0/kernel".
+      size, kept: entries, and those that the mask keeps.
+      bytes: as stored; a mask alone makes no leaf smaller.
+      flops: of the contractions that read the leaf; after: theoretical, times density. None when
+        :func:`summary` got no function.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -23,90 +46,191 @@ class Row:
     size: int
     kept: int
     bytes: int
+    flops: Flops | None = None
+
+    @property
+    def density(self) -> float:
+        return self.kept / max(self.size, 1)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows; ``print`` it to see the table.
+    """One row per leaf, by :func:`summary`; ``print`` it, or let a notebook show it.
 
     Attributes:
-      rows: one per leaf.
-      flops: of the dense function and of the other one (compact), where they were given.
+      rows: a :class:`Row` per leaf.
+      flops: of the whole function, as :class:`Flops`; None when they aren't known.
+      others: FLOPs of equations that read no leaf, None without a function: activations, norms,
+        products of activations. Masks don't change them.
+      notes: what the count of FLOPs couldn't know.
     """
 
     rows: tuple[Row, ...]
-    flops: tuple[int, int] | None = None
+    flops: Flops | None = None
+    others: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def density(self) -> float:
         """Kept entries over all entries, dense leaves included."""
-        return sum(r.kept for r in self.rows) / max(sum(r.size for r in self.rows), 1)
+        return self.total.density
+
+    @property
+    def total(self) -> Row:
+        """The sum of all rows, and the FLOPs of the whole function."""
+        rows = self.rows
+        size, kept = sum(r.size for r in rows), sum(r.kept for r in rows)
+        return Row("total", (), "", size, kept, sum(r.bytes for r in rows), self.flops)
 
     def table(self) -> Any:
-        """A ``rich.table.Table``."""
-        from rich.table import Table
+        """The same as a ``rich.table.Table``.
 
-        table = Table()
-        for head in ("leaf", "shape", "dtype", "density", "kept", "of", "bytes"):
-            table.add_column(
-                head, justify="left" if head in ("leaf", "shape", "dtype") else "right"
-            )
-        for r in self.rows:
-            density = f"{r.kept / max(r.size, 1):.3f}"
-            table.add_row(
-                r.path,
-                str(r.shape),
-                r.dtype,
-                density,
-                *map("{:,}".format, (r.kept, r.size, r.bytes)),
-            )
-        total = [sum(getattr(r, f) for r in self.rows) for f in ("kept", "size", "bytes")]
+        Raises:
+          ImportError: when rich isn't installed.
+        """
+        per_leaf = self.others is not None
+        table = _rich("table").Table(
+            box=_rich("box").SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, highlight=False,
+            caption=self._caption() or None, caption_justify="left",
+        )  # fmt: skip
+        for head in ("leaf", "shape"):  # folded, never cut, where the screen is narrow
+            table.add_column(head, overflow="fold", min_width=9)
+        flops = ("FLOPs", "theoretical\nFLOPs") if per_leaf else ()
+        for head in ("density", "kept", "entries", "bytes", *flops):
+            table.add_column(head, justify="right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*_cells(row, per_leaf))
         table.add_section()
-        table.add_row("total", "", "", f"{self.density:.3f}", *map("{:,}".format, total))
-        if self.flops:
-            before, after = self.flops
-            table.caption = f"FLOPs {before:,} -> {after:,} ({before / max(after, 1):.2f} x fewer)"
+        if self.others is not None:
+            table.add_row("everything else", *[""] * 5, *[si(self.others)] * 2)
+        table.add_row(*_cells(self.total, per_leaf), style="bold")
         return table
 
-    def __str__(self) -> str:
-        from rich.console import Console
+    def _caption(self) -> str:
+        lines = [_THEORETICAL] if self.others is not None else []
+        if self.flops:
+            before, after = self.flops
+            lines.append(f"FLOPs {before:,} -> {after:,} ({before / max(after, 1):.2f} x fewer)")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
-        out = io.StringIO()
-        Console(file=out, width=110).print(self.table())
-        return out.getvalue()
+    def _console(self, **options: Any) -> Any:
+        console = _rich("console").Console(file=io.StringIO(), width=160, **options)
+        console.print(self.table())
+        return console
+
+    def __rich__(self) -> Any:
+        return self.table()
+
+    def __str__(self) -> str:
+        return self._console().file.getvalue()
+
+    def _repr_html_(self) -> str:
+        code = "<pre style='line-height:normal;font-family:monospace'>{code}</pre>"
+        return self._console(record=True).export_html(inline_styles=True, code_format=code)
 
 
 def summary(
-    params: Params, masks: Masks | None = None, *, flops: tuple[int, int] | None = None
+    params: Params,
+    masks: Masks | None = None,
+    *,
+    fn: Callable[..., Any] | None = None,
+    args: tuple[Any, ...] = (),
+    flops: tuple[int, int] | None = None,
 ) -> Summary:
-    """Returns a table per leaf: shape, dtype, density, entries and bytes.
+    """Returns a table per leaf: shape, dtype, density, entries and bytes; with ``fn`` FLOPs, too.
 
     Args:
-      params: any pytree of arrays.
+      params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
       masks: a tree like params, True = kept; None counts everything as kept.
-      flops: (before, after), for example from ``jp.cost(...).flops``.
+      fn: the function whose FLOPs are counted at ``fn(params, *args)``, see :func:`jp.cost`. Then
+        each leaf shows those of the contractions that read it, and *theoretical* ones: these
+        times its density. No device runs in theoretical time; a compact model's own FLOPs are
+        ``jp.cost(small.fn, small.params, *args).flops``.
+      args: what follows params, as a tuple: arrays or ``jax.ShapeDtypeStruct``.
+      flops: instead of fn, (before, after) as already counted.
 
     Raises:
-      ValueError: for masks that do not fit params, or an empty tree.
+      TypeError: when args isn't a tuple.
+      ValueError: for an empty tree, masks that do not fit params, fn without args or args without
+        fn, and fn together with flops.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> params = {"w": jnp.ones((2, 2))}
-      >>> jp.summary(params, {"w": jnp.eye(2, dtype=bool)}).density
-      0.5
+      >>> params = {"w": jnp.ones((4, 2)), "b": jnp.ones(2)}
+      >>> masks = {"w": jnp.eye(4, 2, dtype=bool), "b": jnp.asarray(True)}
+      >>> fn = lambda p, x: x @ p["w"] + p["b"]
+      >>> s = jp.summary(params, masks, fn=fn, args=(jnp.ones((1, 4)),))
+      >>> s.density, s.flops
+      (0.4, Flops(before=18, after=6))
     """
     flat = jax.tree_util.tree_leaves_with_path(params)
     if not flat:
-        raise ValueError("summary got an empty tree; pass the parameters")
+        raise ValueError("summary got an empty tree; pass the parameters: jp.summary(params)")
     if masks is not None:
         check_masks(masks, params)
-    leaves = [True] * len(flat) if masks is None else jax.tree.leaves(masks)
-    return Summary(tuple(_row(p, x, m) for (p, x), m in zip(flat, leaves, strict=True)), flops)
+    _check_function(fn, args, flops)
+    kept = [True] * len(flat) if masks is None else jax.tree.leaves(masks)
+    rows = [_row(path, leaf, mask) for (path, leaf), mask in zip(flat, kept, strict=True)]
+    if fn is None:
+        return Summary(tuple(rows), Flops(*flops) if flops else None)
+    return _with_flops(rows, cost(fn, params, *args))
+
+
+def _with_flops(rows: Sequence[Row], counted: Any) -> Summary:
+    """Each equation's FLOPs belong to the leaves that it reads, and shrink with their densities."""
+    before, after = [0] * len(rows), [0] * len(rows)
+    whole, others = [0, 0], 0
+    for equation in counted.equations:
+        leaves = [k for k in equation.inputs if k < len(rows)]
+        left = round(equation.flops * math.prod(rows[k].density for k in leaves))
+        whole = [whole[0] + equation.flops, whole[1] + left]
+        others += 0 if leaves else equation.flops
+        for k in leaves:
+            before[k] += equation.flops
+            after[k] += left
+    found = tuple(
+        Row(**{**vars(row), "flops": Flops(*pair)})
+        for row, *pair in zip(rows, before, after, strict=True)
+    )
+    return Summary(found, Flops(*whole), others, counted.notes)
 
 
 def _row(path: Any, leaf: Any, mask: Any) -> Row:
-    size = int(np.prod(np.shape(leaf)))
-    kept = int(np.broadcast_to(np.asarray(mask), np.shape(leaf)).sum())
-    return Row(
-        path_str(path), np.shape(leaf), str(leaf.dtype), size, kept, size * leaf.dtype.itemsize
-    )
+    shape = np.shape(leaf)
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    mask, size = np.asarray(mask), math.prod(shape)
+    kept = int(np.count_nonzero(mask)) * size // mask.size if size else 0
+    return Row(path_str(path), shape, str(dtype), size, kept, size * dtype.itemsize)
+
+
+def _cells(row: Row, per_leaf: bool) -> list[str]:
+    counts = (f"{count:,}" for count in (row.kept, row.size, row.bytes))
+    shape = f"{row.dtype}[{','.join(map(str, row.shape))}]" if row.dtype else ""
+    flops = [si(count) if count else "-" for count in row.flops or ()] if per_leaf else []
+    return [row.path, shape, f"{row.density:.3f}", *counts, *flops]
+
+
+def _check_function(fn: Any, args: Any, flops: Any) -> None:
+    if not isinstance(args, tuple):
+        raise TypeError(
+            f"summary wants args as a tuple, args=(x,), what follows params in fn(params, x); "
+            f"got {type(args).__name__}"
+        )
+    if (fn is None) != (not args):
+        got = "args without fn" if fn is None else "fn without args"
+        raise ValueError(f"summary got {got}; write jp.summary(params, masks, fn=fn, args=(x,))")
+    if fn is not None and flops is not None:
+        raise ValueError("summary got both fn and flops; fn counts them: leave flops out")
+
+
+def _rich(module: str) -> Any:
+    """A module of rich, imported when a table is first drawn."""
+    try:
+        import rich.box
+        import rich.console
+        import rich.table
+    except ImportError as error:
+        raise ImportError(
+            "jp.summary draws its table with rich: pip install rich; the numbers are in .rows"
+        ) from error
+    return getattr(rich, module)
