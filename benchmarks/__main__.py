@@ -20,8 +20,8 @@ def arguments() -> argparse.Namespace:
         description="Trains a residual CNN on real images, prunes it with unstructured masks, 2:4 "
         "masks and whole channels at several operating points, compacts what can be compacted, "
         "and measures accuracy, size, FLOPs and time against the dense network in one run.",
-        epilog="Writes DIR/<device>/main-quick.json (--full: main.json), with every raw timing, and "
-        "two pictures beside it. README's table: python -m benchmarks.readme.",
+        epilog="Writes DIR/<device>/main-quick.json (--full: main.json), with every raw timing, "
+        "and two pictures beside it. For README's table: python -m benchmarks.readme.",
     )
     parser.add_argument(
         "--full", action="store_true", help="all operating points, longer training and 3 seeds"
@@ -53,10 +53,7 @@ def main() -> None:
     folder = results.folder(args.results)
     seconds = time.perf_counter() - begin
     results.save(_result(images, settings, rows, seconds), folder / f"{stem}.json")
-    device = results.device()
-    title = f"{images.name}, residual CNN, {device['processor']}, {device['cores']} cores"
-    if device["platform"] != "cpu":
-        title = f"{images.name}, residual CNN, {device['kind']}"
+    title = f"{images.name}, residual CNN, {results.device_name()}"
     console.print(table.rich_table(rows, title))
     written = [folder / f"{stem}.json", *plots.save(rows, title, folder, stem)]
     console.print(f"{seconds:.0f} s. Written:", *written, sep="\n  ", highlight=False)
@@ -77,11 +74,12 @@ def _rows(images: data.Data, settings: run.Settings, console: Console) -> list[t
 def _result(
     images: data.Data, settings: run.Settings, rows: list[table.Row], seconds: float
 ) -> dict[str, Any]:
+    tested = min(len(images.test_x), settings.test_images)
     about = {"name": images.name, "source": images.source, "passed_over": images.passed_over}
     return results.header("main") | {
         "command": "python -m benchmarks" + (" --full" if settings.mode == "full" else ""),
         "seconds": round(seconds, 1),
-        "data": about | {"train_images": len(images.train_x), "test_images": settings.test_images},
+        "data": about | {"train_images": len(images.train_x), "test_images": tested},
         "model": repr(run.build(images)),
         "settings": dataclasses.asdict(settings),
         "rows": rows,

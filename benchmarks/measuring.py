@@ -65,20 +65,17 @@ def times(
     """Times all networks in one interleaved run against the first, which is the dense one.
 
     Returns:
-      Name -> seconds per batch (median, quartiles, every round), images per second, and the
-      speed-up over dense (quartiles and median of the rounds' ratios).
+      Name -> the timing with every round, images per second, and the speed-up over dense, each as
+      JSON holds it.
     """
     entries = {name: (fn, (params, images[:batch])) for name, (fn, params) in networks.items()}
     compared = jp.compare(entries, rounds=rounds)
     return {
-        name: {
+        name: timing.to_json()
+        | {
             "batch": batch,
-            "median_seconds": timing.median,
-            "quartiles_seconds": list(timing.quartiles),
-            "samples_seconds": list(timing.samples),
             "images_per_second": batch / timing.median,
-            "speedup": compared.ratios[name][1],
-            "speedup_quartiles": list(compared.ratios[name][::2]),
+            "speedup": compared.ratios[name]._asdict(),
         }
         for name, timing in compared.timings.items()
     }

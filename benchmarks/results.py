@@ -31,13 +31,16 @@ def device() -> dict[str, Any]:
     }
 
 
+def device_name() -> str:
+    """Returns the device in words, such as ``AMD EPYC, 2 cores``."""
+    here = device()
+    on_cpu = here["platform"] == "cpu"
+    return f"{here['processor']}, {here['cores']} cores" if on_cpu else here["kind"]
+
+
 def folder(root: Path = FOLDER) -> Path:
     """Returns the folder of this device's results, such as ``results/cpu-amd-epyc-2-cores``."""
-    here = device()
-    if here["platform"] == "cpu":
-        name = f"cpu {here['processor']} {here['cores']} cores"
-    else:
-        name = f"{here['platform']} {here['kind']}"
+    name = f"{device()['platform']} {device_name()}"
     return root / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

@@ -50,12 +50,13 @@ def mean(group: Sequence[Row], key: str) -> float:
 
 def speedup(group: Sequence[Row], batch: int) -> float:
     """Returns the mean over seeds of the median speed-up at the ``batch``-th batch size."""
-    return statistics.fmean(row["timing"][batch]["speedup"] for row in group)
+    return statistics.fmean(row["timing"][batch]["speedup"]["median"] for row in group)
 
 
 def name(row: Row) -> str:
     """Returns what the row is, without its operating point."""
-    return ", ".join(part for part in (row["pattern"], row["score"], row["schedule"]) if part)
+    parts = (row["pattern"], row["score"], row["schedule"] if row["pattern"] != "dense" else "")
+    return ", ".join(part for part in parts if part)
 
 
 def headings(rows: Sequence[Row]) -> list[str]:
@@ -87,7 +88,7 @@ def rich_table(rows: Sequence[Row], title: str) -> Table:
         column.justify = "left" if i == 0 else "right"
     previous = None
     for group in groups(rows):
-        if previous not in (None, name(group[0])) and "structured," in f" {previous},":
+        if group[0]["pattern"] == "structured" and name(group[0]) != previous:
             table.add_section()
         previous = name(group[0])
         table.add_row(*cells(group))
@@ -95,7 +96,7 @@ def rich_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Returns the same table for README."""
+    """Returns the same table as Markdown."""
     lines = [headings(rows), ["---"] + ["---:"] * (len(HEADINGS) - 1)]
     lines += [cells(group) for group in groups(rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + "\n\n".join(NOTES)

@@ -1,7 +1,8 @@
-"""Pictures: accuracy against measured speed-up, measured against theoretical speed-up, density.
+"""Pictures: what pruning costs in accuracy and brings in time, and where it cuts.
 
 Colours are Okabe and Ito's, told apart by colour-blind readers, and every series has a marker of
-its own. Each function draws on ``ax`` (a new one if None) and returns it.
+its own, told apart in print. Each function draws on ``ax`` (a new figure if None) and returns it.
+Needs matplotlib: ``pip install "jaxprune[plot]"``.
 """
 
 from __future__ import annotations
@@ -9,61 +10,208 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from jaxprune.report import Summary
+
+# Okabe and Ito, Color Universal Design (2008): https://jfly.uni-koeln.de/color/, yellow left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vP*"
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colours: pairs repeat late
+
+# name -> points; a coordinate is a number or the quartiles (low, median, high) of jp.compare.
+Series = Mapping[str, Sequence[tuple[Any, Any]]]
 
 
-def _axes(ax: Any) -> Any:
+def accuracy_speedup(series: Series, *, dense: float | None = None, ax: Any = None) -> Any:
+    """Draws test accuracy against measured speed-up and returns the axes.
+
+    Args:
+      series: ``{name: [(speed-up, accuracy), ...]}``. A speed-up is a number or the quartiles that
+        ``jp.compare(...).ratios`` holds, drawn as a bar; an accuracy is in [0, 1].
+      dense: the dense network's accuracy, drawn as a line.
+      ax: matplotlib axes, a new figure if None.
+
+    Raises:
+      ValueError: without points, or for an accuracy outside [0, 1].
+      ImportError: when matplotlib isn't installed.
+    """
+    points = _points(series, "accuracy_speedup", "[(speed-up, accuracy), ...]")
+    for name, xy in points.items():
+        for _, y in xy:
+            if not 0 <= y[1] <= 1:
+                raise ValueError(
+                    f"an accuracy of series {name!r} is {y[1]:g}; wanted a fraction in [0, 1]"
+                )
+    ax = _axes(ax)
+    ax.axvline(1, color="0.8", linewidth=1, zorder=0)
+    if dense is not None:
+        ax.axhline(100 * dense, color="0.4", linestyle="--", linewidth=1, label="dense", zorder=0)
+    _draw(ax, {name: [(x, 100 * y) for x, y in xy] for name, xy in points.items()})
+    ax.set(xlabel="measured speed-up over dense [x]", ylabel="test accuracy [%]")
+    return ax
+
+
+def measured_theoretical(series: Series, *, ax: Any = None) -> Any:
+    """Draws measured against theoretical speed-up on logarithmic axes and returns the axes.
+
+    The dashed line is where a device would gain as much as the FLOPs promise; below the dotted one
+    the pruned network is slower than the dense one.
+
+    Args:
+      series: ``{name: [(FLOPs of dense / FLOPs, measured speed-up), ...]}``; a speed-up is a number
+        or the quartiles that ``jp.compare(...).ratios`` holds.
+      ax: matplotlib axes, a new figure if None.
+
+    Raises:
+      ValueError: without points, or for a ratio that isn't positive.
+      ImportError: when matplotlib isn't installed.
+    """
+    points = _points(series, "measured_theoretical", "[(FLOPs ratio, measured speed-up), ...]")
+    values = np.concatenate([np.ravel(xy) for xy in points.values()])
+    if not (values > 0).all():
+        raise ValueError(f"measured_theoretical wants ratios above 0, got {values.min():g}")
+    ax = _axes(ax)
+    ends = [min(values.min(), 1), max(values.max(), 1)]
+    ax.plot(ends, ends, "--", color="0.4", linewidth=1, label="as FLOPs promise", zorder=0)
+    ax.axhline(1, linestyle=":", color="0.4", linewidth=1, label="as dense", zorder=0)
+    _draw(ax, points)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    _label_ratios(ax.xaxis)
+    _label_ratios(ax.yaxis)
+    ax.set(xlabel="theoretical speed-up: FLOPs of dense / FLOPs [x]",
+           ylabel="measured speed-up over dense [x]")  # fmt: skip
+    return ax
+
+
+def densities(of: Summary | Mapping[str, Summary], *, ax: Any = None) -> Any:
+    """Draws the density of each leaf, in the order of the tree, and returns the axes.
+
+    Args:
+      of: ``jp.summary(params, masks)``, or ``{name: summary}`` to compare several masks of the
+        same parameters. Leaves that none of them prunes are left out, unless all are dense.
+      ax: matplotlib axes, a new figure if None.
+
+    Raises:
+      TypeError: for something else, masks for example.
+      ValueError: for summaries of different parameters.
+      ImportError: when matplotlib isn't installed.
+    """
+    several = of if isinstance(of, Mapping) else {"": of}
+    if not several or not all(isinstance(s, Summary) for s in several.values()):
+        raise TypeError(
+            f"densities wants jp.summary(params, masks), or a dict of them, got {type(of).__name__}"
+        )
+    paths = {tuple(row.path for row in s.rows) for s in several.values()}
+    if len(paths) > 1:
+        raise ValueError("densities got summaries of different parameters; draw them apart")
+    table = {name: [row.density for row in s.rows] for name, s in several.items()}
+    pruned = np.min(list(table.values()), axis=0) < 1
+    shown = np.flatnonzero(pruned if pruned.any() else np.ones_like(pruned))
+    ax = _axes(ax, height=1.2 + 0.22 * len(shown))
+    for k, (name, values) in enumerate(table.items()):
+        ax.plot([values[i] for i in shown], range(len(shown)), **_style(k), linestyle="",
+                label=name)  # fmt: skip
+    (path,) = paths
+    ax.set_yticks(range(len(shown)), [path[i] for i in shown])
+    ax.set(xlabel="density (kept entries / entries)", xlim=(-0.02, 1.02))
+    ax.set_ylim(len(shown) - 0.5, -0.5)  # the first layer on top
+    ax.grid(alpha=0.3)
+    if isinstance(of, Mapping):
+        _legend(ax)
+    return ax
+
+
+def mask(mask: Any, *, ax: Any = None) -> Any:
+    """Draws a mask as a picture, kept entries dark, and returns the axes.
+
+    All axes but the last are laid out as rows, so that columns are a kernel's outputs. A mask
+    larger than the picture shows the density of small areas.
+
+    Args:
+      mask: booleans, True = kept, of at least one axis.
+      ax: matplotlib axes, a new figure if None.
+
+    Raises:
+      TypeError: when it isn't boolean.
+      ValueError: for a scalar or an empty mask.
+      ImportError: when matplotlib isn't installed.
+    """
+    array = np.asarray(mask)
+    if array.dtype != bool:
+        raise TypeError(f"plot.mask wants booleans, True = kept, got {array.dtype}{array.shape}")
+    if array.ndim == 0 or array.size == 0:
+        raise ValueError(f"plot.mask wants at least one entry on one axis, got shape {array.shape}")
+    rows = array.reshape(-1, array.shape[-1])
+    ax = _axes(ax)
+    ax.imshow(
+        rows.astype(float), cmap=_two_colours(), vmin=0, vmax=1, aspect="auto",
+        interpolation="auto", interpolation_stage="data",
+    )  # fmt: skip
+    above = " x ".join(map(str, array.shape[:-1])) or "1"
+    ax.set(xlabel="last axis (outputs)", ylabel=f"other axes: {above}")
+    ax.set_title(f"density {array.mean():.3f}: kept dark, pruned light", fontsize="medium")
+    return ax
+
+
+def _points(series: Series, who: str, wanted: str) -> dict[str, list[tuple[Any, Any]]]:
+    """Every number as its (low, median, high), points sorted by x."""
+    if not series or not all(len(points) for points in series.values()):
+        raise ValueError(f"{who} got no points; wanted {{name: {wanted}}}, got {series!r:.80}")
+    spread = lambda v: np.asarray(v, float) * np.ones(3)  # noqa: E731
+    found = {name: [(spread(x), spread(y)) for x, y in xy] for name, xy in series.items()}
+    return {name: sorted(xy, key=lambda p: p[0][1]) for name, xy in found.items()}
+
+
+def _draw(ax: Any, points: Mapping[str, Sequence[tuple[Any, Any]]]) -> None:
+    """Lines through the medians, bars from quartile to quartile."""
+    for k, (name, xy) in enumerate(points.items()):
+        x, y = (np.stack(values, axis=1) for values in zip(*xy, strict=True))
+        bars = {
+            side: np.abs(np.diff(values, axis=0))
+            for side, values in (("xerr", x), ("yerr", y))
+            if np.ptp(values, axis=0).any()
+        }
+        ax.errorbar(x[1], y[1], **bars, **_style(k), linewidth=1.3, capsize=2, elinewidth=1,
+                    label=name)  # fmt: skip
+    ax.grid(alpha=0.3, which="both", linewidth=0.6)
+    _legend(ax)
+
+
+def _style(k: int) -> dict[str, Any]:
+    colour = COLOURS[k % len(COLOURS)]
+    return {"color": colour, "marker": MARKERS[k % len(MARKERS)], "markersize": 6,
+            "markeredgecolor": "white", "markeredgewidth": 0.6}  # fmt: skip
+
+
+def _legend(ax: Any) -> None:
+    """Inside where there is room, below the axes when the series are many."""
+    handles, _ = ax.get_legend_handles_labels()
+    if len(handles) <= 5:
+        ax.legend(frameon=False, fontsize="small")
+    else:
+        ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _label_ratios(axis: Any) -> None:
+    """Labels 0.5, 1, 2, 4 in place of powers of two."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _two_colours() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("mask", ["#E8EEF2", COLOURS[0]])
+
+
+def _axes(ax: Any, height: float = 4.2) -> Any:
     if ax is not None:
         return ax
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError("jp.plot needs matplotlib: pip install matplotlib") from error
-    return plt.figure(figsize=(6.4, 4.2), layout="constrained").add_subplot()
-
-
-def _series(ax: Any, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    for i, (name, points) in enumerate(series.items()):
-        x, y = zip(*sorted(points), strict=True)
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        ax.plot(x, y, color=colour, marker=marker, label=name, linewidth=1.5)
-    ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
-
-
-def accuracy_speedup(
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    *,
-    dense: float | None = None,
-    ax: Any = None,
-) -> Any:
-    """Test accuracy against measured speed-up: name -> (speed-up, accuracy in [0, 1]) points."""
-    ax = _axes(ax)
-    if dense is not None:
-        ax.axhline(100 * dense, color="0.5", linestyle="--", linewidth=1, label="dense accuracy")
-    ax.axvline(1, color="0.8", linewidth=1)
-    _series(ax, {n: [(s, 100 * a) for s, a in points] for n, points in series.items()})
-    ax.set(xlabel="measured speed-up over dense [x]", ylabel="test accuracy [%]")
-    return ax
-
-
-def measured_theoretical(
-    series: Mapping[str, Sequence[tuple[float, float]]], *, ax: Any = None
-) -> Any:
-    """Measured against theoretical speed-up (FLOPs ratio): name -> (theoretical, measured)."""
-    ax = _axes(ax)
-    top = max(max(x, y) for points in series.values() for x, y in points)
-    ax.plot([1, top], [1, top], color="0.5", linestyle="--", linewidth=1, label="as FLOPs promise")
-    _series(ax, series)
-    ax.set(xlabel="FLOPs of dense / FLOPs [x]", ylabel="measured speed-up over dense [x]")
-    return ax
-
-
-def densities(summary: Any, *, ax: Any = None) -> Any:
-    """Density per leaf, from ``jp.summary(params, masks)``; leaves of one entry are left out."""
-    ax = _axes(ax)
-    rows = [r for r in summary.rows if r.size > 1][::-1]
-    ax.barh([r.path for r in rows], [r.kept / r.size for r in rows], color=COLOURS[0])
-    ax.set(xlabel="density (kept fraction)", xlim=(0, 1))
-    return ax
+        raise ImportError('jp.plot needs matplotlib: pip install "jaxprune[plot]"') from error
+    return plt.figure(figsize=(6.4, min(height, 40)), layout="constrained").add_subplot()

@@ -66,7 +66,7 @@ def ordered_bits(x: jax.Array) -> jax.Array:
     x = jax.lax.stop_gradient(x)
     if x.dtype.itemsize == 1:
         x = x.astype(jnp.float32)
-    uint = _UINT[x.dtype.itemsize]
+    uint: Any = _UINT[x.dtype.itemsize]
     sign = uint(1 << (8 * x.dtype.itemsize - 1))
     infinity = np.asarray(np.inf, x.dtype).view(uint)
     bits = jax.lax.bitcast_convert_type(x, uint)
@@ -128,7 +128,7 @@ def _at_least(x: jax.Array, found: jax.Array, shift: int) -> jax.Array:
     # The first bin takes what lies below the digits found so far, the last one what lies above.
     bins = jnp.where(high < base, 0, jnp.minimum(high - base, size) + 1).astype(jnp.int32)
     counts = jnp.zeros((1 << _DIGIT) + 2, jnp.int32)
-    counts = counts.at[bins.reshape(-1)].add(1, mode="promise_in_bounds")
+    counts = counts.at[bins].add(1, mode="promise_in_bounds")
     return jnp.cumsum(counts[::-1])[::-1][1:-1]
 
 
@@ -151,7 +151,7 @@ def count_dtype(total: int) -> Any:
     """
     if total < 2**31:
         return jnp.int32
-    if not jax.config.jax_enable_x64:
+    if jax.dtypes.canonicalize_dtype(np.int64) != np.int64:
         raise ValueError(
             f"ranking {total} entries together needs 64-bit counts; write `with "
             "jax.enable_x64(True): ...`, or give each leaf its own sparsity (jp.uniform, jp.erk)"
@@ -193,7 +193,9 @@ def _first(hits: jax.Array, wanted: jax.Array) -> jax.Array:
         counts = jnp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=jnp.int32)
         before = jnp.cumsum(counts) - counts
         i = jnp.maximum(_count(before < wanted) - 1, 0)
-        rows, wanted, last = rows[i], wanted - before[i], last + i * stride
+        here = jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0) == i
+        rows = jnp.any(rows & here, axis=0)  # rows[i], which would gather a sharded axis
+        wanted, last = wanted - before[i], last + i * stride
         index += jax.lax.broadcasted_iota(jnp.int32, hits.shape, axis) * stride
     return hits & (index <= last)
 

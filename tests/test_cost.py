@@ -491,7 +491,11 @@ def test_print_shows_totals_the_dearest_first_and_notes():
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: jp.cost(3, X), TypeError, r"wants a function, jp.cost\(fn, params, x\), got int 3"),
+        (
+            lambda: jp.cost(3, X),
+            TypeError,
+            r"wants a function, jp.cost\(fn, params, x\), got int 3",
+        ),
         (lambda: jp.cost(jnp.sin), ValueError, r"no arguments.*jp.cost\(fn, params, x\)"),
         (
             lambda: jp.cost(jnp.sum, {"a": X, "mode": "train"}),

@@ -10,7 +10,7 @@ import optax
 
 from jaxprune.patterns import unstructured
 from jaxprune.training.landing import check_like, check_update, land_on_masked
-from jaxprune.training.renewal import all_kept, as_schedule, check_every, is_due, scheduled
+from jaxprune.training.renewal import all_kept, check_every, check_sparsity, is_due, scheduled
 from jaxprune.types import Masks, Pattern, Schedule, ScoreFn, Scores
 
 _UNSTRUCTURED = unstructured()
@@ -75,7 +75,7 @@ def prune(
       ``init`` everything is kept.
 
     Raises:
-      ValueError: when sparsity leaves [0, 1] at the schedule's start or end, or every is below 1;
+      ValueError: when the schedule ends outside [0, 1], or every is below 1;
         from ``update``, when params is None, or updates, params, scores and state do not belong
         together.
       TypeError: when inner is no optax transformation or score no function.
@@ -104,13 +104,13 @@ def prune(
             "such as jp.magnitude"
         )
     check_every(every)
-    schedule = as_schedule(sparsity)
+    check_sparsity(sparsity)
 
     def init(params: Any) -> PruneState:
         return PruneState(
             count=jnp.zeros((), jnp.int32),
             sparsity=jnp.zeros((), jnp.float32),
-            masks=all_kept(pattern, params, schedule),
+            masks=all_kept(pattern, params, sparsity),
             inner_state=inner.init(params),
         )
 
@@ -123,13 +123,13 @@ def prune(
         def renewed(now: jax.Array) -> tuple[Masks, jax.Array]:
             scores = score(params, **{"grad": updates, "step": count, **extra_args})
             check_like("scores", scores, params)
-            return pattern(scores if regrow else _hold(scores, old, now >= last), now), now
+            return pattern(_hold(scores, old, (now >= last) & (not regrow)), now), now
 
         masks, made_for = jax.lax.cond(
-            is_due(schedule, count, last, every),
+            is_due(sparsity, count, last, every),
             renewed,
             lambda now: (old, last),
-            scheduled(schedule, count),
+            jnp.asarray(scheduled(sparsity, count), jnp.float32),
         )
         updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
         state = PruneState(optax.safe_increment(count), made_for, masks, inner_state)

@@ -14,26 +14,28 @@ from jaxprune.types import Masks, Params, Pattern, Schedule
 _LAST_STEP = np.iinfo(np.int32).max  # where optax's counters stop
 
 
-def as_schedule(sparsity: Any) -> Schedule:
-    """A number becomes a constant schedule. Its start and its end are checked to be in [0, 1]."""
-    schedule = sparsity if callable(sparsity) else lambda step: sparsity
-    for step in (0, _LAST_STEP):
-        value = _evaluate(schedule, step)
-        if isinstance(value, jax.core.Tracer):
-            continue  # a hyperparameter of the step, such as optax.inject_hyperparams makes
-        if not (np.shape(value) == () and 0 <= float(value) <= 1):
-            at = f" at step {step}" if callable(sparsity) else ""
-            raise ValueError(
-                f"sparsity is {value}{at}; wanted the fraction of entries to remove, a number in "
-                "[0, 1], or a schedule of it that stays there, such as "
-                "jp.schedules.cubic(0, 0.9, begin=0, end=1000)"
-            )
-    return schedule
+def scheduled(sparsity: float | Schedule, step: Any) -> Any:
+    """The sparsity at a step; a number is a constant schedule."""
+    return sparsity(step) if callable(sparsity) else sparsity
 
 
-def _evaluate(schedule: Schedule, step: int) -> Any:
+def final(sparsity: float | Schedule) -> Any:
+    """The sparsity at the end of all schedules, known even under jit."""
     with jax.ensure_compile_time_eval():
-        return schedule(step)
+        return scheduled(sparsity, _LAST_STEP)
+
+
+def check_sparsity(sparsity: float | Schedule) -> None:
+    """Raises ValueError unless the schedule, as far as it is known, ends in [0, 1]."""
+    value = final(sparsity)
+    if isinstance(value, jax.core.Tracer):
+        return  # a hyperparameter of the step, such as optax.inject_hyperparams makes
+    if not (np.shape(value) == () and 0 <= float(value) <= 1):
+        raise ValueError(
+            f"sparsity ends at {value}; wanted the fraction of entries to remove, a number in "
+            "[0, 1], or a schedule of it that stays there, such as "
+            "jp.schedules.cubic(0, 0.9, begin=0, end=1000)"
+        )
 
 
 def check_every(every: Any) -> None:
@@ -45,7 +47,7 @@ def check_every(every: Any) -> None:
         )
 
 
-def all_kept(pattern: Pattern, params: Params, schedule: Schedule) -> Masks:
+def all_kept(pattern: Pattern, params: Params, sparsity: float | Schedule) -> Masks:
     """Masks of the shapes that ``pattern`` gives, everything kept; computes no score.
 
     A score may need evidence that ``init`` doesn't have, and a state may never change its shapes.
@@ -53,12 +55,13 @@ def all_kept(pattern: Pattern, params: Params, schedule: Schedule) -> Masks:
     """
     if is_placeholder(params):
         return params
-    final = _evaluate(schedule, _LAST_STEP)
-    shapes = jax.eval_shape(lambda scores: pattern(scores, final), params)
+    shapes = jax.eval_shape(lambda scores: pattern(scores, final(sparsity)), params)
     return jax.tree.map(lambda p, m: jnp.ones_like(p, bool, m.shape), params, shapes)
 
 
-def is_due(schedule: Schedule, count: jax.Array, last: jax.Array, every: int) -> jax.Array:
+def is_due(
+    sparsity: float | Schedule, count: jax.Array, last: jax.Array, every: int | jax.Array
+) -> jax.Array:
     """Are the masks to be renewed at this step?
 
     Every ``every`` steps, and in between as soon as the schedule stands where it will stand at the
@@ -66,10 +69,8 @@ def is_due(schedule: Schedule, count: jax.Array, last: jax.Array, every: int) ->
     its end step, whatever ``every`` is, at the price of at most one more renewal in between.
     """
     regular = count % every == 0
-    now, then = scheduled(schedule, count), scheduled(schedule, (count // every + 1) * every)
+    if not callable(sparsity):
+        return regular  # a number; or a hyperparameter, whose future isn't known
+    following = (count // every + 1) * every
+    now, then = (jnp.asarray(sparsity(step), jnp.float32) for step in (count, following))
     return regular | ((now == then) & (now != last))
-
-
-def scheduled(schedule: Schedule, step: jax.Array) -> jax.Array:
-    """The schedule's sparsity at a step: float32, shape ()."""
-    return jnp.asarray(schedule(step), jnp.float32)
