@@ -10,7 +10,7 @@ import optax
 
 from jaxprune.patterns import unstructured
 from jaxprune.training.landing import check_like, check_update, land_on_masked
-from jaxprune.training.renewal import all_kept, check_every, check_sparsity, is_due, scheduled
+from jaxprune.training.renewal import all_kept, check_every, check_schedule, is_due, scheduled
 from jaxprune.types import Masks, Pattern, Schedule, ScoreFn, Scores
 
 _UNSTRUCTURED = unstructured()
@@ -104,7 +104,7 @@ def prune(
             "such as jp.magnitude"
         )
     check_every(every)
-    check_sparsity(sparsity)
+    check_schedule(sparsity)
 
     def init(params: Any) -> PruneState:
         return PruneState(

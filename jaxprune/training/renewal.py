@@ -25,7 +25,7 @@ def final(sparsity: float | Schedule) -> Any:
         return scheduled(sparsity, _LAST_STEP)
 
 
-def check_sparsity(sparsity: float | Schedule) -> None:
+def check_schedule(sparsity: float | Schedule) -> None:
     """Raises ValueError unless the schedule, as far as it is known, ends in [0, 1]."""
     value = final(sparsity)
     if isinstance(value, jax.core.Tracer):
