@@ -16,7 +16,10 @@ from jaxprune.report import Summary
 
 # Okabe and Ito, Color Universal Design (2008): https://jfly.uni-koeln.de/color/, yellow left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colours: pairs repeat late
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")  # one more than colours: pairs repeat late
+
+_PIXELS = 400  # a mask of more rows or columns is averaged over small areas
+_INSIDE = 5  # series whose legend has room inside the axes
 
 # name -> points; a coordinate is a number or the quartiles (low, median, high) of jp.compare.
 Series = Mapping[str, Sequence[tuple[Any, Any]]]
@@ -34,6 +37,12 @@ def accuracy_speedup(series: Series, *, dense: float | None = None, ax: Any = No
     Raises:
       ValueError: without points, or for an accuracy outside [0, 1].
       ImportError: when matplotlib isn't installed.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> ax = jp.plot.accuracy_speedup({"magnitude": [(1.4, 0.91), ((2.2, 2.3, 2.5), 0.89)]})
+      >>> ax.get_xlabel()
+      'measured speed-up over dense [x]'
     """
     points = _points(series, "accuracy_speedup", "[(speed-up, accuracy), ...]")
     for name, xy in points.items():
@@ -42,10 +51,20 @@ def accuracy_speedup(series: Series, *, dense: float | None = None, ax: Any = No
                 raise ValueError(
                     f"an accuracy of series {name!r} is {y[1]:g}; wanted a fraction in [0, 1]"
                 )
-    ax = _axes(ax)
+    ax = _axes(ax, width=_width(points))
     ax.axvline(1, color="0.8", linewidth=1, zorder=0)
     if dense is not None:
-        ax.axhline(100 * dense, color="0.4", linestyle="--", linewidth=1, label="dense", zorder=0)
+        ax.axhline(100 * dense, color="0.4", linestyle="--", linewidth=1, zorder=0)
+        ax.annotate(
+            "dense",
+            (0.01, 100 * dense),
+            xycoords=("axes fraction", "data"),
+            color="0.4",
+            xytext=(0, -3),
+            textcoords="offset points",
+            va="top",
+            fontsize="small",
+        )
     _draw(ax, {name: [(x, 100 * y) for x, y in xy] for name, xy in points.items()})
     ax.set(xlabel="measured speed-up over dense [x]", ylabel="test accuracy [%]")
     return ax
@@ -65,12 +84,18 @@ def measured_theoretical(series: Series, *, ax: Any = None) -> Any:
     Raises:
       ValueError: without points, or for a ratio that isn't positive.
       ImportError: when matplotlib isn't installed.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> ax = jp.plot.measured_theoretical({"aligned": [(2.0, 1.8), (4.0, 3.1)]})
+      >>> ax.get_xscale()
+      'log'
     """
     points = _points(series, "measured_theoretical", "[(FLOPs ratio, measured speed-up), ...]")
     values = np.concatenate([np.ravel(xy) for xy in points.values()])
     if not (values > 0).all():
         raise ValueError(f"measured_theoretical wants ratios above 0, got {values.min():g}")
-    ax = _axes(ax)
+    ax = _axes(ax, width=_width(points))
     ends = [min(values.min(), 1), max(values.max(), 1)]
     ax.plot(ends, ends, "--", color="0.4", linewidth=1, label="as FLOPs promise", zorder=0)
     ax.axhline(1, linestyle=":", color="0.4", linewidth=1, label="as dense", zorder=0)
@@ -96,6 +121,12 @@ def densities(of: Summary | Mapping[str, Summary], *, ax: Any = None) -> Any:
       TypeError: for something else, masks for example.
       ValueError: for summaries of different parameters.
       ImportError: when matplotlib isn't installed.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> s = jp.summary({"w": jnp.ones((2, 2))}, {"w": jnp.eye(2, dtype=bool)})
+      >>> [label.get_text() for label in jp.plot.densities(s).get_yticklabels()]
+      ['w']
     """
     several = of if isinstance(of, Mapping) else {"": of}
     if not several or not all(isinstance(s, Summary) for s in several.values()):
@@ -110,8 +141,9 @@ def densities(of: Summary | Mapping[str, Summary], *, ax: Any = None) -> Any:
     shown = np.flatnonzero(pruned if pruned.any() else np.ones_like(pruned))
     ax = _axes(ax, height=1.2 + 0.22 * len(shown))
     for k, (name, values) in enumerate(table.items()):
-        ax.plot([values[i] for i in shown], range(len(shown)), **_style(k), linestyle="",
-                label=name)  # fmt: skip
+        beside = 0.16 * (k - (len(table) - 1) / 2)  # equal densities don't hide each other
+        ax.plot([values[i] for i in shown], np.arange(len(shown)) + beside, **_style(k),
+                linestyle="", label=name)  # fmt: skip
     (path,) = paths
     ax.set_yticks(range(len(shown)), [path[i] for i in shown])
     ax.set(xlabel="density (kept entries / entries)", xlim=(-0.02, 1.02))
@@ -136,6 +168,11 @@ def mask(mask: Any, *, ax: Any = None) -> Any:
       TypeError: when it isn't boolean.
       ValueError: for a scalar or an empty mask.
       ImportError: when matplotlib isn't installed.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> jp.plot.mask(jnp.eye(4, dtype=bool)).get_title()
+      'density 0.250: kept dark, pruned light'
     """
     array = np.asarray(mask)
     if array.dtype != bool:
@@ -146,7 +183,7 @@ def mask(mask: Any, *, ax: Any = None) -> Any:
     ax = _axes(ax)
     ax.imshow(
         rows.astype(float), cmap=_two_colours(), vmin=0, vmax=1, aspect="auto",
-        interpolation="auto", interpolation_stage="data",
+        interpolation="nearest" if max(rows.shape) <= _PIXELS else "hanning",
     )  # fmt: skip
     above = " x ".join(map(str, array.shape[:-1])) or "1"
     ax.set(xlabel="last axis (outputs)", ylabel=f"other axes: {above}")
@@ -185,12 +222,14 @@ def _style(k: int) -> dict[str, Any]:
 
 
 def _legend(ax: Any) -> None:
-    """Inside where there is room, below the axes when the series are many."""
-    handles, _ = ax.get_legend_handles_labels()
-    if len(handles) <= 5:
-        ax.legend(frameon=False, fontsize="small")
-    else:
-        ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    """Inside where there is room, beside the axes when the series are many."""
+    many = len(ax.get_legend_handles_labels()[0]) > _INSIDE
+    place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if many else {}
+    ax.legend(frameon=False, fontsize="small", **place)
+
+
+def _width(points: Mapping[str, Any]) -> float:
+    return 6.4 if len(points) <= _INSIDE else 8.8
 
 
 def _label_ratios(axis: Any) -> None:
@@ -207,11 +246,11 @@ def _two_colours() -> Any:
     return LinearSegmentedColormap.from_list("mask", ["#E8EEF2", COLOURS[0]])
 
 
-def _axes(ax: Any, height: float = 4.2) -> Any:
+def _axes(ax: Any, width: float = 6.4, height: float = 4.2) -> Any:
     if ax is not None:
         return ax
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError('jp.plot needs matplotlib: pip install "jaxprune[plot]"') from error
-    return plt.figure(figsize=(6.4, min(height, 40)), layout="constrained").add_subplot()
+    return plt.figure(figsize=(width, min(height, 40)), layout="constrained").add_subplot()

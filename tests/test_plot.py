@@ -1,4 +1,4 @@
-"""Pictures: that they show the given numbers, with units, and can be told apart in grey and print."""
+"""Pictures: that they show the given numbers, with units, in marks that can be told apart."""
 
 import builtins
 
@@ -128,11 +128,11 @@ def test_a_large_mask_is_averaged():
 
 
 def test_draws_on_the_given_axes():
-    _, ax = plt.subplots()
-    assert jp.plot.accuracy_speedup(SERIES, ax=ax) is ax
-    assert jp.plot.measured_theoretical(SERIES, ax=ax) is ax
-    assert jp.plot.densities(jp.summary(PARAMS, MASKS), ax=ax) is ax
-    assert jp.plot.mask(MASKS["v"], ax=ax) is ax
+    _, (a, b, c, d) = plt.subplots(4)
+    assert jp.plot.accuracy_speedup(SERIES, ax=a) is a
+    assert jp.plot.measured_theoretical(SERIES, ax=b) is b
+    assert jp.plot.densities(jp.summary(PARAMS, MASKS), ax=c) is c
+    assert jp.plot.mask(MASKS["v"], ax=d) is d
     assert len(plt.get_fignums()) == 1
 
 
