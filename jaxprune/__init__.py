@@ -15,6 +15,8 @@ from jaxprune.distributions import global_threshold as global_threshold
 from jaxprune.distributions import uniform as uniform
 from jaxprune.masks import apply_masks as apply_masks
 from jaxprune.masks import density as density
+from jaxprune.measure import Comparison as Comparison
+from jaxprune.measure import Timing as Timing
 from jaxprune.measure import benchmark as benchmark
 from jaxprune.measure import compare as compare
 from jaxprune.patterns import block as block
@@ -23,6 +25,7 @@ from jaxprune.patterns import is_kernel as is_kernel
 from jaxprune.patterns import n_m as n_m
 from jaxprune.patterns import threshold as threshold
 from jaxprune.patterns import unstructured as unstructured
+from jaxprune.report import Summary as Summary
 from jaxprune.report import summary as summary
 from jaxprune.scores import batch_norm_scale as batch_norm_scale
 from jaxprune.scores import magnitude as magnitude
