@@ -162,7 +162,7 @@ def test_without_rich_the_numbers_stay(monkeypatch):
     ("call", "error", "text"),
     [
         (lambda: jp.summary({}), ValueError, "summary got an empty tree"),
-        (lambda: jp.summary(VARIABLES, {"a": True}), ValueError, "structure"),
+        (lambda: jp.summary(VARIABLES, {"a": True}), ValueError, "masks"),
         (
             lambda: jp.summary({"w": jnp.ones((2, 3))}, {"w": jnp.ones(2, bool)}),
             ValueError,
