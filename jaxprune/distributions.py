@@ -1,124 +1,230 @@
 """Distributions: one global sparsity -> one sparsity per leaf.
 
-Each takes a tree of scores (patterns pass a dict path -> scores of the prunable leaves alone) and a
-sparsity, a number or traced, and returns one scalar per leaf.
+Each takes a tree of scores and a sparsity, a number or traced, and returns a scalar per leaf.
+Patterns pass a dict {path: scores} of the leaves that they prune, with one score per unit that
+lives or dies as a whole: an entry, a block, a channel.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import selection
+from jaxprune.selection import keep_counts, kept_count, known
 from jaxprune.types import Distribution, Scores, Sparsities, path_str
+
+Rule = float | Callable[[Any], Any]  # a sparsity, or a function of the global one
 
 
 def uniform(scores: Scores, sparsity: Any) -> Sparsities:
-    """The same sparsity for every leaf.
+    """Returns the same sparsity for every leaf.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> jp.uniform({"a": jnp.ones(4), "b": jnp.ones(9)}, 0.5)
-      {'a': Array(0.5, dtype=float32), 'b': Array(0.5, dtype=float32)}
+      >>> sparsities = jp.uniform({"a": jnp.ones(4), "b": jnp.ones(9)}, 0.5)
+      >>> {path: float(s) for path, s in sparsities.items()}
+      {'a': 0.5, 'b': 0.5}
     """
-    return jax.tree.map(lambda _: jnp.asarray(sparsity, jnp.float32), scores)
+    same = np.asarray(sparsity) if known(sparsity) else sparsity  # 0.9 as is, not as a float32
+    return jax.tree.map(lambda _: same, scores)
 
 
 def erk(scores: Scores, sparsity: Any, *, power: float = 1.0) -> Sparsities:
-    r"""Erdős-Rényi-Kernel: densities proportional to :math:`(\sum_i d_i / \prod_i d_i)^p`.
+    r"""Returns Erdős–Rényi-Kernel sparsities: large leaves become sparser than small ones.
 
-    Leaves whose density would exceed 1 are dense and the others are solved again, so that the
-    average over all entries is the target.
+    .. math:: 1 - s_l = \min(1, \lambda (\sum_i d_{l,i} / \prod_i d_{l,i})^p)
+
+    for a leaf of shape :math:`(d_{l,1}, d_{l,2}, \dots)`, with the one :math:`\lambda` for which
+    the mean over all entries is the target. Capped leaves are dense and the others make up for it.
+
+    Args:
+      scores: only the shapes of its leaves matter.
+      sparsity: global, in [0, 1].
+      power: 0 is uniform; ``functools.partial(jp.erk, power=0.5)`` lies half-way.
 
     References:
-      Evci et al., [RigL](https://arxiv.org/abs/1911.11134), 2020, section 3(1).
+      Evci et al., [RigL](https://arxiv.org/abs/1911.11134), 2020, section 3(1), after Mocanu et
+      al., [SET](https://arxiv.org/abs/1707.04780), 2018. Their code caps one leaf a round and
+      solves again; this is the same solution in closed form.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> s = jp.erk({"a": jnp.ones((10, 10)), "b": jnp.ones((100, 100))}, 0.9)
-      >>> bool(s["a"] < s["b"])
-      True
+      >>> sparsities = jp.erk({"a": jnp.ones((10, 10)), "b": jnp.ones((100, 100))}, 0.9)
+      >>> {path: round(float(s), 3) for path, s in sparsities.items()}
+      {'a': 0.082, 'b': 0.908}
     """
     leaves, treedef = jax.tree.flatten(scores)
-    sizes = np.array([leaf.size for leaf in leaves], np.float32)
-    raw = np.array([(sum(leaf.shape) / leaf.size) ** power for leaf in leaves], np.float32)
-    budget = (1.0 - jnp.asarray(sparsity, jnp.float32)) * sizes.sum()
-    dense = jnp.zeros(len(leaves), bool)
-    for _ in leaves:  # each round caps at least one leaf or changes nothing
-        free = jnp.sum(jnp.where(dense, 0.0, sizes * raw))
-        scale = (budget - jnp.sum(jnp.where(dense, sizes, 0.0))) / jnp.maximum(free, 1e-20)
-        dense = dense | (scale * raw > 1.0)
-    density = jnp.where(dense, 1.0, jnp.clip(scale * raw, 0.0, 1.0))
-    return jax.tree.unflatten(treedef, list(1.0 - density))
+    shapes = [np.shape(leaf) for leaf in leaves]
+    sizes = np.array([max(np.prod(shape), 1) for shape in shapes], np.float64)
+    raw = np.array([max(sum(shape), 1) for shape in shapes]) / sizes
+    raw = raw**power
+    # With the leaves in order of raw, the first j of them capped, lambda solves a line; the mean
+    # density is the lower envelope of these lines, so the largest of the solutions is the one.
+    order = np.argsort(-raw)
+    entries, slopes = sizes[order], (sizes * raw)[order]
+    capped = np.cumsum(entries) - entries
+    xp = np if known(sparsity) else jnp
+    wanted = (1.0 - xp.asarray(sparsity)) * float(sizes.sum())
+    scale = xp.max(
+        (wanted - capped.astype(wanted.dtype)) / _suffix_sums(slopes).astype(wanted.dtype)
+    )
+    density = [xp.clip(scale * xp.asarray(r, wanted.dtype), 0, 1) for r in raw]
+    return jax.tree.unflatten(treedef, [xp.asarray(1 - d) for d in density])
+
+
+def _suffix_sums(x: np.ndarray) -> np.ndarray:
+    return np.cumsum(x[::-1])[::-1]
 
 
 def global_threshold(
-    scores: Scores, sparsity: Any, *, normalize: bool = True, floor: float = 0.01
+    scores: Scores, sparsity: Any, *, normalize: bool = True, floor: float = 0.05
 ) -> Sparsities:
-    """One threshold over all leaves, each scaled by its root mean square, none emptied.
+    """Returns the sparsities that one threshold over all leaves gives.
 
-    The scaling does not depend on the size of a leaf: two leaves of one distribution keep the
-    same fraction, however large they are.
+    Each leaf is divided by its root mean square first, which doesn't depend on its size: two
+    leaves of one distribution keep the same fraction. No leaf is emptied: each keeps at least
+    ``floor`` of what :func:`uniform` would leave it, and at least one entry; the others then keep
+    as much less, so that the total stays the target.
 
     Args:
-      scores: a tree of scores.
+      scores: floats of any size. Entries of infinite score count as zeros in the mean.
       sparsity: global, in [0, 1].
-      normalize: divide each leaf's scores by their root mean square.
-      floor: the least density of a leaf, and at least one entry; what it adds is not taken back
-        elsewhere.
+      normalize: False compares scores across leaves as they are.
+      floor: a fraction in [0, 1]; 1 is uniform, 0 leaves one entry.
+
+    Raises:
+      ValueError: for a floor outside [0, 1], and for 2**31 entries or more without 64-bit types.
 
     Example:
-      >>> import jax, jax.numpy as jnp, jaxprune as jp
+      >>> import functools, jax, jax.numpy as jnp, jaxprune as jp
       >>> w = {"a": jax.random.normal(jax.random.key(0), (50, 50))}
       >>> round(float(jp.global_threshold(jp.magnitude(w), 0.9)["a"]), 2)
       0.9
+      >>> raw = functools.partial(jp.global_threshold, normalize=False)
+      >>> pattern = jp.unstructured(raw)
     """
+    if not 0 <= floor <= 1:
+        raise ValueError(
+            f"floor is {floor}; wanted the fraction in [0, 1] of its uniform share that a leaf "
+            "keeps at least, such as 0.05"
+        )
     leaves, treedef = jax.tree.flatten(scores)
-    wide = [leaf.astype(jnp.float32) for leaf in leaves]
+    dtype = jnp.result_type(jnp.float32, *leaves)
+    wide = [jnp.asarray(leaf, dtype) for leaf in leaves]
     if normalize:
-        wide = [x / jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(x))), 1e-30) for x in wide]
-    bits = [selection.ordered_bits(x) for x in wide]
-    total = sum(x.size for x in wide)
-    keep = jnp.round((1.0 - jnp.asarray(sparsity, jnp.float32)) * total).astype(jnp.int32)
-    cut = selection.kth_largest(bits, jnp.maximum(keep, 1))
-    least = [max(floor, 1.0 / x.size) for x in wide]
-    kept = [jnp.where(keep > 0, jnp.mean(b >= cut, dtype=jnp.float32), 0.0) for b in bits]
-    densities = [jnp.where(keep > 0, jnp.maximum(d, m), 0.0) for d, m in zip(kept, least)]
-    return jax.tree.unflatten(treedef, [1.0 - d for d in densities])
+        wide = [x / _root_mean_square(x) for x in wide]
+    shares = [jnp.asarray(kept_count(x.size, sparsity), jnp.int32) for x in wide]
+    least = [jnp.ceil(floor * n.astype(jnp.float32)).astype(jnp.int32) for n in shares]
+    least = [jnp.clip(b, jnp.minimum(n, 1), n) for b, n in zip(least, shares, strict=True)]
+    kept = keep_counts(wide, shares, least)
+    removed = [(x.size - n) / max(x.size, 1) for x, n in zip(wide, kept, strict=True)]
+    return jax.tree.unflatten(treedef, removed)
 
 
-def by_path(table: Mapping[str, float], default: Distribution = uniform) -> Distribution:
-    """A sparsity per path pattern (``fnmatch``), the first that matches; others by ``default``.
+def _root_mean_square(x: jax.Array) -> jax.Array:
+    """Over finite entries, the others as zeros; scaled so that no square over- or underflows."""
+    finite = jnp.where(jnp.isfinite(x), x, 0)
+    largest = jnp.max(jnp.abs(finite), initial=0)
+    largest = jnp.where(largest > 0, largest, 1)
+    rms = largest * jnp.sqrt(jnp.mean(jnp.square(finite / largest)))
+    return jnp.where(rms > 0, rms, 1)
+
+
+def by_path(table: Mapping[str, Rule], default: Distribution = uniform) -> Distribution:
+    """Returns a distribution with a sparsity per path pattern, the first that matches.
+
+    A mapping may also be given to a pattern directly: ``jp.unstructured({"*/Conv_*": 0.5})``.
 
     Args:
-      table: pattern -> sparsity, for example ``{"*/Conv_*": 0.5, "*/Dense_*": 0.9}``.
-      default: for the leaves that no pattern matches, at the global sparsity.
+      table: from patterns of :mod:`fnmatch` to a sparsity. A number holds at every step of a
+        schedule; a function of the global sparsity follows it: ``{"*/Conv_*": lambda s: s / 2}``.
+      default: what holds for the leaves that no pattern matches, at the global sparsity.
 
     Raises:
-      ValueError: (on use) for a pattern that matches no leaf.
+      ValueError: for a number outside [0, 1]; on use, for a pattern that is no leaf's first match.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> rule = jp.distributions.by_path({"conv*": 0.5})
-      >>> rule({"conv": jnp.ones(4), "dense": jnp.ones(4)}, 0.9)
-      {'conv': Array(0.5, dtype=float32), 'dense': Array(0.9, dtype=float32)}
+      >>> sparsities = rule({"conv": jnp.ones(4), "dense": jnp.ones(4)}, 0.9)
+      >>> {path: float(s) for path, s in sparsities.items()}
+      {'conv': 0.5, 'dense': 0.9}
+    """
+    for pattern, rule in table.items():
+        if not callable(rule) and not 0 <= rule <= 1:
+            raise ValueError(
+                f"by_path: {pattern!r} has sparsity {rule}; wanted a fraction in [0, 1], or a "
+                "function of the global sparsity"
+            )
+
+    def distribution(scores: Scores, sparsity: Any) -> Sparsities:
+        flat, treedef = jax.tree_util.tree_flatten_with_path(scores)
+        paths = [path_str(path) for path, _ in flat]
+        first = [next((p for p in table if fnmatch.fnmatchcase(x, p)), None) for x in paths]
+        for pattern in table:
+            if pattern not in first:
+                raise ValueError(
+                    f"by_path: {pattern!r} is the first match of none of the pruned leaves "
+                    f"{paths[:8]}; correct it, move it up, or leave it out"
+                )
+        rest = dict(zip(paths, flat, strict=True))
+        rest = {x: leaf for (x, (_, leaf)), p in zip(rest.items(), first) if p is None}
+        sparsities = default(rest, sparsity) if rest else {}
+        for path, match in zip(paths, first, strict=True):
+            if match is not None:
+                sparsities[path] = _ruled(table[match], sparsity)
+        return jax.tree.unflatten(treedef, [sparsities[path] for path in paths])
+
+    return distribution
+
+
+def _ruled(rule: Rule, sparsity: Any) -> Any:
+    value = rule(sparsity) if callable(rule) else rule
+    return np.asarray(value) if known(value) else value
+
+
+def by_depth(
+    rule: Callable[[float, Any], Any], *, order: Callable[[str], Any] | None = None
+) -> Distribution:
+    """Returns a distribution with a sparsity per depth.
+
+    Args:
+      rule: (depth, global sparsity) -> sparsity; the first of the pruned leaves has depth 0.0,
+        the last 1.0.
+      order: sort key for paths. A tree doesn't know in which order its layers run; by default
+        paths are compared piece by piece, numbers as numbers: ``Conv_2`` before ``Conv_10``,
+        ``Conv_0`` before ``Dense_0``.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> rule = jp.distributions.by_depth(lambda depth, s: s * (0.5 + 0.5 * depth))
+      >>> sparsities = rule({"l2": jnp.ones(1), "l10": jnp.ones(1), "l1": jnp.ones(1)}, 0.8)
+      >>> {path: round(float(s), 2) for path, s in sparsities.items()}
+      {'l1': 0.4, 'l10': 0.8, 'l2': 0.6}
     """
 
     def distribution(scores: Scores, sparsity: Any) -> Sparsities:
         flat, treedef = jax.tree_util.tree_flatten_with_path(scores)
         paths = [path_str(path) for path, _ in flat]
-        for pattern in table:
-            if not any(fnmatch.fnmatchcase(p, pattern) for p in paths):
-                raise ValueError(f"by_path: {pattern!r} matches none of {paths[:8]}")
-        out = jax.tree.leaves(default(scores, sparsity))
-        for i, path in enumerate(paths):
-            hit = next((v for p, v in table.items() if fnmatch.fnmatchcase(path, p)), None)
-            out[i] = out[i] if hit is None else jnp.asarray(hit, jnp.float32)
-        return jax.tree.unflatten(treedef, out)
+        rank = {path: i for i, path in enumerate(sorted(paths, key=order or _natural))}
+        last = max(len(paths) - 1, 1)
+        values = [rule(rank[path] / last, sparsity) for path in paths]
+        return jax.tree.unflatten(treedef, [np.asarray(v) if known(v) else v for v in values])
 
     return distribution
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    pieces = re.findall(r"\d+|\D+", path)
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in pieces]
+
+
+def as_distribution(distribution: Distribution | Mapping[str, Rule]) -> Distribution:
+    """A mapping becomes :func:`by_path`."""
+    return by_path(distribution) if isinstance(distribution, Mapping) else distribution

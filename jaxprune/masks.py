@@ -1,32 +1,53 @@
-"""Using masks: apply, count, check, pack to bits."""
+"""Using masks: apply, count, combine, check, pack to bits."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.types import Masks, Params, path_str
+from jaxprune.types import Masks, Params, PyTree, path_str
+
+
+def check_structure(what: str, tree: PyTree, params: Params, instead: str) -> None:
+    """Raises ValueError, naming the first leaf that differs, unless both have one structure."""
+    wanted: Any = jax.tree.structure(params)
+    got: Any = jax.tree.structure(tree)
+    if wanted == got:
+        return
+    theirs, ours = (
+        [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(t)]
+        for t in (tree, params)
+    )
+    missing = [p for p in ours if p not in theirs]
+    extra = [p for p in theirs if p not in ours]
+    if missing or extra:
+        how = f"has no leaf {missing[0]!r}" if missing else f"has an unknown leaf {extra[0]!r}"
+    else:
+        how = f"has the structure {got}, wanted {wanted}"
+    raise ValueError(f"the tree of {what} does not match params: it {how}; {instead}")
 
 
 def check_masks(masks: Masks, params: Params) -> None:
     """Raises ValueError unless masks are booleans in params' structure that broadcast to it."""
-    want: Any = jax.tree.structure(params)
-    got: Any = jax.tree.structure(masks)
-    if want != got:
-        raise ValueError(
-            f"masks have the structure {got}, params {want}; build masks with a pattern: "
-            "pattern(scores, sparsity)"
-        )
-    pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(masks), strict=True)
-    for (path, leaf), mask in pairs:
+    check_structure("masks", masks, params, "build masks with a pattern: pattern(scores, sparsity)")
+    for path, leaf, mask in _pairs(params, masks):
         if not fits(mask, np.shape(leaf)):
             raise ValueError(
-                f"the mask of {path_str(path)} is {jnp.result_type(mask)}{np.shape(mask)}; wanted "
-                f"booleans that broadcast to the leaf's shape {np.shape(leaf)}, True = kept"
+                f"the mask of {path} is {jnp.result_type(mask)}{np.shape(mask)}; wanted booleans "
+                f"that broadcast to the leaf's shape {np.shape(leaf)}, True = kept"
             )
+
+
+def _pairs(params: Params, *masks: Masks) -> Iterator[tuple[Any, ...]]:
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    for (path, leaf), *ms in zip(flat, *map(jax.tree.leaves, masks), strict=True):
+        yield path_str(path), leaf, *ms
 
 
 def fits(mask: Any, shape: tuple[int, ...]) -> bool:
@@ -44,7 +65,7 @@ def apply_masks(params: Params, masks: Masks) -> Params:
     """Returns params with zeros where masks are False; NaN can't leak through.
 
     Args:
-      params: any pytree of arrays.
+      params: any pytree. Leaves that are not numbers (random keys, functions) stay as they are.
       masks: booleans in the same structure, True = kept, broadcastable to their leaves.
 
     Raises:
@@ -60,16 +81,19 @@ def apply_masks(params: Params, masks: Masks) -> Params:
 
 
 def _apply(leaf: Any, mask: Any) -> Any:
-    if np.shape(mask) == () and not isinstance(mask, jax.core.Tracer) and bool(mask):
-        return leaf  # a dense leaf, whatever its type (a random key has no zero)
-    return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
+        return leaf
+    return jnp.where(mask, leaf, jnp.zeros_like(leaf))
 
 
 def density(masks: Masks, params: Params) -> jax.Array:
-    """Fraction of entries kept, over the leaves that a mask touches (not a scalar True).
+    """Returns the fraction of entries kept, over the leaves that were pruned.
+
+    Those are the leaves whose mask is not a scalar: a scalar True is a dense leaf.
 
     Returns:
-      A scalar in [0, 1]; 1.0 when no leaf is masked.
+      A float32 scalar in [0, 1]; 1.0 when every leaf is dense.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -78,32 +102,85 @@ def density(masks: Masks, params: Params) -> jax.Array:
       0.5
     """
     check_masks(masks, params)
-    pairs = zip(jax.tree.leaves(masks), jax.tree.leaves(params), strict=True)
-    touched = [(jnp.asarray(m), np.size(p)) for m, p in pairs if np.shape(m) != ()]
-    if not touched:
-        return jnp.float32(1)
-    kept = sum(jnp.mean(m, dtype=jnp.float32) * n for m, n in touched)
-    return jnp.asarray(kept / sum(n for _, n in touched))
+    return _fraction(
+        (_entries(mask, leaf), np.size(leaf))
+        for _, leaf, mask in _pairs(params, masks)
+        if np.shape(mask)
+    )
 
 
-def pack(masks: Masks) -> Any:
-    """Packs every mask to bits, 8 to a uint8; :func:`unpack` brings it back."""
-    return jax.tree.map(lambda m: jnp.packbits(jnp.ravel(m)), masks)
+def _entries(mask: Any, leaf: Any) -> jax.Array:
+    """How many entries of the leaf are kept; counted in integers, which stay exact."""
+    each = np.size(leaf) // max(np.size(mask), 1)
+    return jnp.sum(jnp.asarray(mask), dtype=jnp.int32).astype(jnp.float32) * each
 
 
-def unpack(packed: Any, like: Masks) -> Masks:
-    """The masks that were packed; ``like`` gives their shapes."""
-
-    def one(bits: jax.Array, mask: Any) -> jax.Array:
-        return jnp.unpackbits(bits, count=np.size(mask)).reshape(np.shape(mask)).astype(bool)
-
-    return jax.tree.map(one, packed, like)
+def _fraction(pairs: Iterator[tuple[Any, Any]]) -> jax.Array:
+    part = whole = jnp.float32(0)
+    for p, w in pairs:
+        part, whole = part + p, whole + w
+    return jnp.where(whole > 0, part / jnp.maximum(whole, 1), 1.0)
 
 
-def overlap(a: Masks, b: Masks) -> jax.Array:
-    """Kept in both over kept in either (Jaccard), over the leaves that either mask touches."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    touched = [(x, y) for x, y in pairs if np.shape(x) != () or np.shape(y) != ()]
-    both = sum(jnp.sum(x & y, dtype=jnp.float32) for x, y in touched)
-    either = sum(jnp.sum(x | y, dtype=jnp.float32) for x, y in touched)
-    return jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0)
+def union(a: Masks, b: Masks) -> Masks:
+    """Returns what either keeps."""
+    return _combine(jnp.logical_or, a, b)
+
+
+def intersection(a: Masks, b: Masks) -> Masks:
+    """Returns what both keep."""
+    return _combine(jnp.logical_and, a, b)
+
+
+def _combine(operation: Any, a: Masks, b: Masks) -> Masks:
+    check_structure("the second masks", b, a, "combine masks that were made for the same params")
+    return jax.tree.map(operation, a, b)
+
+
+def overlap(a: Masks, b: Masks, params: Params) -> jax.Array:
+    """Returns kept in both over kept in either (Jaccard), over the leaves that a or b prunes.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> a, b = {"w": jnp.array([True, True, False])}, {"w": jnp.array([False, True, False])}
+      >>> float(jp.masks.overlap(a, b, {"w": jnp.ones(3)}))
+      0.5
+    """
+    check_masks(a, params)
+    check_masks(b, params)
+    both, either = intersection(a, b), union(a, b)
+    return _fraction(
+        (_entries(m, leaf), _entries(n, leaf))
+        for _, leaf, m, n in _pairs(params, both, either)
+        if np.shape(m)
+    )
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=["shape"])
+@dataclass(frozen=True)
+class PackedMask:
+    """A mask as bits, 8 to a byte."""
+
+    bits: jax.Array  # uint8, ceil(size / 8)
+    shape: tuple[int, ...]  # the mask's
+
+
+def pack(masks: Masks) -> PyTree:
+    """Returns masks at one bit an entry, for keeping and saving; :func:`unpack` is the inverse.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> jp.masks.pack({"w": jnp.array([True, False, True])})["w"].bits
+      Array([160], dtype=uint8)
+    """
+    return jax.tree.map(lambda m: PackedMask(jnp.packbits(jnp.ravel(m)), np.shape(m)), masks)
+
+
+def unpack(packed: PyTree) -> Masks:
+    """Returns the masks that :func:`pack` was given."""
+
+    def one(leaf: PackedMask) -> jax.Array:
+        count = int(np.prod(leaf.shape))
+        return jnp.unpackbits(leaf.bits, count=count).astype(bool).reshape(leaf.shape)
+
+    return jax.tree.map(one, packed, is_leaf=lambda x: isinstance(x, PackedMask))

@@ -1,93 +1,77 @@
 """Patterns: scores + sparsity -> masks. The only place where masks are born.
 
-Each factory returns ``(scores, sparsity) -> masks``; leaves that ``where`` does not mean get a
-scalar True.
+Each factory returns ``(scores, sparsity) -> masks``. Leaves that ``where`` doesn't mean get a
+scalar True. Within a leaf the entries (or blocks, or channels) of largest score are kept, among
+equals the earlier ones, so that counts are exact and a higher sparsity gives a subset.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxprune import selection
-from jaxprune.distributions import uniform
-from jaxprune.scores.weights import is_float
-from jaxprune.types import Distribution, Masks, Pattern, Scores, Where, path_str
-
-_NOT_KERNELS = ("bias", "scale", "mean", "var")
-
-
-def is_kernel(path: str, leaf: Any) -> bool:
-    """A float leaf of rank 2 or more that is not named bias, scale, mean or var."""
-    return leaf.ndim >= 2 and is_float(leaf) and path.rsplit("/", 1)[-1] not in _NOT_KERNELS
+from jaxprune.chosen import check_sparsity, choose, distribute, is_kernel, is_number
+from jaxprune.distributions import Rule, uniform
+from jaxprune.selection import keep_largest, keep_n_of_m, kept_count, known
+from jaxprune.types import Distribution, Masks, Pattern, Scores, Where
 
 
-def known(x: Any) -> bool:
-    """Whether a value is at hand, so that it can be checked."""
-    return not isinstance(x, jax.core.Tracer)
+def _of_units(
+    distribution: Distribution | Mapping[str, Rule],
+    where: Where,
+    pool: Callable[[str, jax.Array], jax.Array],
+    spread: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+) -> Pattern:
+    """The pattern that ranks units: ``pool`` gives their scores, ``spread`` their entries."""
 
-
-def check_sparsity(sparsity: Any) -> None:
-    """Raises ValueError for a known sparsity outside [0, 1]."""
-    if known(sparsity) and not 0.0 <= float(sparsity) <= 1.0:
-        raise ValueError(f"sparsity is {sparsity}; wanted a fraction in [0, 1] such as 0.9")
-
-
-def chosen_leaves(scores: Scores, where: Where) -> tuple[dict[str, jax.Array], list[str], Any]:
-    """The leaves that ``where`` means, by path; all paths; the tree's structure."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(scores)
-    if not flat:
-        raise ValueError("scores is an empty tree; pass score(params), for example jp.magnitude")
-    paths = [path_str(path) for path, _ in flat]
-    found = {p: leaf for p, (_, leaf) in zip(paths, flat, strict=True) if where(p, leaf)}
-    if not found:
-        shapes = [f"{p}{leaf.shape}" for p, (_, leaf) in zip(paths, flat, strict=True)][:6]
-        raise ValueError(
-            f"where={getattr(where, '__name__', where)} selects none of the leaves {shapes}; "
-            "pass where=lambda path, leaf: ..."
+    def pattern(scores: Scores, sparsity: Any) -> Masks:
+        check_sparsity(sparsity)
+        chosen = choose(scores, where)
+        units = {path: pool(path, leaf) for path, leaf in chosen.leaves.items()}
+        sparsities = distribute(distribution, units, sparsity)
+        return chosen.masks(
+            {
+                path: spread(
+                    keep_largest(unit, kept_count(unit.size, sparsities[path])),
+                    chosen.leaves[path].shape,
+                )
+                for path, unit in units.items()
+            }
         )
-    for path, leaf in found.items():
-        if known(leaf) and bool(jnp.any(jnp.isnan(leaf))):
-            raise ValueError(
-                f"the scores of {path}, shape {leaf.shape}, hold NaN; repair them first, for "
-                "example with jnp.nan_to_num"
-            )
-    return found, paths, treedef
 
-
-def _masks(found: dict[str, Any], paths: list[str], treedef: Any) -> Masks:
-    dense = jnp.asarray(True)
-    return jax.tree.unflatten(treedef, [found.get(p, dense) for p in paths])
-
-
-def kept_count(size: int, sparsity: Any) -> jax.Array:
-    """Entries to keep of ``size``: size - round(sparsity * size)."""
-    removed = jnp.round(jnp.asarray(sparsity, jnp.float32) * size).astype(jnp.int32)
-    return jnp.clip(size - removed, 0, size)
+    return pattern
 
 
 def unstructured(
-    distribution: Distribution = uniform, *, per_output: bool = False, where: Where = is_kernel
+    distribution: Distribution | Mapping[str, Rule] = uniform,
+    *,
+    per_output: bool = False,
+    where: Where = is_kernel,
 ) -> Pattern:
-    """Keeps single entries, the largest of each leaf.
+    """Returns the pattern that keeps single entries, the largest of each leaf.
 
     Args:
-      distribution: global sparsity -> one per leaf.
-      per_output: rank within each slice of the last axis (kernels are (in, out)) instead of over
-        the whole leaf.
-      where: (path, leaf) -> whether the leaf is pruned.
+      distribution: global sparsity -> one per leaf, or a mapping for
+        :func:`jaxprune.distributions.by_path`.
+      per_output: rank within each slice of the last axis (kernels are (..., in, out)) instead of
+        over the whole leaf, so that each output keeps as many inputs.
+      where: (path, leaf) -> whether the leaf is pruned. To leave out the first and the last layer:
+        ``lambda path, leaf: jp.is_kernel(path, leaf) and not path.startswith(("stem", "head"))``.
 
     Returns:
-      ``(scores, sparsity) -> masks``; each leaf keeps size - round(sparsity * size) entries,
-      exactly, under ties, too.
+      ``(scores, sparsity) -> masks``, jittable, also for a traced sparsity. A leaf of n entries
+      keeps n - round(sparsity * n), and at least one while sparsity < 1; with ``per_output`` that
+      holds for each slice. NaN counts as the lowest score where it is traced.
 
     Raises:
-      ValueError: (on use) for NaN scores, a sparsity outside [0, 1], a ``where`` that selects
-        nothing.
+      ValueError: (on use) for NaN scores, a sparsity outside [0, 1], an empty tree, a ``where``
+        that selects nothing.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -98,32 +82,42 @@ def unstructured(
 
     def pattern(scores: Scores, sparsity: Any) -> Masks:
         check_sparsity(sparsity)
-        found, paths, treedef = chosen_leaves(scores, where)
-        wanted = distribution(found, sparsity)
-        return _masks({p: _keep(found[p], wanted[p], per_output) for p in found}, paths, treedef)
+        chosen = choose(scores, where)
+        sparsities = distribute(distribution, chosen.leaves, sparsity)
+        keep = _keep_per_output if per_output else _keep_entries
+        return chosen.masks({p: keep(leaf, sparsities[p]) for p, leaf in chosen.leaves.items()})
 
     return pattern
 
 
-def _keep(scores: jax.Array, sparsity: Any, per_output: bool) -> jax.Array:
-    if not per_output:
-        return selection.keep_largest(scores, kept_count(scores.size, sparsity))
-    rows = jnp.moveaxis(scores, -1, 0).reshape(scores.shape[-1], -1)
-    count = kept_count(rows.shape[1], sparsity)
-    kept = jax.vmap(lambda row: selection.keep_largest(row, count))(rows)
-    shape = (scores.shape[-1], *scores.shape[:-1])
-    return jnp.moveaxis(kept.reshape(shape), 0, -1)
+def _keep_entries(scores: jax.Array, sparsity: Any) -> jax.Array:
+    return keep_largest(scores, kept_count(scores.size, sparsity))
+
+
+def _keep_per_output(scores: jax.Array, sparsity: Any) -> jax.Array:
+    columns = scores.reshape(-1, scores.shape[-1])
+    keep = jax.vmap(keep_largest, in_axes=(1, None), out_axes=1)
+    return keep(columns, kept_count(len(columns), sparsity)).reshape(scores.shape)
 
 
 def n_m(n: int, m: int, *, axis: int = -2, where: Where = is_kernel) -> Pattern:
-    """Keeps n of every m entries in a row along ``axis``, the inputs of an (in, out) kernel.
+    """Returns the pattern that keeps n of every m neighbours along ``axis``.
 
-    The sparsity of the pattern is 1 - n/m; it can also be 0 (all kept). A traced sparsity below
-    1 - n/m keeps everything: the pattern comes when the schedule reaches it.
+    Kernels are (..., in, out): the default runs along the inputs, as hardware for 2:4 wants it.
+
+    The sparsity is 1 - n/m, and only this number, 0 or None (the same as 1 - n/m) can be asked
+    for. A *schedule* may pass through the values in between, traced or as arrays: then whole groups
+    are n:m and the others still dense, first those whose largest entry to go is smallest. So the
+    density follows the schedule, and each group is n:m when it arrives. Traced values beyond
+    1 - n/m give n:m.
 
     Raises:
-      ValueError: for n, m out of order; (on use) for an axis that m does not divide, and for a
-        sparsity that n:m can't express.
+      ValueError: unless 0 < n < m; on use, for an axis that m doesn't divide, and for a number
+        that n:m can't express.
+
+    References:
+      Mishra et al., [Accelerating Sparse Deep Neural Networks](https://arxiv.org/abs/2104.08378),
+      2021, section 3.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -131,84 +125,143 @@ def n_m(n: int, m: int, *, axis: int = -2, where: Where = is_kernel) -> Pattern:
       Array([0, 1, 1, 0], dtype=int32)
     """
     if not 0 < n < m:
-        raise ValueError(f"n_m({n}, {m}): wanted 0 < n < m, for example n_m(2, 4)")
-    reached = 1.0 - n / m
+        raise ValueError(f"n_m({n}, {m}): wanted 0 < n < m, such as n_m(2, 4)")
 
-    def pattern(scores: Scores, sparsity: Any = reached) -> Masks:
-        check_sparsity(sparsity)
-        if known(sparsity) and not (float(sparsity) == 0 or abs(float(sparsity) - reached) < 1e-6):
-            raise ValueError(
-                f"n_m({n}, {m}) has sparsity {reached:g} and can't express {sparsity}; pass "
-                f"{reached:g}, or use jp.unstructured()"
-            )
-        found, paths, treedef = chosen_leaves(scores, where)
-        masks = {p: _n_of_m(p, leaf, n, m, axis) for p, leaf in found.items()}
-        dense = jnp.asarray(sparsity, jnp.float32) < reached - 1e-6
-        return _masks({p: mask | dense for p, mask in masks.items()}, paths, treedef)
+    def pattern(scores: Scores, sparsity: Any = None) -> Masks:
+        part = _part_of_target(sparsity, n, m)
+        chosen = choose(scores, where)
+        masks = {}
+        for path, leaf in chosen.leaves.items():
+            groups, place = _groups(path, leaf, n, m, axis)
+            masks[path] = _keep_n_of_m(groups, n, place, part).reshape(leaf.shape)
+        return chosen.masks(masks)
 
     return pattern
 
 
-def _n_of_m(path: str, scores: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+def _part_of_target(sparsity: Any, n: int, m: int) -> Any:
+    """The fraction of groups that are to be n:m, from 0 to 1."""
+    if sparsity is None:
+        return 1.0
+    check_sparsity(sparsity)
+    target = 1 - n / m
+    part = (float(sparsity) if known(sparsity) else sparsity) / target
+    if not known(sparsity):
+        return jnp.where(part > 1 - 1e-6, 1, part)  # a float32 target may lie just below
+    if part > 1 + 1e-6 or (1e-6 < part < 1 - 1e-6 and not isinstance(sparsity, jax.Array)):
+        raise ValueError(
+            f"n_m({n}, {m}) has sparsity {target:g} and can't express {sparsity}; write "
+            f"n_m({n}, {m})(scores, {target:g}), end the schedule at {target:g}, or use "
+            "jp.unstructured()"
+        )
+    return 1.0 if part > 1 - 1e-6 else part
+
+
+def _groups(path: str, scores: jax.Array, n: int, m: int, axis: int) -> tuple[jax.Array, int]:
+    """Scores with the axis cut into (groups, m), and the place of m."""
+    _check_axis(f"n_m({n}, {m})", path, scores, axis)
     k = axis % scores.ndim
     if scores.shape[k] % m:
         raise ValueError(
-            f"n_m({n}, {m}) on {path}, shape {scores.shape}: {m} does not divide axis {axis} of "
-            f"size {scores.shape[k]}; leave the leaf out with where=lambda path, leaf: ..."
+            f"n_m({n}, {m}) on {path}, shape {scores.shape}: {m} doesn't divide axis {axis} of "
+            f"size {scores.shape[k]}; leave such leaves out: where=lambda path, leaf: "
+            f"jp.is_kernel(path, leaf) and leaf.shape[{axis}] % {m} == 0"
         )
     shape = (*scores.shape[:k], scores.shape[k] // m, m, *scores.shape[k + 1 :])
-    return selection.keep_n_of_m(scores.reshape(shape), n, k + 1).reshape(scores.shape)
+    return scores.reshape(shape), k + 1
+
+
+def _keep_n_of_m(groups: jax.Array, n: int, place: int, part: Any) -> jax.Array:
+    kept = keep_n_of_m(groups, n, place)
+    if known(part) and part == 1:
+        return kept
+    loss = jnp.max(jnp.where(kept, -jnp.inf, groups), axis=place, keepdims=True)
+    return kept | keep_largest(loss, kept_count(loss.size, part))
+
+
+def _check_axis(what: str, path: str, scores: jax.Array, axis: int) -> None:
+    if not -scores.ndim <= axis < scores.ndim:
+        raise ValueError(
+            f"{what} on {path}, shape {scores.shape}: there is no axis {axis}; pass another axis=, "
+            "or leave the leaf out with where=lambda path, leaf: ..."
+        )
 
 
 def block(
-    shape: tuple[int, ...], distribution: Distribution = uniform, *, where: Where = is_kernel
+    shape: tuple[int, ...],
+    distribution: Distribution | Mapping[str, Rule] = uniform,
+    *,
+    where: Where = is_kernel,
 ) -> Pattern:
-    """Keeps blocks of ``shape`` over the last axes, ranked by their mean score.
+    """Returns the pattern that keeps blocks of ``shape``, ranked by their mean score.
+
+    Blocks lie on the last ``len(shape)`` axes: ``(4, 4)`` cuts the (in, out) of a convolution's
+    (height, width, in, out), at each position of the window. Sparsity and distribution count
+    blocks.
 
     Raises:
-      ValueError: (on use) for a leaf that the blocks do not tile.
+      ValueError: for a shape that isn't a tuple of positive integers; on use, for a leaf that the
+        blocks don't tile.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> jp.block((1, 2))({"w": jnp.array([[1.0, 1.0, 5.0, 0.0]])}, 0.5)["w"].astype(int)
       Array([[0, 0, 1, 1]], dtype=int32)
     """
+    if not (isinstance(shape, tuple) and shape and all(_is_size(b) for b in shape)):
+        raise ValueError(f"block({shape!r}): wanted a tuple of positive integers such as (4, 4)")
 
-    def pattern(scores: Scores, sparsity: Any) -> Masks:
-        check_sparsity(sparsity)
-        found, paths, treedef = chosen_leaves(scores, where)
-        means = {p: _block_means(p, leaf, shape) for p, leaf in found.items()}
-        wanted = distribution(means, sparsity)
-        masks = {}
-        for p, mean in means.items():
-            mask = _keep(mean, wanted[p], per_output=False)
-            for i, size in enumerate(shape):
-                mask = jnp.repeat(mask, size, axis=mean.ndim - len(shape) + i)
-            masks[p] = mask
-        return _masks(masks, paths, treedef)
+    def cut(leaf: tuple[int, ...]) -> tuple[int, ...]:
+        tail = zip(leaf[-len(shape) :], shape, strict=True)
+        return (*leaf[: -len(shape)], *(x for size, b in tail for x in (size // b, b)))
 
-    return pattern
+    def pool(path: str, scores: jax.Array) -> jax.Array:
+        tail = scores.shape[-len(shape) :]
+        if len(tail) < len(shape) or any(size % b for size, b in zip(tail, shape, strict=True)):
+            raise ValueError(
+                f"block({shape}) doesn't tile {path}, shape {scores.shape}: blocks lie on the last "
+                f"{len(shape)} axes; choose sizes that divide {tail}, or leave the leaf out with "
+                "where=lambda path, leaf: ..."
+            )
+        return _mean(scores.reshape(cut(scores.shape)), tuple(range(1 - 2 * len(shape), 0, 2)))
+
+    def spread(kept: jax.Array, leaf: tuple[int, ...]) -> jax.Array:
+        full = cut(leaf)
+        lead = len(leaf) - len(shape)
+        thin = tuple(1 if i >= lead and (i - lead) % 2 else size for i, size in enumerate(full))
+        return jnp.broadcast_to(kept.reshape(thin), full).reshape(leaf)
+
+    return _of_units(distribution, where, pool, spread)
 
 
-def _block_means(path: str, scores: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    lead, tail = scores.shape[: scores.ndim - len(shape)], scores.shape[-len(shape) :]
-    if len(shape) > scores.ndim or any(n % b for n, b in zip(tail, shape, strict=True)):
-        raise ValueError(
-            f"block({shape}) does not tile {path}, shape {scores.shape}: blocks act on the last "
-            f"{len(shape)} axes; choose sizes that divide {tail} or leave the leaf out with where="
-        )
-    cut = [x for n, b in zip(tail, shape, strict=True) for x in (n // b, b)]
-    inner = tuple(len(lead) + 2 * i + 1 for i in range(len(shape)))
-    return jnp.mean(scores.reshape(*lead, *cut), axis=inner)
+def _is_size(x: Any) -> bool:
+    return isinstance(x, int | np.integer) and bool(x > 0)
+
+
+def _mean(scores: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.mean(_wide(scores), axis=axes)
+
+
+def _wide(scores: jax.Array) -> jax.Array:
+    """At least float32: means in half precision tie, and tau would be rounded to it."""
+    return jnp.asarray(scores, jnp.promote_types(scores.dtype, jnp.float32))
 
 
 def channel(
-    axis: int = -1, distribution: Distribution = uniform, *, where: Where = is_kernel
+    axis: int = -1,
+    distribution: Distribution | Mapping[str, Rule] = uniform,
+    *,
+    where: Where = is_kernel,
 ) -> Pattern:
-    """Keeps whole slices along ``axis`` of each leaf on its own, ranked by their mean score.
+    """Returns the pattern that keeps slices along ``axis`` of each leaf, ranked by mean score.
 
-    Biases and consumers are not coupled and the logits layer is cut like any other, so a warning
-    says so: for networks use ``jp.structured``.
+    Each leaf is cut on its own: nothing is removed from biases, normalisations and consumers, and
+    an output layer loses logits. A UserWarning says so on each use. For whole networks there is
+    ``jp.structured``.
+
+    Returns:
+      ``(scores, sparsity) -> masks`` of shape (1, ..., size, ..., 1). Sparsity and distribution
+      count channels.
 
     Example:
       >>> import warnings, jax.numpy as jnp, jaxprune as jp
@@ -218,27 +271,29 @@ def channel(
       Array([[0, 1]], dtype=int32)
     """
 
+    def pool(path: str, scores: jax.Array) -> jax.Array:
+        _check_axis(f"channel({axis})", path, scores, axis)
+        return _mean(scores, tuple(i for i in range(scores.ndim) if i != axis % scores.ndim))
+
+    def spread(kept: jax.Array, leaf: tuple[int, ...]) -> jax.Array:
+        return kept.reshape([-1 if i == axis % len(leaf) else 1 for i in range(len(leaf))])
+
+    units = _of_units(distribution, where, pool, spread)
+
     def pattern(scores: Scores, sparsity: Any) -> Masks:
-        check_sparsity(sparsity)
-        found, paths, treedef = chosen_leaves(scores, where)
         warnings.warn(
-            f"channel({axis}) masks {len(found)} leaves one by one: biases, normalisations and "
-            "consumers stay uncoupled and an output layer loses logits; use "
-            "jp.structured(jp.infer_structure(fn, params, x)), or where= to choose the leaves",
+            f"channel({axis}) cuts each leaf on its own: biases, normalisations and consumers stay "
+            "uncoupled, and an output layer loses logits; write jp.structured("
+            "jp.infer_structure(fn, params, x)) to cut whole units of a network",
             stacklevel=2,
         )
-        means = {}
-        for p, leaf in found.items():
-            others = tuple(i for i in range(leaf.ndim) if i != axis % leaf.ndim)
-            means[p] = jnp.mean(leaf, axis=others, keepdims=True)
-        wanted = distribution(means, sparsity)
-        return _masks({p: _keep(means[p], wanted[p], False) for p in means}, paths, treedef)
+        return units(scores, sparsity)
 
     return pattern
 
 
 def threshold(tau: float | Callable[[str], float], *, where: Where = is_kernel) -> Pattern:
-    """Keeps the entries whose score is at least ``tau``; the sparsity follows from it.
+    """Returns the pattern that keeps the entries whose score is at least ``tau``.
 
     Args:
       tau: a number, or a function of the leaf's path: one value for convolutions, another for
@@ -246,29 +301,40 @@ def threshold(tau: float | Callable[[str], float], *, where: Where = is_kernel) 
       where: (path, leaf) -> whether the leaf is pruned.
 
     Returns:
-      ``(scores, sparsity=None) -> masks``; the sparsity is not used.
+      ``(scores, sparsity=None) -> masks``; the sparsity follows from tau and is not read. A
+      UserWarning names the leaves that would be emptied, where scores are known.
 
     Raises:
-      ValueError: (on use) when a leaf would be emptied.
+      ValueError: (on use) for a tau that isn't a number.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> jp.threshold(2.0)({"w": jnp.array([[1.0, 4.0], [3.0, 2.0]])}, None)["w"].astype(int)
+      >>> jp.threshold(2.0)({"w": jnp.array([[1.0, 4.0], [3.0, 2.0]])})["w"].astype(int)
       Array([[0, 1],
              [1, 1]], dtype=int32)
+      >>> rule = jp.threshold(lambda path: 0.1 if "Conv" in path else 0.01)
     """
 
     def pattern(scores: Scores, sparsity: Any = None) -> Masks:
-        found, paths, treedef = chosen_leaves(scores, where)
-        masks = {}
-        for path, leaf in found.items():
-            cut = tau(path) if callable(tau) else tau
-            masks[path] = leaf >= cut
-            if known(masks[path]) and not bool(jnp.any(masks[path])):
-                raise ValueError(
-                    f"threshold({cut}) empties {path}, shape {leaf.shape}, whose largest score is "
-                    f"{float(jnp.max(leaf)):.3g}; choose a smaller tau for it"
-                )
-        return _masks(masks, paths, treedef)
+        chosen = choose(scores, where)
+        masks = {path: _wide(leaf) >= _tau(tau, path) for path, leaf in chosen.leaves.items()}
+        empty = [p for p, mask in masks.items() if known(mask) and not bool(jnp.any(mask))]
+        if empty:
+            warnings.warn(
+                f"threshold empties {', '.join(empty[:8])}: no score there reaches tau; pass a "
+                "smaller tau for these paths",
+                stacklevel=2,
+            )
+        return chosen.masks(masks)
 
     return pattern
+
+
+def _tau(tau: Any, path: str) -> Any:
+    value = tau(path) if callable(tau) else tau
+    if not is_number(value) or (known(value) and math.isnan(value)):
+        raise ValueError(
+            f"threshold: tau for {path} is {value!r}; wanted a number, or a function of the path "
+            "that returns one"
+        )
+    return value

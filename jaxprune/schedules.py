@@ -1,67 +1,167 @@
-"""Schedules: step -> sparsity, optax's own type. What optax has is taken from there."""
+"""Schedules: step -> sparsity, optax's own type. The curves are optax's where it has them.
+
+Each goes from ``init`` at step ``begin`` to ``final`` at step ``end``, both reached exactly, and
+holds its values before and after.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
+from jaxprune.chosen import is_number
+from jaxprune.selection import known
 from jaxprune.types import Schedule
 
 
-def polynomial(init: float, final: float, *, begin: int, end: int, power: float = 3.0) -> Schedule:
-    r""":math:`s_t = s_f + (s_i - s_f) (1 - (t - b)/(e - b))^p`, constant outside [begin, end].
+def polynomial(init: Any, final: Any, *, begin: int, end: int, power: float = 3) -> Schedule:
+    r"""Returns :math:`s_t = s_f + (s_i - s_f) (1 - (t - b) / (e - b))^p`.
+
+    Args:
+      init, final: sparsities in [0, 1]; may be traced hyperparameters.
+      begin, end: steps.
+      power: 1 is linear, 3 the curve of the paper: fast where much is redundant, slow at the end.
 
     Raises:
-      ValueError: for end <= begin, or sparsities outside [0, 1].
+      ValueError: for end <= begin, a sparsity outside [0, 1], or power <= 0.
 
     References:
       Zhu and Gupta, [To prune, or not to prune](https://arxiv.org/abs/1710.01878), 2017, eq. 1.
 
     Example:
-      >>> schedule = polynomial(0.0, 0.8, begin=0, end=10)
+      >>> import jaxprune as jp
+      >>> schedule = jp.schedules.polynomial(0.0, 0.8, begin=0, end=10)
       >>> [round(float(schedule(t)), 3) for t in (0, 5, 10, 20)]
       [0.0, 0.7, 0.8, 0.8]
     """
-    if end <= begin:
-        raise ValueError(
-            f"the schedule ends at {end}, before it begins at {begin}; wanted end > begin"
-        )
-    for name, value in (("init", init), ("final", final)):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name} sparsity is {value}; wanted a fraction in [0, 1]")
-    ramp = optax.polynomial_schedule(init, final, power, end - begin, begin)
+    if not power > 0:
+        raise ValueError(f"power is {power}; wanted a positive number such as 3")
+    steps = _steps(begin, end)
+    return _between(init, final, begin, end, optax.polynomial_schedule(1.0, 0.0, power, steps))
 
-    def schedule(step: Any) -> Any:
-        return jnp.where(step >= end, jnp.float32(final), jnp.asarray(ramp(step), jnp.float32))
+
+def cubic(init: Any, final: Any, *, begin: int, end: int) -> Schedule:
+    """Returns :func:`polynomial` of power 3, the schedule of gradual magnitude pruning.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> float(jp.schedules.cubic(0.0, 0.5, begin=2, end=4)(4))
+      0.5
+    """
+    return polynomial(init, final, begin=begin, end=end, power=3)
+
+
+def linear(init: Any, final: Any, *, begin: int, end: int) -> Schedule:
+    """Returns :func:`polynomial` of power 1."""
+    return polynomial(init, final, begin=begin, end=end, power=1)
+
+
+def cosine(init: Any, final: Any, *, begin: int, end: int) -> Schedule:
+    """Returns half a cosine from ``init`` to ``final``, level at both ends.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> schedule = jp.schedules.cosine(0.0, 0.8, begin=0, end=10)
+      >>> [round(float(schedule(t)), 3) for t in (0, 5, 10)]
+      [0.0, 0.4, 0.8]
+    """
+    return _between(init, final, begin, end, optax.cosine_decay_schedule(1.0, _steps(begin, end)))
+
+
+def exponential(init: Any, final: Any, *, begin: int, end: int) -> Schedule:
+    """Returns a density that falls by the same factor each step, as iterative rounds do.
+
+    Raises:
+      ValueError: for a final sparsity of 1, which no factor reaches.
+
+    References:
+      Tanaka et al., [SynFlow](https://arxiv.org/abs/2006.05467), 2020, algorithm 1, for init = 0.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> schedule = jp.schedules.exponential(0.0, 0.75, begin=0, end=2)
+      >>> [round(float(schedule(t)), 3) for t in (0, 1, 2)]
+      [0.0, 0.5, 0.75]
+    """
+    _steps(begin, end)
+    for name, value in (("init", init), ("final", final)):
+        _check(name, value)
+        if known(value) and value == 1:
+            raise ValueError(
+                f"exponential: {name} is 1, a density of 0 that no factor reaches; write "
+                "jp.schedules.cubic, or a sparsity below 1"
+            )
+
+    def schedule(step: Any) -> jax.Array:
+        part = jnp.clip((step - begin) / (end - begin), 0.0, 1.0)
+        value = 1 - (1 - jnp.float32(init)) ** (1 - part) * (1 - jnp.float32(final)) ** part
+        return _at_ends(value, init, final, part)
 
     return schedule
 
 
-def cubic(init: float, final: float, *, begin: int, end: int) -> Schedule:
-    """The gradual schedule of Zhu and Gupta, 2017: :func:`polynomial` of power 3.
-
-    Example:
-      >>> float(cubic(0.0, 0.5, begin=2, end=4)(4))
-      0.5
-    """
-    return polynomial(init, final, begin=begin, end=end, power=3.0)
-
-
-def one_shot(final: float, *, at: int) -> Schedule:
-    """Zero before step ``at``, ``final`` from then on.
+def one_shot(final: Any, *, at: int) -> Schedule:
+    """Returns zero before step ``at`` and ``final`` from then on.
 
     Raises:
       ValueError: for a sparsity outside [0, 1].
 
     Example:
-      >>> [float(one_shot(0.5, at=3)(t)) for t in (2, 3)]
+      >>> import jaxprune as jp
+      >>> [float(jp.schedules.one_shot(0.5, at=3)(t)) for t in (2, 3)]
       [0.0, 0.5]
     """
-    if not 0.0 <= final <= 1.0:
-        raise ValueError(f"final sparsity is {final}; wanted a fraction in [0, 1]")
-    return lambda step: jnp.where(step >= at, jnp.float32(final), jnp.float32(0.0))
+    _check("final", final)
+    return lambda step: jnp.where(jnp.asarray(step) >= at, jnp.float32(final), 0.0)
 
 
-constant = optax.constant_schedule
+def constant(sparsity: Any) -> Schedule:
+    """Returns ``sparsity`` at every step; what ``jp.prune`` makes of a number.
+
+    Raises:
+      ValueError: for a sparsity outside [0, 1].
+
+    Example:
+      >>> import jaxprune as jp
+      >>> float(jp.schedules.constant(0.5)(7))
+      0.5
+    """
+    _check("sparsity", sparsity)
+    return lambda step: jnp.full(jnp.shape(step), sparsity, jnp.float32)
+
+
+def _between(init: Any, final: Any, begin: int, end: int, weight: Schedule) -> Schedule:
+    """From init to final as ``weight`` falls from 1 to 0 over the steps since ``begin``."""
+    _check("init", init)
+    _check("final", final)
+
+    def schedule(step: Any) -> jax.Array:
+        done = jnp.clip(jnp.asarray(step) - begin, 0, end - begin)
+        w = jnp.asarray(weight(done), jnp.float32)
+        value = jnp.float32(init) * w + jnp.float32(final) * (1 - w)
+        return _at_ends(value, init, final, done / (end - begin))
+
+    return schedule
+
+
+def _at_ends(value: jax.Array, init: Any, final: Any, part: Any) -> jax.Array:
+    """Exactly init and final at the ends, whatever the curve rounds to there."""
+    value = jnp.where(part >= 1, jnp.float32(final), value)
+    return jnp.where(part <= 0, jnp.float32(init), value)
+
+
+def _steps(begin: Any, end: Any) -> int:
+    if not end > begin:
+        raise ValueError(
+            f"the schedule begins at step {begin} and ends at {end}; wanted end > begin, or write "
+            "jp.schedules.one_shot(final, at=step)"
+        )
+    return end - begin
+
+
+def _check(name: str, value: Any) -> None:
+    if not is_number(value) or (known(value) and not 0 <= float(value) <= 1):
+        raise ValueError(f"{name} is {value!r}; wanted a sparsity in [0, 1] such as 0.9")

@@ -81,11 +81,10 @@ def kth_largest(ordered: Sequence[jax.Array], k: Any, least: Sequence[Any] | Non
     Args:
       ordered: arrays of one unsigned type.
       k: an integer from 1 to the number of all entries, may be traced.
-      least: per array, the least number it counts for.
+      least: per array, a number that its count is raised to.
 
     Returns:
-      The largest value v for which the counts of entries >= v, each raised to its ``least``, sum
-      to k or more.
+      The largest value v for which the counts of entries >= v sum to k or more.
     """
     total = sum(x.size for x in ordered)
     least = [0] * len(ordered) if least is None else least
@@ -201,28 +200,32 @@ def _first(hits: jax.Array, wanted: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def keep_counts(scores: Sequence[jax.Array], k: Any, least: Sequence[Any]) -> list[jax.Array]:
-    """How many entries each array keeps when the ``k`` largest of all arrays are kept.
+def keep_counts(
+    scores: Sequence[jax.Array], shares: Sequence[Any], least: Sequence[Any]
+) -> list[jax.Array]:
+    """How many entries each array keeps when the largest of all arrays are kept.
 
     Args:
       scores: float arrays of one type.
-      k: how many to keep, may be traced.
-      least: per array, the least number it keeps; the others then keep fewer.
+      shares: as many are kept as these sum to, may be traced.
+      least: per array, the least number that it keeps, at most its share.
 
     Returns:
-      One int32 per array; they sum to max(k, sum(least)). Of equals the earlier array keeps more.
+      One int32 per array, of the same sum as ``shares``. Of equals the earlier array keeps more.
     """
+    none = [0] * len(scores)
+    dtype = count_dtype(sum(x.size for x in scores))
     ordered = [ordered_bits(x) for x in scores]
-    k = jnp.asarray(k, count_dtype(sum(x.size for x in scores)))
-    cut = kth_largest(ordered, jnp.maximum(k, 1), least)
+    wanted = _total([jnp.asarray(n) for n in shares], none, dtype)
+    cut = kth_largest(ordered, jnp.maximum(wanted, 1), least)
     over = [jnp.maximum(_count(x > cut), b) for x, b in zip(ordered, least, strict=True)]
-    ties = [jnp.maximum(_count(x >= cut), b) - o for x, b, o in zip(ordered, least, over)]
-    open_ = k - _total(over, [0] * len(over), k.dtype)
+    upto = [jnp.maximum(_count(x >= cut), b) for x, b in zip(ordered, least, strict=True)]
+    spare = wanted - _total(over, none, dtype)
     kept = []
-    for o, t in zip(over, ties, strict=True):
-        take = jnp.clip(open_, 0, t.astype(k.dtype))
-        open_ -= take
-        kept.append(o + take.astype(jnp.int32))
+    for low, high in zip(over, upto, strict=True):
+        more = jnp.clip(spare, 0, (high - low).astype(dtype))
+        spare -= more
+        kept.append(low + more.astype(jnp.int32))
     return kept
 
 

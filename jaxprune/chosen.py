@@ -1,0 +1,119 @@
+"""Which leaves a pattern prunes, by how much each, and the checks on what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.distributions import Rule, as_distribution
+from jaxprune.scores.weights import is_float, leaf_name
+from jaxprune.selection import known
+from jaxprune.types import Distribution, Masks, Scores, Where, path_str
+
+_NO_KERNELS = ("bias", "scale", "mean", "var")
+_NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
+
+
+def is_kernel(path: str, leaf: Any) -> bool:
+    """Is it a float leaf of rank 2 or more that is not named bias, scale, mean or var?"""
+    return is_float(leaf) and leaf.ndim >= 2 and leaf_name(path) not in _NO_KERNELS
+
+
+def check_sparsity(sparsity: Any) -> None:
+    """Raises ValueError unless a known sparsity is one number in [0, 1]."""
+    if np.shape(sparsity) != ():
+        raise ValueError(
+            f"sparsity has shape {np.shape(sparsity)}; wanted one number in [0, 1]; a sparsity per "
+            'leaf is a distribution: jp.unstructured({"*/kernel": 0.9})'
+        )
+    if known(sparsity) and not (is_number(sparsity) and 0 <= float(sparsity) <= 1):
+        raise ValueError(f"sparsity is {sparsity!r}; wanted a fraction in [0, 1] such as 0.9")
+
+
+def is_number(x: Any) -> bool:
+    """One number, of Python, numpy or JAX, traced or not."""
+    return isinstance(x, _NUMBERS) and np.shape(x) == ()
+
+
+class Chosen(NamedTuple):
+    """The leaves that a pattern prunes, and what it takes to build a whole tree again."""
+
+    leaves: dict[str, jax.Array]  # path -> scores
+    paths: list[str]  # of all leaves
+    treedef: Any
+
+    def masks(self, masks: dict[str, jax.Array]) -> Masks:
+        dense = jnp.asarray(True)
+        return jax.tree.unflatten(self.treedef, [masks.get(p, dense) for p in self.paths])
+
+
+def choose(scores: Scores, where: Where) -> Chosen:
+    flat, treedef = jax.tree_util.tree_flatten_with_path(scores)
+    if not flat:
+        raise ValueError("scores is an empty tree; pass the scores of params: jp.magnitude(params)")
+    named = [(path_str(path), leaf) for path, leaf in flat]
+    found = [(path, leaf) for path, leaf in named if where(path, leaf)]
+    if not found:
+        shapes = ", ".join(f"{path}{list(np.shape(leaf))}" for path, leaf in named[:8])
+        raise ValueError(
+            f"where={getattr(where, '__name__', where)} selects none of the leaves {shapes}; pass "
+            "where=lambda path, leaf: ... that is true for some"
+        )
+    for path, leaf in found:
+        if not is_float(leaf) or jnp.iscomplexobj(leaf):
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise ValueError(
+                f"the scores of {path} are {kind}{list(np.shape(leaf))}; wanted real floats: cast "
+                "them, or leave the leaf out with where=lambda path, leaf: ..."
+            )
+    leaves = dict(found)
+    if len(leaves) < len(found):
+        raise ValueError(
+            "two leaves have one path; rename one of " + ", ".join(p for p, _ in found)
+        )
+    _check_nan(leaves)
+    return Chosen(leaves, [path for path, _ in named], treedef)
+
+
+def _check_nan(leaves: dict[str, jax.Array]) -> None:
+    """Raises for NaN where scores are known; traced NaN ranks lowest."""
+    here = {path: leaf for path, leaf in leaves.items() if known(leaf)}
+    bad = [path for path, is_bad in zip(here, _any_nan(list(here.values()))) if is_bad]
+    if bad:
+        raise ValueError(
+            f"the scores of {bad[0]}, shape {here[bad[0]].shape}, hold NaN and can't be ranked; "
+            "look for it in params and gradients, or write jax.tree.map(jnp.nan_to_num, scores)"
+        )
+
+
+def _any_nan(leaves: list[jax.Array]) -> np.ndarray:
+    with jax.ensure_compile_time_eval():
+        return np.asarray(_nan_flags(leaves))
+
+
+@jax.jit
+def _nan_flags(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.array([jnp.any(jnp.isnan(leaf)) for leaf in leaves], bool)
+
+
+def distribute(
+    distribution: Distribution | Mapping[str, Rule], scores: dict[str, jax.Array], sparsity: Any
+) -> dict[str, Any]:
+    """One sparsity per leaf, checked."""
+    sparsities = as_distribution(distribution)(scores, sparsity)
+    got: Any = jax.tree.structure(sparsities)
+    if got != jax.tree.structure(scores):
+        raise ValueError(
+            f"the distribution returned {got}; wanted one sparsity for "
+            f"each of {list(scores)[:8]}, in a dict like its scores"
+        )
+    for path, value in sparsities.items():
+        if not is_number(value) or (known(value) and not 0 <= float(value) <= 1):
+            raise ValueError(
+                f"the distribution gives {path} sparsity {value}; wanted one number in [0, 1]"
+            )
+    return sparsities
