@@ -80,7 +80,7 @@ def _result(
         "command": "python -m benchmarks" + (" --full" if settings.mode == "full" else ""),
         "seconds": round(seconds, 1),
         "data": about | {"train_images": len(images.train_x), "test_images": tested},
-        "model": repr(run.build(images)),
+        "model": repr(run.build(images, settings)),
         "settings": dataclasses.asdict(settings),
         "rows": rows,
     }

@@ -34,7 +34,7 @@ class ResNet(nn.Module):
     """
 
     classes: int
-    widths: Sequence[int] = (32, 64, 128)
+    widths: Sequence[int]
     blocks: int = 1  # per stage
     stem_strides: int = 2
 

@@ -38,6 +38,7 @@ class Settings:
     points: tuple[float, ...]  # fractions of units removed
     gradual_scores: tuple[str, ...]
     sparsities: tuple[float, ...]  # fractions of weights masked, unstructured
+    widths: tuple[int, ...] = (32, 64, 128)  # of the network's stages
     batch: int = 64
     timing_batches: tuple[int, int] = (1, 256)
     dense_rate: float = 0.1
@@ -76,9 +77,10 @@ def count_steps(settings: Settings) -> int:
     return settings.seeds * (settings.dense_steps + tuning)
 
 
-def build(data: Data) -> nn.Module:
+def build(data: Data, settings: Settings) -> nn.Module:
     """Returns the network for images of this size: small ones are not halved by the stem."""
-    return ResNet(data.classes, stem_strides=2 if data.train_x.shape[1] > 16 else 1)
+    strides = 2 if data.train_x.shape[1] > 16 else 1
+    return ResNet(data.classes, settings.widths, stem_strides=strides)
 
 
 def rows(data: Data, settings: Settings, advance: Advance) -> Iterator[dict[str, Any]]:
@@ -97,7 +99,7 @@ class _Seed:
 
     def __init__(self, data: Data, settings: Settings, advance: Advance, seed: int):
         self.data, self.settings, self.advance, self.seed = data, settings, advance, seed
-        self.model = build(data)
+        self.model = build(data, settings)
         self.image = data.test_x[:1]
         self.fn = train.inference(self.model)
         self.jitted = jax.jit(self.fn)  # the one program of all networks of full size
@@ -106,8 +108,10 @@ class _Seed:
         self.gradient = methods.mean_gradient(
             self.model, self.dense, data, settings.gradient_batches, settings.batch
         )
-        self.tune = train.sgd(settings.tune_steps, settings.tune_rate)
-        self.tune_sparse = optax.chain(self.tune, jp.keep_params_sparse(methods.dense(self.dense)))
+        self.tune_sparse = optax.chain(
+            train.sgd(settings.tune_steps, settings.tune_rate),
+            jp.keep_params_sparse(methods.dense(self.dense)),
+        )
         self.prune_gradually = functools.cache(self._gradual_tx)
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -174,7 +178,7 @@ class _Seed:
         untuned = self._accuracy(self.jitted, masked)
         # Masks live in the state: all methods whose masks have the same shapes share one
         # transformation, and with it one compiled step.
-        state = optax.chain(self.tune, jp.keep_params_sparse(masks)).init(masked)
+        state = optax.tree_utils.tree_set(self.tune_sparse.init(masked), masks=masks)
         steps = self.settings.tune_steps
         run = self._fit(method.label, self.tune_sparse, Run(masked, state), steps)
         return masks, run.variables, untuned
