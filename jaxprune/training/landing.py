@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.masks import check_masks
+from jaxprune.masks import check_masks, check_structure
 from jaxprune.types import Masks, Params, PyTree, path_str
 
 
@@ -38,7 +38,7 @@ def check_update(name: str, updates: PyTree, params: Params | None, masks: Masks
             f"{name} lands updates on masked parameters, so it must see them, and params is None; "
             "write tx.update(grads, state, params)"
         )
-    check_like("updates", updates, params)
+    check_like("updates", updates, params, "pass the gradients of these parameters")
     try:
         check_masks(masks, params)
     except ValueError as error:
@@ -48,26 +48,16 @@ def check_update(name: str, updates: PyTree, params: Params | None, masks: Masks
         ) from error
 
 
-def check_like(what: str, tree: PyTree, params: Params) -> None:
+def check_like(what: str, tree: PyTree, params: Params, instead: str) -> None:
     """Raises ValueError, naming a leaf, unless ``tree`` has params' structure and shapes."""
-    wanted, got = _shapes(params), _shapes(tree)
-    for leaf in [*wanted, *got]:
-        if wanted.get(leaf) != got.get(leaf):
+    check_structure(what, tree, params, instead)
+    pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(tree), strict=True)
+    for (path, param), leaf in pairs:
+        if np.shape(leaf) != np.shape(param):
             raise ValueError(
-                f"{what} must have the structure and shapes of params; at leaf {leaf!r} they have "
-                f"{got.get(leaf, 'nothing')}, params {wanted.get(leaf, 'nothing')}"
+                f"{what} have the shape {np.shape(leaf)} at {path_str(path)}, params have "
+                f"{np.shape(param)}; {instead}"
             )
-    structure: Any = jax.tree.structure(params)
-    if structure != jax.tree.structure(tree):
-        raise ValueError(
-            f"{what} must have the structure of params, {structure}; they have "
-            f"{jax.tree.structure(tree)}"
-        )
-
-
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_str(path): np.shape(leaf) for path, leaf in leaves}
 
 
 def is_placeholder(params: Any) -> bool:

@@ -122,7 +122,7 @@ def prune(
 
         def renewed(now: jax.Array) -> tuple[Masks, jax.Array]:
             scores = score(params, **{"grad": updates, "step": count, **extra_args})
-            check_like("scores", scores, params)
+            check_like("scores", scores, params, "return a score for each entry of each leaf")
             return pattern(_hold(scores, old, (now >= last) & (not regrow)), now), now
 
         masks, made_for = jax.lax.cond(

@@ -55,8 +55,13 @@ def all_kept(pattern: Pattern, params: Params, sparsity: float | Schedule) -> Ma
     """
     if is_placeholder(params):
         return params
-    shapes = jax.eval_shape(lambda scores: pattern(scores, final(sparsity)), params)
+    shapes = jax.eval_shape(lambda scores: pattern(scores, final(sparsity)), _abstract(params))
     return jax.tree.map(lambda p, m: jnp.ones_like(p, bool, m.shape), params, shapes)
+
+
+def _abstract(params: Params) -> Params:
+    """Shapes and types alone: how params are sharded is no matter here."""
+    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
 
 
 def is_due(
