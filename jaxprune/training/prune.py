@@ -47,7 +47,8 @@ def prune(
     Masks are renewed at the steps 0, ``every``, 2 ``every``, ... counted from 0 as optax counts for
     learning rates, and besides at the step at which the schedule comes to rest, so that it reaches
     its target at its end step. Only these steps cost anything. Under ``jax.vmap`` of ``update`` the
-    choice becomes a select, and each step costs a renewal.
+    choice becomes a select, and each step costs a renewal; outside ``jax.jit`` each call compiles
+    the choice anew.
 
     It may stand in ``optax.chain`` (as the last link that changes updates), ``partition``,
     ``masked``, ``MultiSteps``, ``apply_if_finite`` and ``inject_hyperparams``. Gradients reach the
