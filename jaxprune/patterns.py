@@ -85,16 +85,21 @@ def unstructured(
         chosen = choose(scores, where)
         sparsities = distribute(distribution, chosen.leaves, sparsity)
         keep = _keep_per_output if per_output else _keep_entries
-        return chosen.masks({p: keep(leaf, sparsities[p]) for p, leaf in chosen.leaves.items()})
+        return chosen.masks({p: keep(p, leaf, sparsities[p]) for p, leaf in chosen.leaves.items()})
 
     return pattern
 
 
-def _keep_entries(scores: jax.Array, sparsity: Any) -> jax.Array:
+def _keep_entries(path: str, scores: jax.Array, sparsity: Any) -> jax.Array:
     return keep_largest(scores, kept_count(scores.size, sparsity))
 
 
-def _keep_per_output(scores: jax.Array, sparsity: Any) -> jax.Array:
+def _keep_per_output(path: str, scores: jax.Array, sparsity: Any) -> jax.Array:
+    if scores.ndim < 2:
+        raise ValueError(
+            f"per_output on {path}, shape {scores.shape}: there are no inputs to choose from; leave "
+            "the leaf out with where=lambda path, leaf: leaf.ndim >= 2"
+        )
     columns = scores.reshape(-1, scores.shape[-1])
     keep = jax.vmap(keep_largest, in_axes=(1, None), out_axes=1)
     return keep(columns, kept_count(len(columns), sparsity)).reshape(scores.shape)
@@ -163,7 +168,7 @@ def _groups(path: str, scores: jax.Array, n: int, m: int, axis: int) -> tuple[ja
     k = axis % scores.ndim
     if scores.shape[k] % m:
         raise ValueError(
-            f"n_m({n}, {m}) on {path}, shape {scores.shape}: {m} doesn't divide axis {axis} of "
+            f"n_m({n}, {m}) on {path}, shape {scores.shape}: {m} does not divide axis {axis} of "
             f"size {scores.shape[k]}; leave such leaves out: where=lambda path, leaf: "
             f"jp.is_kernel(path, leaf) and leaf.shape[{axis}] % {m} == 0"
         )
@@ -219,7 +224,7 @@ def block(
         tail = scores.shape[-len(shape) :]
         if len(tail) < len(shape) or any(size % b for size, b in zip(tail, shape, strict=True)):
             raise ValueError(
-                f"block({shape}) doesn't tile {path}, shape {scores.shape}: blocks lie on the last "
+                f"block({shape}) does not tile {path}, shape {scores.shape}: blocks lie on the last "
                 f"{len(shape)} axes; choose sizes that divide {tail}, or leave the leaf out with "
                 "where=lambda path, leaf: ..."
             )

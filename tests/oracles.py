@@ -1,22 +1,101 @@
-"""The slow way: numpy, sorting, one entry at a time."""
+"""What tests compare with: the same thing computed the slow way, in numpy, by sorting."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 
-def keep_largest(scores, k):
-    """The k largest, the earlier of equals; NaN lowest, -0.0 equal to 0.0."""
-    flat = np.asarray(scores, np.float64).reshape(-1)
-    order = sorted(range(flat.size), key=lambda i: (-np.nan_to_num(flat[i], nan=-np.inf,
-                   posinf=np.inf, neginf=-1e300), i))  # fmt: skip
-    mask = np.zeros(flat.size, bool)
-    mask[order[: int(k)]] = True
-    return mask.reshape(np.shape(scores))
+def keep_largest(scores: Any, k: int) -> np.ndarray:
+    """A full stable sort, descending: the first k places are kept. NaN counts as lowest of all."""
+    flat = np.asarray(scores).astype(np.float64).ravel()
+    kept = np.zeros(flat.size, bool)
+    kept[np.lexsort((-flat, np.isnan(flat)))[:k]] = True
+    return kept.reshape(np.shape(scores))
 
 
-def n_of_m(scores, n, m):
+def keep_n_of_m(scores: Any, n: int, m: int, axis: int) -> np.ndarray:
+    """Each group is sorted on its own."""
+    lines = np.moveaxis(np.asarray(scores).astype(np.float64), axis, -1)
+    groups = lines.reshape(-1, m)
+    kept = np.stack([keep_largest(group, n) for group in groups])
+    return np.moveaxis(kept.reshape(lines.shape), -1, axis)
+
+
+def n_of_m(scores: Any, n: int, m: int) -> np.ndarray:
     """n of every m along the first of two axes."""
-    out = np.zeros(scores.shape, bool)
-    for g in range(0, scores.shape[0], m):
-        for j in range(scores.shape[1]):
-            out[g : g + m, j] = keep_largest(scores[g : g + m, j], n)
-    return out
+    rows, columns = np.shape(scores)
+    groups = np.reshape(scores, (rows // m, m, columns))
+    return keep_n_of_m(groups, n, m, axis=1).reshape(rows, columns)
+
+
+def kept_count(size: int, sparsity: float) -> int:
+    return max(size - round(size * sparsity), int(sparsity < 1))
+
+
+def erk(shapes: list[tuple[int, ...]], sparsity: float, power: float) -> list[float]:
+    """Solve, make the densest leaf dense if it exceeds 1, and solve again."""
+    sizes = [np.prod(shape) for shape in shapes]
+    raw = [(sum(shape) / size) ** power for shape, size in zip(shapes, sizes, strict=True)]
+    dense: set[int] = set()
+    while len(dense) < len(shapes):
+        free = [i for i in range(len(shapes)) if i not in dense]
+        budget = (1 - sparsity) * sum(sizes) - sum(sizes[i] for i in dense)
+        scale = budget / sum(raw[i] * sizes[i] for i in free)
+        worst = max(free, key=lambda i: raw[i])
+        if scale * raw[worst] <= 1:
+            return [0.0 if i in dense else 1 - scale * raw[i] for i in range(len(shapes))]
+        dense.add(worst)
+    return [0.0] * len(shapes)
+
+
+def keep_counts(scores: list[Any], shares: list[int], least: list[int]) -> list[int]:
+    """Walk down one sorted list of all entries until enough are kept."""
+    owner = np.concatenate([np.full(np.size(x), i) for i, x in enumerate(scores)])
+    flat = np.concatenate([np.ravel(x).astype(np.float64) for x in scores])
+    seen = [0] * len(scores)
+    kept = list(least)
+    for i in owner[np.argsort(-flat, kind="stable")]:
+        if sum(kept) >= sum(shares):
+            break
+        seen[i] += 1
+        kept[i] = max(kept[i], seen[i])
+    return kept
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Layer:
+    kernel: Any
+    bias: Any
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.up = nnx.Linear(8, 12, rngs=rngs)
+        self.norm = nnx.BatchNorm(12, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.down = nnx.Linear(12, 4, rngs=rngs)
+
+
+def trees() -> dict[str, Any]:
+    """One network's worth of parameters in each kind of tree that users have."""
+    rng = np.random.default_rng(0)
+    w, v = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in [(8, 12), (12, 4)])
+    b = jnp.ones(12)
+    return {
+        "dict": {"up": {"kernel": w, "bias": b}, "down": {"kernel": v}, "step": jnp.int32(3)},
+        "tuple": (w, (b, [v]), None, jax.random.key(0)),
+        "dataclass": [Layer(w, b), Layer(v.astype(jnp.bfloat16), jnp.ones(4))],
+        "nnx": nnx.split(Net(nnx.Rngs(0)))[1],
+        "equinox": eqx.nn.MLP(8, 4, 12, 1, key=jax.random.key(0)),
+    }
+
+
+TREES = trees()

@@ -162,12 +162,12 @@ def test_nan_cannot_leak_and_bits_come_back():
     params = {"w": jnp.array([1.0, jnp.nan, 3.0])}
     np.testing.assert_array_equal(jp.apply_masks(params, masks)["w"], [1.0, 0.0, 3.0])
     packed = jp.masks.pack(masks)
-    np.testing.assert_array_equal(jp.masks.unpack(packed, masks)["w"], masks["w"])
-    assert float(jp.masks.overlap(masks, masks)) == 1.0
+    np.testing.assert_array_equal(jp.masks.unpack(packed)["w"], masks["w"])
+    assert float(jp.masks.overlap(masks, masks, params)) == 1.0
 
 
 @few
-@given(st.integers(0, 50), st.integers(1, 50), st.floats(0, 1))
+@given(st.integers(0, 50), st.integers(1, 50), st.floats(0, 1, width=32, allow_subnormal=False))
 def test_cubic_starts_and_ends_where_it_says(begin, length, final):
     schedule = jax.jit(jp.schedules.cubic(0.0, final, begin=begin, end=begin + length))
     assert float(schedule(begin)) == 0.0
@@ -190,15 +190,20 @@ W = {"layer": {"kernel": jnp.ones((3, 3, 3, 6))}}
         (lambda: jp.n_m(2, 4)(W, 0.5), "layer/kernel, shape .*4 does not divide axis -2"),
         (lambda: jp.n_m(1, 3)(W, 0.8), "can't express 0.8"),
         (lambda: jp.block((4, 4))(W, 0.5), r"block\(\(4, 4\)\) does not tile layer/kernel"),
-        (lambda: jp.threshold(9.0)(W), "empties layer/kernel"),
-        (lambda: jp.apply_masks(W, {"layer": True}), "masks have the structure"),
+        (
+            lambda: jp.apply_masks(W, {"layer": True}),
+            "tree of masks does not match params: it has no leaf",
+        ),
         (lambda: jp.apply_masks({"w": jnp.ones(3)}, {"w": jnp.ones(2, bool)}), "the mask of w is"),
-        (lambda: jp.distributions.by_path({"x*": 0.5})(W, 0.5), "'x\\*' matches none"),
-        (lambda: jp.schedules.cubic(0, 0.5, begin=3, end=3), "before it begins"),
-        (lambda: jp.schedules.cubic(0, 1.5, begin=0, end=3), "final sparsity is 1.5"),
-        (lambda: jp.schedules.one_shot(-0.5, at=3), "final sparsity is -0.5"),
-        (lambda: jp.batch_norm_scale(W), "found no leaf named scale"),
-        (lambda: jp.saliency(W, grad={"w": 1}), "saliency got a gradient of structure"),
+        (
+            lambda: jp.distributions.by_path({"x*": 0.5})(W, 0.5),
+            "'x\\*' is the first match of none",
+        ),
+        (lambda: jp.schedules.cubic(0, 0.5, begin=3, end=3), "wanted end > begin"),
+        (lambda: jp.schedules.cubic(0, 1.5, begin=0, end=3), "final is 1.5; wanted a sparsity in"),
+        (lambda: jp.schedules.one_shot(-0.5, at=3), "final is -0.5"),
+        (lambda: jp.batch_norm_scale(W), "finds no scale of a normalisation"),
+        (lambda: jp.saliency(W, grad={"w": 1}), "tree of grad does not match params"),
     ],
 )
 def test_clear_errors(call, text):

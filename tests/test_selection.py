@@ -1,0 +1,201 @@
+"""Selection against a full sort: exact counts whatever the type, the ties, the size."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxprune import selection
+
+TYPES = [np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2]
+SHAPES = [(), (1,), (7,), (5, 9), (3, 2, 4, 5), (40, 30)]
+SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 2e-45, 1.0, -1.0]
+
+
+@st.composite
+def scores(draw):
+    """All distinct, or mostly ties, or the special values."""
+    shape, dtype = draw(st.sampled_from(SHAPES)), draw(st.sampled_from(TYPES))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    kind = draw(st.sampled_from(["normal", "ties", "special"]))
+    if kind == "special":
+        return rng.choice(SPECIAL, size=shape).astype(dtype)
+    values = rng.normal(size=shape) if kind == "normal" else rng.integers(-1, 2, size=shape)
+    return np.asarray(values).astype(dtype)
+
+
+@settings(max_examples=80)
+@given(scores(), st.floats(0, 1))
+def test_keeps_what_a_stable_sort_keeps(x, fraction):
+    k = round(fraction * x.size)
+    np.testing.assert_array_equal(selection.keep_largest(x, k), oracles.keep_largest(x, k))
+
+
+@settings(max_examples=30)
+@given(scores().filter(lambda x: x.size > 0), st.floats(0, 1))
+def test_bits_and_histograms_find_one_value(x, fraction):
+    k = max(1, round(fraction * x.size))
+    bits = selection.ordered_bits(jnp.asarray(x))
+    args = [bits], jnp.int32(k), [0]
+    cut = jax.jit(selection._by_bits)(*args)
+    assert cut == jax.jit(selection._by_histograms)(*args)
+    assert cut == np.sort(np.asarray(bits).ravel())[-k]
+
+
+def test_a_large_leaf_takes_the_histogram_and_ties_stay_exact():
+    rng = np.random.default_rng(0)
+    for x in [rng.normal(size=(600, 500)), rng.integers(0, 3, size=(300_000,))]:
+        x = x.astype(np.float32)
+        assert x.size >= selection._LARGE
+        for k in [0, 1, 1234, x.size - 1, x.size]:
+            np.testing.assert_array_equal(selection.keep_largest(x, k), oracles.keep_largest(x, k))
+
+
+def test_counts_stay_exact_beyond_what_float32_can_count():
+    size = 2**24 + 3
+    kept = selection.keep_largest(jnp.zeros((1, size), jnp.bfloat16), 2**24 + 1)
+    assert jnp.sum(kept, dtype=jnp.int32) == 2**24 + 1
+    assert kept[0, 2**24] and not kept[0, 2**24 + 1]
+
+
+def test_float64_is_ranked_in_all_its_digits(x64):
+    x = 1 + np.arange(9.0).reshape(3, 3) * 2**-52
+    assert jnp.asarray(x).dtype == jnp.float64
+    np.testing.assert_array_equal(selection.keep_largest(x, 4), oracles.keep_largest(x, 4))
+    big = np.random.default_rng(0).normal(size=(600, 500))
+    np.testing.assert_array_equal(selection.keep_largest(big, 999), oracles.keep_largest(big, 999))
+
+
+def test_order_of_the_bits_is_the_order_of_the_floats():
+    ladder = [np.nan, -np.inf, -1.0, -1e-45, 0.0, 1e-45, 1.0, np.inf]
+    bits = np.asarray(selection.ordered_bits(jnp.array(ladder, jnp.float32))).astype(np.int64)
+    assert (np.diff(bits) > 0).all()
+    zeros = selection.ordered_bits(jnp.array([0.0, -0.0]))
+    assert zeros[0] == zeros[1]
+
+
+def test_k_is_clipped_and_empty_arrays_pass():
+    assert selection.keep_largest(jnp.ones(3), 9).sum() == 3
+    assert selection.keep_largest(jnp.ones(3), -1).sum() == 0
+    assert selection.keep_largest(jnp.ones((0, 3)), 0).shape == (0, 3)
+
+
+@pytest.mark.parametrize("transform", ["jit", "vmap", "scan", "grad"])
+def test_under_every_transform(transform):
+    x = jax.random.normal(jax.random.key(0), (4, 6, 5))
+    ks = jnp.array([0, 3, 17, 30])
+    wanted = [oracles.keep_largest(a, int(k)) for a, k in zip(x, ks, strict=True)]
+    if transform == "jit":
+        got = [jax.jit(selection.keep_largest)(a, k) for a, k in zip(x, ks, strict=True)]
+    elif transform == "vmap":
+        got = jax.vmap(selection.keep_largest)(x, ks)
+    elif transform == "scan":
+        _, got = jax.lax.scan(lambda c, ak: (c, selection.keep_largest(*ak)), 0, (x, ks))
+    else:
+        loss = lambda a, k: jnp.sum(jnp.where(selection.keep_largest(a, k), a, 0))  # noqa: E731
+        got = [jax.grad(loss)(a, k).astype(bool) for a, k in zip(x, ks, strict=True)]
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_a_large_leaf_under_vmap():
+    x = jax.random.normal(jax.random.key(0), (2, 600, 500))
+    got = jax.vmap(selection.keep_largest, in_axes=(0, None))(x, 777)
+    np.testing.assert_array_equal(got, [oracles.keep_largest(a, 777) for a in x])
+
+
+@settings(max_examples=30)
+@given(scores().filter(lambda x: x.ndim > 1), st.integers(1, 4), st.integers(0, 3))
+def test_n_of_m_is_the_sort_of_each_group(x, n, axis):
+    axis %= x.ndim
+    m = x.shape[axis]
+    got = selection.keep_n_of_m(jnp.asarray(x), n, axis)
+    np.testing.assert_array_equal(
+        got, oracles.keep_n_of_m(np.nan_to_num(x, nan=-np.inf), n, m, axis)
+    )
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0, 1), st.booleans())
+def test_counts_over_arrays_are_those_of_one_sort(seed, sparsity, floor, ties):
+    rng = np.random.default_rng(seed)
+    shapes = [(3, 4), (7,), (20, 6)]
+    draw = (lambda s: rng.integers(0, 3, s)) if ties else (lambda s: rng.normal(size=s))
+    xs = [(draw(s) * scale).astype(np.float32) for s, scale in zip(shapes, [1, 0, 2], strict=True)]
+    shares = [oracles.kept_count(x.size, sparsity) for x in xs]
+    least = [min(int(np.ceil(floor * n)), n) for n in shares]
+    got = selection.keep_counts([jnp.asarray(x) for x in xs], shares, least)
+    assert [int(n) for n in got] == oracles.keep_counts(xs, shares, least)
+    assert sum(int(n) for n in got) == sum(shares)
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 2**31 - 1), st.floats(0, 1, width=32))
+def test_kept_count_is_exact_traced_or_not(size, sparsity):
+    exact = size - sparsity * size  # the double product of a float32 and an int32 is exact enough
+    known = selection.kept_count(size, sparsity)
+    traced = int(jax.jit(lambda s: selection.kept_count(size, s))(jnp.float32(sparsity)))
+    assert known == oracles.kept_count(size, sparsity)
+    for kept in (known, traced):
+        assert abs(kept - exact) <= 0.6 or (kept == 1 and sparsity < 1)
+    assert selection.kept_count(10**8, 0.9) == 10**7
+
+
+def test_kept_count_of_float64(x64):
+    traced = jax.jit(lambda s: selection.kept_count(10**9, s))(jnp.float64(0.9))
+    assert int(traced) == 10**8
+
+
+def test_totals_beyond_int32_ask_for_64_bits():
+    tall = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)
+    call = lambda a, b: selection.keep_counts([a, b], [1, 1], [0, 0])  # noqa: E731
+    with pytest.raises(ValueError, match=r"ranking 4294967296 entries .* jax.enable_x64\(True\)"):
+        jax.eval_shape(call, tall, tall)
+    with jax.enable_x64(True):
+        assert jax.eval_shape(call, tall, tall)[0].dtype == jnp.int32
+
+
+SHARDED = """
+import re, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from jaxprune import selection
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
+bits = lambda x, k: selection._by_bits([selection.ordered_bits(x)], k, [0])
+for spec in [P("x", None), P(None, "x")]:
+    x = jax.random.normal(jax.random.key(0), (1024, 512))
+    placed = jax.device_put(x, NamedSharding(mesh, spec))
+    for fn, most in [(selection.keep_largest, 70_000), (bits, 1)]:
+        compiled = jax.jit(fn).lower(placed, jnp.int32(999)).compile()
+        moved = re.findall(r"= \\w+\\[([\\d,]*)\\]\\S* (?:all-|collective)", compiled.as_text())
+        assert moved, "the leaf was not sharded"
+        sizes = [np.prod([int(d) for d in dims.split(",") if d]) for dims in moved]
+        assert max(sizes) <= most, (spec, sizes)
+        assert (compiled(placed, jnp.int32(999)) == jax.jit(fn)(x, jnp.int32(999))).all()
+    assert selection.keep_largest(placed, 999).sharding.is_equivalent_to(placed.sharding, 2)
+print("counts only", len(jax.devices()))
+"""
+
+
+def test_a_sharded_leaf_exchanges_counts_only():
+    """Needs several devices, which a process can only ask for before JAX starts."""
+    flag = "--xla_force_host_platform_device_count=4"
+    env = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run([sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True)
+    assert run.stdout.strip() == "counts only 4", run.stderr[-2000:]
+
+
+def test_strict_promotion_and_64_bit_types(x64):
+    with jax.numpy_dtype_promotion("strict"):
+        for dtype in (jnp.bfloat16, jnp.float32, jnp.float64):
+            x = jnp.arange(300_000).astype(dtype).reshape(600, 500)
+            assert selection.keep_largest(x, 5).sum() == 5
+            assert selection.keep_n_of_m(x[:4], 2, 0).sum() == 2 * 500
+            assert sum(selection.keep_counts([x, x[:2]], [4, 3], [1, 2])) == 7
+            assert jax.jit(lambda s: selection.kept_count(9, s))(jnp.float32(0.5)) == 5
