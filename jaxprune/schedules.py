@@ -96,7 +96,7 @@ def exponential(init: Any, final: Any, *, begin: int, end: int) -> Schedule:
             )
 
     def schedule(step: Any) -> jax.Array:
-        part = jnp.clip((step - begin) / (end - begin), 0.0, 1.0)
+        part = _done(step, begin, end) / (end - begin)
         value = 1 - (1 - jnp.float32(init)) ** (1 - part) * (1 - jnp.float32(final)) ** part
         return _at_ends(value, init, final, part)
 
@@ -139,12 +139,17 @@ def _between(init: Any, final: Any, begin: int, end: int, weight: Schedule) -> S
     _check("final", final)
 
     def schedule(step: Any) -> jax.Array:
-        done = jnp.clip(jnp.asarray(step) - begin, 0, end - begin)
+        done = _done(step, begin, end)
         w = jnp.asarray(weight(done), jnp.float32)
         value = jnp.float32(init) * w + jnp.float32(final) * (1 - w)
         return _at_ends(value, init, final, done / (end - begin))
 
     return schedule
+
+
+def _done(step: Any, begin: int, end: int) -> jax.Array:
+    """Steps since ``begin``, within the ramp; a float32, which any step counter promotes to."""
+    return jnp.clip(jnp.asarray(step) - begin, 0, end - begin).astype(jnp.float32)
 
 
 def _at_ends(value: jax.Array, init: Any, final: Any, part: Any) -> jax.Array:
