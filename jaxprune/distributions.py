@@ -115,8 +115,8 @@ def global_threshold(
             "keeps at least, such as 0.05"
         )
     leaves, treedef = jax.tree.flatten(scores)
-    dtype = jnp.result_type(jnp.float32, *leaves)
-    wide = [jnp.asarray(leaf, dtype) for leaf in leaves]
+    double = any(leaf.dtype == jnp.float64 for leaf in leaves)
+    wide = [jnp.asarray(leaf, jnp.float64 if double else jnp.float32) for leaf in leaves]
     if normalize:
         wide = [x / _root_mean_square(x) for x in wide]
     shares = [jnp.asarray(kept_count(x.size, sparsity), jnp.int32) for x in wide]

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxprune.chosen import check_sparsity, choose, distribute, is_kernel, is_number
 from jaxprune.distributions import Rule, uniform
+from jaxprune.scores.weights import widen
 from jaxprune.selection import keep_largest, keep_n_of_m, kept_count, known
 from jaxprune.types import Distribution, Masks, Pattern, Scores, Where
 
@@ -97,8 +98,8 @@ def _keep_entries(path: str, scores: jax.Array, sparsity: Any) -> jax.Array:
 def _keep_per_output(path: str, scores: jax.Array, sparsity: Any) -> jax.Array:
     if scores.ndim < 2:
         raise ValueError(
-            f"per_output on {path}, shape {scores.shape}: there are no inputs to choose from; leave "
-            "the leaf out with where=lambda path, leaf: leaf.ndim >= 2"
+            f"per_output on {path}, shape {scores.shape}: there are no inputs to choose from; "
+            "leave the leaf out with where=lambda path, leaf: leaf.ndim >= 2"
         )
     columns = scores.reshape(-1, scores.shape[-1])
     keep = jax.vmap(keep_largest, in_axes=(1, None), out_axes=1)
@@ -224,9 +225,9 @@ def block(
         tail = scores.shape[-len(shape) :]
         if len(tail) < len(shape) or any(size % b for size, b in zip(tail, shape, strict=True)):
             raise ValueError(
-                f"block({shape}) does not tile {path}, shape {scores.shape}: blocks lie on the last "
-                f"{len(shape)} axes; choose sizes that divide {tail}, or leave the leaf out with "
-                "where=lambda path, leaf: ..."
+                f"block({shape}) does not tile {path}, shape {scores.shape}: blocks lie on the "
+                f"last {len(shape)} axes; choose sizes that divide {tail}, or leave the leaf out "
+                "with where=lambda path, leaf: ..."
             )
         return _mean(scores.reshape(cut(scores.shape)), tuple(range(1 - 2 * len(shape), 0, 2)))
 
@@ -244,12 +245,7 @@ def _is_size(x: Any) -> bool:
 
 
 def _mean(scores: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.mean(_wide(scores), axis=axes)
-
-
-def _wide(scores: jax.Array) -> jax.Array:
-    """At least float32: means in half precision tie, and tau would be rounded to it."""
-    return jnp.asarray(scores, jnp.promote_types(scores.dtype, jnp.float32))
+    return jnp.mean(widen(scores), axis=axes)  # in half precision means would tie
 
 
 def channel(
@@ -322,7 +318,7 @@ def threshold(tau: float | Callable[[str], float], *, where: Where = is_kernel) 
 
     def pattern(scores: Scores, sparsity: Any = None) -> Masks:
         chosen = choose(scores, where)
-        masks = {path: _wide(leaf) >= _tau(tau, path) for path, leaf in chosen.leaves.items()}
+        masks = {path: widen(leaf) >= _tau(tau, path) for path, leaf in chosen.leaves.items()}
         empty = [p for p, mask in masks.items() if known(mask) and not bool(jnp.any(mask))]
         if empty:
             warnings.warn(

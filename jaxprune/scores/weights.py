@@ -57,7 +57,7 @@ def l2(params: Params, **evidence: Any) -> Scores:
 
 
 def widen(x: Any) -> jax.Array:
-    """At least float32: products of half-precision numbers underflow, and ties replace ranks."""
+    """At least float32: products of half-precision numbers underflow, and means of them tie."""
     return jnp.asarray(x, jnp.float32) if jnp.finfo(x.dtype).bits < 32 else jnp.asarray(x)
 
 
