@@ -157,37 +157,41 @@ class _Seed:
     def _row(self, method: Method) -> tuple[dict[str, Any], tuple[Fn, PyTree]]:
         """Prunes, tunes and, where whole units are gone, compacts; the record and the network."""
         if method.schedule == ONE_SHOT:
-            masks, variables, untuned = self._one_shot(method)
+            masks, untuned, variables = self._one_shot(method)
         else:
-            masks, variables = self._gradually(method)
-            untuned = None
+            masks, untuned, variables = self._gradually(method)
         fn, params, equality = self.jitted, variables, None
         if method.compact:
             small = jp.compact(self.fn, variables, masks, self.image)
             fn, params = jax.jit(small.fn), small.params
+            untuned = small.restrict(untuned) if untuned else None  # the same masks: as exact
             images = self.data.test_x[: self.settings.timing_batches[1]]
             equality = measuring.equality(self.jitted, variables, small, fn, images)
         row = dataclasses.asdict(method) | measuring.size_and_cost(fn, params, self.image)
-        accuracy = self._accuracy(fn, params)
-        row |= {"accuracy_untuned": untuned, "accuracy": accuracy, "equality": equality}
+        row |= {
+            "accuracy_untuned": self._accuracy(fn, untuned) if untuned else None,
+            "accuracy": self._accuracy(fn, params),
+            "equality": equality,
+        }
         return row, (fn, params)
 
-    def _one_shot(self, method: Method) -> tuple[PyTree, PyTree, float]:
+    def _one_shot(self, method: Method) -> tuple[PyTree, PyTree, PyTree]:
+        """Returns the masks, the masked variables, and those tuned."""
         masks = methods.one_shot(method, self.structure, self.dense, self.gradient)
         masked = jp.apply_masks(self.dense, masks)
-        untuned = self._accuracy(self.jitted, masked)
         # Masks live in the state: all methods whose masks have the same shapes share one
         # transformation, and with it one compiled step.
         state = optax.tree_utils.tree_set(self.tune_sparse.init(masked), masks=masks)
         steps = self.settings.tune_steps
         run = self._fit(method.label, self.tune_sparse, Run(masked, state), steps)
-        return masks, run.variables, untuned
+        return masks, masked, run.variables
 
-    def _gradually(self, method: Method) -> tuple[PyTree, PyTree]:
+    def _gradually(self, method: Method) -> tuple[PyTree, None, PyTree]:
+        """Returns the masks, nothing that was masked and not trained, and the variables."""
         tx = self.prune_gradually(method.score)
         state = optax.tree_utils.tree_set(tx.init(self.dense), target=method.sparsity)
         run = self._fit(method.label, tx, Run(self.dense, state), self.settings.gradual_steps)
-        return optax.tree_utils.tree_get(run.opt_state, "masks"), run.variables
+        return optax.tree_utils.tree_get(run.opt_state, "masks"), None, run.variables
 
     def _gradual_tx(self, score: str) -> optax.GradientTransformation:
         steps = self.settings.gradual_steps
