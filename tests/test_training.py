@@ -21,6 +21,8 @@ from benchmarks import training_overhead
 from jaxprune.training.landing import land_on_masked
 from jaxprune.training.renewal import is_due
 
+# Half the time to compile; what is optimised before this pass stays as it is.
+fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 tree_get = optax.tree_utils.tree_get
 CUBIC = jp.schedules.cubic(0.0, 0.8, begin=0, end=9)
 
@@ -40,7 +42,7 @@ def gradient(params: Any, step: Any = 0) -> Any:
 
 @functools.cache
 def jitted_step(tx: Any) -> Any:
-    @jax.jit
+    @fast_jit
     def one(params: Any, state: Any, step: Any) -> tuple[Any, Any]:
         updates, state = tx.update(gradient(params, step), state, params)
         return optax.apply_updates(params, updates), state
@@ -125,7 +127,7 @@ def test_matches_gradual_pruning_by_sorting_in_numpy() -> None:
     """The oracle: sort all magnitudes, drop the smallest, one plain SGD step on what is left."""
     params = {"kernel": jax.random.normal(jax.random.key(0), (9, 7))}
     tx = jp.prune(optax.sgd(0.125), jp.magnitude, CUBIC, every=3)
-    state, slow, update = tx.init(params), np.asarray(params["kernel"]), jax.jit(tx.update)
+    state, slow, update = tx.init(params), np.asarray(params["kernel"]), fast_jit(tx.update)
     mask = np.ones(slow.size, bool)
     for step in range(14):
         if step % 3 == 0 or step == 9:
@@ -193,7 +195,7 @@ def test_prune_renews_when_due_and_only_then() -> None:
     seen: list[tuple[int, float]] = []
     params = make_params()
     tx = jp.prune(optax.sgd(0.1), jp.magnitude, CUBIC, every=4)
-    state, update = tx.init(params), jax.jit(tx.update)
+    state, update = tx.init(params), fast_jit(tx.update)
     assert all(bool(m.all()) for m in jax.tree.leaves(state.masks))
     for step in range(13):
         old = state.masks
@@ -213,7 +215,7 @@ def ever_shrinking(score: Any, sparsity: Any, **options: Any) -> bool:
     tx = jp.prune(optax.sgd(0.3), score, sparsity, **options)
     state = tx.init(params)
     nested = True
-    update = jax.jit(tx.update)
+    update = fast_jit(tx.update)
     for step in range(12):
         old = state.masks
         updates, state = update(gradient(params, step), state, params)
@@ -235,7 +237,7 @@ def soon_all_ties(params: Any, *, step: Any, **evidence: Any) -> Any:
 def test_scores_may_be_known_beforehand(regrow: bool) -> None:
     params, scores = {"w": jnp.ones((2, 2))}, {"w": jnp.array([[1.0, 4.0], [3.0, 2.0]])}
     tx = jp.prune(optax.sgd(0.1), lambda params, **_: scores, 0.5, regrow=regrow)
-    _, state = jax.jit(tx.update)(params, tx.init(params), params)
+    _, state = fast_jit(tx.update)(params, tx.init(params), params)
     assert state.masks["w"].tolist() == [[False, True], [True, False]]
 
 
@@ -265,7 +267,7 @@ def test_when_the_schedule_falls_the_best_scores_come_back() -> None:
     params = {"w": jnp.ones((2, 4))}
     state = tx.init(params)
     for kept in ([6, 7], [4, 5, 6, 7]):
-        updates, state = jax.jit(tx.update)(params, state, params)
+        updates, state = fast_jit(tx.update)(params, state, params)
         params = optax.apply_updates(params, updates)
         assert np.flatnonzero(state.masks["w"]).tolist() == kept
 
@@ -314,7 +316,7 @@ def test_extra_arguments_reach_the_optimizer(place: Any) -> None:
     )
     params = {"w": jnp.ones((2, 2))}
     state = tx.init(params)
-    update = jax.jit(tx.update)
+    update = fast_jit(tx.update)
     for _ in range(4):
         _, state = update(gradient(params), state, params, value=1.0)
     assert float(tree_get(state, "scale")) < 1.0, "the loss stood still and nobody noticed"
@@ -376,7 +378,7 @@ def test_scan_and_donation_equal_the_loop() -> None:
 
     scanned, _ = jax.lax.scan(one, (params, tx.init(params)), jnp.arange(11))
     donated = (make_params(), tx.init(params))
-    donating = jax.jit(lambda carry, step: one(carry, step)[0], donate_argnums=0)
+    donating = fast_jit(lambda carry, step: one(carry, step)[0], donate_argnums=0)
     for step in range(11):
         donated = donating(donated, step)
     for params, state in (scanned, donated):  # another program may round otherwise
@@ -389,7 +391,7 @@ def test_vmap_prunes_each_member_of_an_ensemble() -> None:
     members = [make_params(key) for key in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
     state = jax.vmap(tx.init)(stacked)
-    update = jax.jit(jax.vmap(tx.update))
+    update = fast_jit(jax.vmap(tx.update))
     for step in range(11):
         updates, state = update(gradient(stacked, step), state, stacked)
         stacked = optax.apply_updates(stacked, updates)

@@ -55,7 +55,7 @@ def injected_prune() -> optax.GradientTransformation:
 
 ADAM = optax.adam(1e-2)
 BAD_STEP = 4  # its gradients are NaN where a row can take it
-ROWS = {
+OPTIMIZERS = {
     "sgd+momentum": Row(prune(optax.sgd(1e-2, momentum=0.9, nesterov=True))),
     "adam": Row(prune(ADAM)),
     "adamw": Row(prune(optax.adamw(1e-2, weight_decay=0.1))),
@@ -63,6 +63,8 @@ ROWS = {
     "adafactor": Row(prune(optax.adafactor(1e-2, min_dim_size_to_factor=2))),
     "rmsprop": Row(prune(optax.rmsprop(1e-3, momentum=0.9))),
     "muon": Row(prune(optax.contrib.muon(1e-2, weight_decay=0.1))),
+}
+ROWS = OPTIMIZERS | {
     "MultiSteps of prune": Row(
         optax.MultiSteps(prune(ADAM), 2).gradient_transformation(), lambda step: (step + 1) // 2
     ),
@@ -170,6 +172,8 @@ def test_optimizers_land_on_masked_parameters(name: str, dtype: Any) -> None:
 
     trees = {kind: make() for kind, make in TREES.items()}
     trees = jax.tree.map(lambda p: p.astype(dtype), trees)
+    if name not in OPTIMIZERS:
+        trees = {"all kinds in one tree": trees}  # compiles faster
     for kind, (params, masks) in jit(all_trees)(trees).items():
         params, masks = by_path(params), by_path(masks)
         assert all(p.dtype == dtype and np.isfinite(p).all() for p in params.values()), kind
