@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -52,6 +53,7 @@ class Chosen(NamedTuple):
 
 
 def choose(scores: Scores, where: Where) -> Chosen:
+    """The leaves that ``where`` means; raises unless there are some, and they can be ranked."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(scores)
     if not flat:
         raise ValueError("scores is an empty tree; pass the scores of params: jp.magnitude(params)")
@@ -70,13 +72,14 @@ def choose(scores: Scores, where: Where) -> Chosen:
                 f"the scores of {path} are {kind}{list(np.shape(leaf))}; wanted real floats: cast "
                 "them, or leave the leaf out with where=lambda path, leaf: ..."
             )
-    leaves = dict(found)
-    if len(leaves) < len(found):
+    leaves, paths = dict(found), [path for path, _ in named]
+    twice = [path for path, times in Counter(paths).items() if times > 1 and path in leaves]
+    if twice:
         raise ValueError(
-            "two leaves have one path; rename one of " + ", ".join(p for p, _ in found)
+            f"two leaves have the path {twice[0]}; rename one, paths tell leaves apart"
         )
     _check_nan(leaves)
-    return Chosen(leaves, [path for path, _ in named], treedef)
+    return Chosen(leaves, paths, treedef)
 
 
 def _check_nan(leaves: dict[str, jax.Array]) -> None:

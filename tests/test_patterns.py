@@ -376,7 +376,7 @@ def test_unscored_sparsity_is_an_error_but_for_n_m_and_threshold():
             lambda: jp.unstructured()(
                 {"a/b": W["layer"]["kernel"], "a": {"b": jnp.ones((2, 2))}}, 0.5
             ),
-            "two leaves have one path; rename one of a/b, a/b",
+            "two leaves have the path a/b; rename one",
         ),
         (
             lambda: jp.unstructured(per_output=True, where=ANY)({"b": jnp.ones(3)}, 0.5),

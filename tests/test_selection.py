@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -160,6 +161,14 @@ def test_totals_beyond_int32_ask_for_64_bits():
         jax.eval_shape(call, tall, tall)
     with jax.enable_x64(True):
         assert jax.eval_shape(call, tall, tall)[0].dtype == jnp.int32
+
+
+@pytest.mark.parametrize(("platform", "scatters"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_only_a_cpu_scatters_and_nothing_sorts(platform, scatters):
+    shapes = jax.ShapeDtypeStruct((1000, 1000), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    program = jax.export.export(selection.keep_largest, platforms=[platform])(*shapes)
+    assert ("stablehlo.scatter" in program.mlir_module()) == scatters
+    assert "stablehlo.sort" not in program.mlir_module()
 
 
 SHARDED = """
