@@ -1,11 +1,13 @@
 """compact against the masked model, computed at full size; values, gradients, shapes, states."""
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -266,3 +268,32 @@ def test_masks_of_another_shape_are_refused_before_anything_happens():
     masks = {"up": np.ones((3, 7), bool), "bias": np.array(True), "down": np.array(True)}
     with pytest.raises(ValueError, match="the mask of up is bool"):
         jp.compact(dense, dense_params(), masks, ROWS)
+
+
+def test_nnx_and_equinox_modules_compact():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.up, self.norm = nnx.Linear(3, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs)
+            self.down = nnx.Linear(8, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.down(nnx.relu(self.norm(self.up(x))))
+
+    net = Net(nnx.Rngs(0))
+    net.eval()
+    graphdef, state = nnx.split(net)
+    module = eqx.nn.MLP(3, 2, 8, 1, key=jax.random.key(0))
+    arrays, static = eqx.partition(module, eqx.is_array)
+    for fn, params in [
+        (lambda s, x: nnx.merge(graphdef, s)(x), state),
+        (lambda p, x: jax.vmap(eqx.combine(p, static))(x), arrays),
+    ]:
+        structure = jp.infer_structure(fn, params, ROWS)
+        masks = structure.masks(halves(structure))
+        small = jp.compact(fn, params, masks, ROWS)
+        assert small.certificate.exact
+        assert sum(x.size for x in jax.tree.leaves(small.params)) < sum(
+            x.size for x in jax.tree.leaves(params)
+        )
+        expected = fn(jp.apply_masks(params, masks), ROWS)
+        assert relative(expected, small.fn(small.params, ROWS)) < 1e-5
