@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune import selection
 from jaxprune.distributions import uniform
 from jaxprune.patterns import check_sparsity
 from jaxprune.structure.structure import Structure
@@ -89,7 +90,7 @@ def structured(
             units = {name: jnp.square(unit) for name, unit in units.items()}
         wanted = distribution(units, sparsity)
         keep = {
-            name: keep_best(
+            name: selection.keep_largest(
                 units[name], kept_count(structure.dims[name].size, wanted[name], round_to)
             )
             for name in names
@@ -104,10 +105,3 @@ def kept_count(size: int, sparsity: Any, round_to: int) -> jax.Array:
     step = min(round_to, size)
     exact = (1.0 - jnp.asarray(sparsity, jnp.float32)) * size
     return jnp.clip(jnp.round(exact / step).astype(jnp.int32) * step, step, size)
-
-
-def keep_best(scores: jax.Array, count: jax.Array) -> jax.Array:
-    """The ``count`` units of largest score; the earlier of equals."""
-    order = jnp.argsort(-jnp.where(jnp.isnan(scores), -jnp.inf, scores), stable=True)
-    rank = jnp.zeros(len(scores), jnp.int32).at[order].set(jnp.arange(len(scores)))
-    return rank < count
