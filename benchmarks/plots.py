@@ -44,7 +44,7 @@ def _series(
 
 
 def _write(ax: Any, title: str, path: Path) -> Path:
-    ax.set_title(title, fontsize="medium")
+    ax.figure.suptitle(title, fontsize="medium")
     ax.figure.savefig(path, dpi=150)
     matplotlib.pyplot.close(ax.figure)
     return path

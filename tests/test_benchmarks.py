@@ -398,6 +398,10 @@ def test_pictures_are_drawn_for_one_point_and_for_many(rows, tmp_path):
 
 
 def test_readme_shows_the_committed_run():
+    command = ["git", "status", "--porcelain", "--", "benchmarks/results/*/main*.json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=readme.README.parent)
+    if done.returncode or done.stdout:
+        pytest.skip("the main job ran here and its files are not committed: README shows others")
     text = readme.README.read_text()
     assert text.count(readme.BEGIN) == text.count(readme.END) == 1
     assert readme.update(text) == text, "run python -m benchmarks.readme"
