@@ -25,8 +25,8 @@ HEADINGS = (
     "compact = masked",
 )
 NOTES = (
-    "removed: the share asked for, of the units of each dimension (structured; what stays is rounded "
-    "to multiples of 8) or of the weights (others). "
+    "removed: the share asked for, of the units of each dimension (structured; what stays is "
+    "rounded to multiples of 8) or of the weights (others). "
     "before tuning: accuracy of the one-shot masks on the trained network.",
     "weights: not zero. file: npz, kB; masked networks keep their zeros, so theirs is the dense "
     "one, and they run the dense program. MFLOPs: per image, from the jaxpr.",
