@@ -1,5 +1,7 @@
 """compact against the masked model, computed at full size; values, gradients, shapes, states."""
 
+import dataclasses
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
+from jaxprune.rules import registry
 
 
 def batch_norm(train=False):
@@ -297,3 +300,27 @@ def test_nnx_and_equinox_modules_compact():
         )
         expected = fn(jp.apply_masks(params, masks), ROWS)
         assert relative(expected, small.fn(small.params, ROWS)) < 1e-5
+
+
+def test_arguments_that_freeze_a_pruned_dimension_are_refused():
+    def fn(params, x):
+        h = jax.nn.relu(x @ params["up"])
+        return (jnp.sort(h, axis=-1) if len(x) == 1 else h) @ params["down"]
+
+    params = dense_params()
+    structure = jp.infer_structure(fn, params, ROWS)
+    masks = structure.masks({"up:1": np.arange(8) < 3, "bias:0": np.ones(8, bool)})
+    small = jp.compact(fn, params, masks, ROWS)
+    with pytest.raises(ValueError, match="freeze a pruned dimension.*sorted by value"):
+        small.fn(small.params, ROWS[:1])
+
+
+def test_a_wrong_rule_is_found_by_its_shape(monkeypatch):
+    structure = jp.infer_structure(dense, dense_params(), ROWS)
+    masks = structure.masks({"up:1": np.arange(8) < 3})
+    small = jp.compact(dense, dense_params(), masks, ROWS)
+    rule = registry.RULES["dot_general"]
+    wrong = dataclasses.replace(rule, evaluate=lambda view, step, xs: [jnp.zeros((1, 1))])
+    monkeypatch.setitem(registry.RULES, "dot_general", wrong)
+    with pytest.raises(AssertionError, match="the rule for dot_general is wrong"):
+        small.fn(small.params, ROWS)
