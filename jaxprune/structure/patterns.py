@@ -50,7 +50,8 @@ def structured(
     """A pattern that keeps or removes whole units of logical dimensions, in all their slots.
 
     The score of a unit is the mean (or sum) of the entry scores over all its slots, so that a
-    producer, its bias and its consumers vote together. Inputs, logits and frozen dimensions are
+    producer, its bias and its consumers vote together. Leaves that should not vote (running
+    statistics in Flax variables) get a score of zero before. Inputs, logits and frozen dimensions are
     never cut, and at least one unit (``round_to`` units) of each dimension stays.
 
     Args:
