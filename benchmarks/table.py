@@ -27,8 +27,8 @@ HEADINGS = (
 NOTES = (
     "removed: the share asked for, of the units of each dimension (structured; what stays is "
     "rounded to multiples of 8) or of the weights (others). "
-    "before tuning: accuracy of the one-shot masks on the trained network. gradual trains longer than "
-    "one-shot is tuned (settings in the JSON): part of its lead is that.",
+    "before tuning: accuracy of the one-shot masks on the trained network. gradual trains longer "
+    "than one-shot is tuned (settings in the JSON): part of its lead is that.",
     "weights: not zero. file: npz, kB; masked networks keep their zeros, so theirs is the dense "
     "one, and they run the dense program. MFLOPs: per image, from the jaxpr.",
     "speed-up: median over rounds of dense time / this time, all networks interleaved in one run. "

@@ -51,8 +51,8 @@ def structured(
 
     The score of a unit is the mean (or sum) of the entry scores over all its slots, so that a
     producer, its bias and its consumers vote together. Leaves that should not vote (running
-    statistics in Flax variables) get a score of zero before. Inputs, logits and frozen dimensions are
-    never cut, and at least one unit (``round_to`` units) of each dimension stays.
+    statistics in Flax variables) get a score of zero before. Inputs, logits and frozen
+    dimensions are never cut, and at least one unit (``round_to`` units) of each dimension stays.
 
     Args:
       structure: what ``jp.infer_structure`` found.
