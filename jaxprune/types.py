@@ -8,7 +8,7 @@ structure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import jax
@@ -34,6 +34,13 @@ Pattern = Callable[[Scores, Any], Masks]
 Schedule = Callable[[Any], Any]  # optax's own type: step -> sparsity
 
 Where = Callable[[str, Any], bool]  # (leaf's path, leaf) -> is it meant?
+
+
+def ending_in(path: str, names: Collection[str]) -> str | None:
+    """The longest ending of ``path`` among ``names``: ``0/mu/w`` is a moment of ``w``."""
+    keys = path.split("/")
+    endings = ("/".join(keys[start:]) for start in range(len(keys)))
+    return next((name for name in endings if name and name in names), None)
 
 
 def path_str(path: tuple[Any, ...]) -> str:

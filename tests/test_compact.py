@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
+from jaxprune.compact import certificate
 from jaxprune.rules import registry
 
 
@@ -324,3 +325,19 @@ def test_a_wrong_rule_is_found_by_its_shape(monkeypatch):
     monkeypatch.setitem(registry.RULES, "dot_general", wrong)
     with pytest.raises(AssertionError, match="the rule for dot_general is wrong"):
         small.fn(small.params, ROWS)
+
+
+def test_the_check_reports_nan_and_draws_each_argument_anew():
+    def fn(params, x, y):
+        return jax.nn.relu((x - y) @ params["up"]) @ params["down"]
+
+    structure = jp.infer_structure(fn, dense_params(), ROWS, ROWS)
+    masks = structure.masks({"up:1": np.arange(8) < 3})
+    small = jp.compact(fn, dense_params(), masks, ROWS, ROWS)
+    with jax.enable_x64(True):
+        drawn = certificate.draw(jax.random.key(0), (ROWS, ROWS))
+    assert not np.array_equal(*drawn)
+    assert small.certificate.check() < 1e-12
+    good, bad = jnp.array([1.0, 2.0]), jnp.array([1.0, jnp.nan])
+    assert certificate.error(good, bad) == certificate.error(bad, good) == float("inf")
+    assert certificate.error(bad, bad) == 0.0

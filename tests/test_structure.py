@@ -162,3 +162,22 @@ def test_bad_functions_and_params():
         jp.infer_structure(3, mlp_params(), X)
     with pytest.raises(ValueError, match="params has no array leaf"):
         jp.infer_structure(mlp, {}, X)
+
+
+def test_an_output_that_only_shares_a_parameters_name_is_an_output():
+    """Logits named like a kernel of their shape are no update of that kernel."""
+
+    def fn(params, x):
+        return {"out": jnp.tanh(x @ params["up"]) @ params["out"]}
+
+    params = {"up": jnp.ones((3, 8)), "out": jnp.ones((8, 4))}
+    structure = jp.infer_structure(fn, params, jnp.ones((8, 3)))
+    assert "output" in structure.dims["out:1"].frozen
+
+
+def test_a_training_step_follows_its_parameters():
+    def step(params, x):
+        grads = jax.grad(lambda p: (mlp(p, x) ** 2).sum())(params)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+
+    assert "up:1" in free(jp.infer_structure(step, mlp_params(), X))

@@ -76,11 +76,18 @@ def compare(fn: Any, masked: Any, small: Any, args: Any, seed: int, i: int) -> f
     """One random input in float64 through both models."""
     with jax.enable_x64(True):
         key = jax.random.fold_in(jax.random.key(seed), i)
-        drawn = jax.tree.map(lambda a: _draw(key, a), args)
+        drawn = draw(key, args)
         wide = jax.tree.map(_widen, masked)
         expected = jax.tree.leaves(small.restrict_outputs(fn(wide, *drawn)))
         got = jax.tree.leaves(small.fn(jax.tree.map(_widen, small.params), *drawn))
-        return max(map(_error, expected, got), default=0.0)
+        return max(map(error, expected, got), default=0.0)
+
+
+def draw(key: Any, args: Any) -> Any:
+    """Random floats in float64, each array from a key of its own; other arrays as they are."""
+    leaves, treedef = jax.tree.flatten(args)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    return jax.tree.unflatten(treedef, [_draw(k, a) for k, a in zip(keys, leaves)])
 
 
 def _draw(key: Any, a: Any) -> Any:
@@ -93,8 +100,13 @@ def _widen(leaf: Any) -> Any:
     return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
-def _error(expected: Any, got: Any) -> float:
-    if not jnp.issubdtype(expected.dtype, jnp.inexact):
-        return float(np.any(np.asarray(expected) != np.asarray(got)))
-    scale = float(jnp.max(jnp.abs(expected), initial=0.0)) or 1.0
-    return float(jnp.max(jnp.abs(expected - got), initial=0.0)) / scale
+def error(expected: Any, got: Any) -> float:
+    """max|got - expected| / max|expected|; infinite where only one of them is a number."""
+    a, b = np.asarray(expected), np.asarray(got)
+    if not np.issubdtype(a.dtype, np.inexact):
+        return float(np.any(a != b))
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return float("inf")
+    scale = float(np.max(np.abs(a[finite]), initial=0.0)) or 1.0
+    return float(np.max(np.abs(a[finite] - b[finite]), initial=0.0)) / scale

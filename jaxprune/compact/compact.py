@@ -19,7 +19,7 @@ from jaxprune.masks import apply_masks
 from jaxprune.rules import calls
 from jaxprune.structure import infer as _infer
 from jaxprune.structure.structure import Structure, from_program
-from jaxprune.types import path_str
+from jaxprune.types import ending_in, path_str
 
 
 class _View:
@@ -73,26 +73,20 @@ class Compact:
         return jax.tree_util.tree_map_with_path(self._restrict_leaf, tree)
 
     def _restrict_leaf(self, path: Any, leaf: Any) -> Any:
-        keys = path_str(path).split("/")
-        for start in range(len(keys)):
-            name = "/".join(keys[start:])
-            if name in self._structure.paths:
-                return self._slice(leaf, self._structure.paths.index(name))
-        return leaf
+        name = ending_in(path_str(path), self._structure.paths)
+        return leaf if name is None else self._slice(leaf, self._structure.paths.index(name))
 
     def restrict_outputs(self, outputs: Any) -> Any:
         """Slices the results that are updated parameters; others are full size already."""
-        by_path = dict(zip(self._structure.paths, self._structure.shapes, strict=True))
-
-        def one(path: Any, leaf: Any) -> Any:
-            keys = path_str(path).split("/")
-            for start in range(len(keys)):
-                name = "/".join(keys[start:])
-                if name and by_path.get(name) == leaf.shape:
-                    return self._slice(leaf, self._structure.paths.index(name))
-            return leaf
-
-        return jax.tree_util.tree_map_with_path(one, outputs)
+        leaves, treedef = jax.tree.flatten(outputs)
+        known = list(zip(self._structure.paths, self._structure.shapes, strict=True))
+        given = list(zip(_infer.paths_of(outputs), map(np.shape, leaves), strict=True))
+        index = self._structure.paths.index
+        small = [
+            leaf if name is None else self._slice(leaf, index(name))
+            for leaf, name in zip(leaves, _infer.followed(given, known), strict=True)
+        ]
+        return jax.tree.unflatten(treedef, small)
 
     def _slice(self, leaf: Any, i: int) -> Any:
         path, shape = self._structure.paths[i], self._structure.shapes[i]

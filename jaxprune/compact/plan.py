@@ -11,7 +11,7 @@ import numpy as np
 from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.jaxpr.tape import concrete
-from jaxprune.rules import calls, registry, zeros
+from jaxprune.rules import calls, zeros
 from jaxprune.rules.zeros import Zeros
 from jaxprune.structure.infer import Program
 from jaxprune.structure.structure import Dimension, Structure
@@ -73,18 +73,12 @@ def _refuse_contributors(
 ) -> None:
     """Keeps units whose removed values would reach a result."""
     by_leaf: dict[Axis, Decision] = {d.dim.axis: d for d in decisions.values()}
-    tape = program.tape
-    facts = dict(zip(tape.inputs, known))
-    for value in tape.inputs[len(known) :]:
-        facts[value] = zeros.unknown(value.shape)
-    for step in tape.steps:
-        args = [calls.known_zeros(facts, v) for v in step.ins]
-        rule = registry.rule_of(step)
-        for mix in rule.mixes(step, args):
-            for leaf in {leaf for leaf in axes.leaves(mix.axis) if leaf in by_leaf}:
-                for units in axes.units_along(mix.axis, leaf):
-                    dirty = np.zeros(leaf.size, bool)
-                    dirty[units[(units >= 0) & ~mix.zero]] = True
-                    why = f"its masked value is not zero where {step.name} at {step.where} reads it"
-                    _stay(by_leaf[leaf], dirty, why)
-        facts.update(zip(step.outs, rule.zeros(step, args), strict=True))
+    inputs = program.tape.inputs
+    others = [zeros.unknown(value.shape) for value in inputs[len(known) :]]
+    for step, mix in calls.run_zeros(program.tape, [*known, *others])[1]:
+        for leaf in {leaf for leaf in axes.leaves(mix.axis) if leaf in by_leaf}:
+            for units in axes.units_along(mix.axis, leaf):
+                dirty = np.zeros(leaf.size, bool)
+                dirty[units[(units >= 0) & ~mix.zero]] = True
+                why = f"its masked value is not zero where {step.name} at {step.where} reads it"
+                _stay(by_leaf[leaf], dirty, why)

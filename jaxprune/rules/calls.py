@@ -44,14 +44,14 @@ def _tangent(aval: Any) -> Any:
     return aval.to_tangent_aval() if hasattr(aval, "to_tangent_aval") else aval
 
 
-def run_zeros(program: Tape, known: list[Zeros]) -> tuple[list[Zeros], list[Mix]]:
-    """What is zero in a program's results, and all the mixing on the way."""
+def run_zeros(program: Tape, known: list[Zeros]) -> tuple[list[Zeros], list[tuple[Step, Mix]]]:
+    """What is zero in a program's results, and all the mixing on the way, with its step."""
     facts = dict(zip(program.inputs, known, strict=True))
-    mixes: list[Mix] = []
+    mixes: list[tuple[Step, Mix]] = []
     for step in program.steps:
         args = [known_zeros(facts, v) for v in step.ins]
         rule = registry.rule_of(step)
-        mixes += rule.mixes(step, args)
+        mixes += [(step, mix) for mix in rule.mixes(step, args)]
         facts.update(zip(step.outs, rule.zeros(step, args), strict=True))
     return [known_zeros(facts, v) for v in program.outputs], mixes
 
@@ -122,6 +122,6 @@ register(
     "custom_jvp_call",
     couple=couple_custom_jvp,
     zeros=lambda step, known: run_zeros(step.subs[0], known)[0],
-    mixes=lambda step, known: run_zeros(step.subs[0], known)[1],
+    mixes=lambda step, known: [mix for _, mix in run_zeros(step.subs[0], known)[1]],
     evaluate=evaluate_custom_jvp,
 )

@@ -74,7 +74,8 @@ register(
 
 def couple_sorted(step: Step) -> list[list[Axis]]:
     """Sorting moves entries along one axis by their values: that axis is frozen."""
-    axis = step.params.get("dimension", len(step.ins[0].shape) - 1)
+    last = len(step.ins[0].shape) - 1
+    axis = step.params.get("dimension", step.params.get("axis", last))
     for v in step.ins:
         step.freeze(v.axes[axis], "sorted by value")
         for k, a in enumerate(v.axes):

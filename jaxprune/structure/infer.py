@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
 import jaxprune.rules  # noqa: F401  (fills the table)
 from jaxprune import axes
@@ -15,7 +14,9 @@ from jaxprune.axes import Axis
 from jaxprune.jaxpr import tape
 from jaxprune.jaxpr.tape import Tape, Value
 from jaxprune.rules import registry
-from jaxprune.types import path_str
+from jaxprune.types import ending_in, path_str
+
+Shapes = Sequence[tuple[str, tuple[int, ...]]]  # (path, shape) of each leaf
 
 
 @dataclass(eq=False)
@@ -59,30 +60,40 @@ def infer(
 
 def _freeze_ends(program: Program, params: Any, args: Any, out_shape: Any) -> None:
     """Inputs and outputs keep their sizes; results that are parameters follow the parameters."""
-    arg_paths = [path_str(p) for p, _ in jax.tree_util.tree_leaves_with_path(tuple(args))]
-    for path, value in zip(arg_paths, program.tape.inputs[program.num_params :], strict=True):
+    for path, value in zip(
+        paths_of(tuple(args)), program.tape.inputs[program.num_params :], strict=True
+    ):
         for axis in value.axes:
             axes.freeze(axis, f"input {path} of the function")
-    flat = [(path_str(p), leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(params)]
-    by_path = {p: v for (p, _), v in zip(flat, program.param_values, strict=True) if p}
-    outs = jax.tree_util.tree_leaves_with_path(out_shape)
-    for (key, _), value in zip(outs, program.tape.outputs, strict=True):
-        source = state_of(path_str(key), value.shape, by_path)
+    by_path = dict(zip(paths_of(params), program.param_values, strict=True))
+    outs = list(zip(paths_of(out_shape), program.tape.outputs, strict=True))
+    updated = followed(
+        [(path, v.shape) for path, v in outs], [(path, v.shape) for path, v in by_path.items()]
+    )
+    for (path, value), name in zip(outs, updated, strict=True):
         for k, axis in enumerate(value.axes):
-            if source is None:
-                axes.freeze(axis, f"output {path_str(key) or 'of the function'}".strip())
+            if name is None:
+                axes.freeze(axis, f"output {path or 'of the function'}".strip())
             else:
-                axes.unify(source.axes[k], axis)
+                axes.unify(by_path[name].axes[k], axis)
 
 
-def state_of(path: str, shape: tuple[int, ...], by_path: dict[str, Value]) -> Value | None:
-    """The parameter that an output updates: its path ends with the parameter's, shapes agree."""
-    keys = path.split("/")
-    for start in range(len(keys)):
-        value = by_path.get("/".join(keys[start:]))
-        if value is not None and value.shape == shape:
-            return value
-    return None
+def paths_of(tree: Any) -> list[str]:
+    """The paths of a tree's leaves, in order."""
+    return [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def followed(outputs: Shapes, params: Shapes) -> list[str | None]:
+    """For each output the parameter that it updates, or None.
+
+    Its path ends with the parameter's and the shapes agree. A path of a single key is too little
+    to go by, logits may share it: it counts only when all parameters are among the outputs.
+    """
+    shapes = dict(params)
+    names = [ending_in(path, shapes) for path, _ in outputs]
+    names = [n if n and shapes[n] == shape else None for n, (_, shape) in zip(names, outputs)]
+    whole = all(name in names for name in shapes)
+    return [n if n and (whole or "/" in n) else None for n in names]
 
 
 def used_leaves(program: Tape) -> set[Axis]:
@@ -112,7 +123,3 @@ def copy_axes(param_axes: Sequence[Sequence[Axis]]) -> tuple[list[list[Axis]], d
     for leaf in {leaf for axs in param_axes for a in axs for leaf in axes.leaves(a)}:
         copy(leaf)  # before any compound, so that leaves are the older nodes
     return [[copy(a) for a in axs] for axs in param_axes], fresh
-
-
-def as_bool(keep: Any, size: int) -> np.ndarray:
-    return np.broadcast_to(np.asarray(keep, bool), (size,)).copy()

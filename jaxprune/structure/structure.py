@@ -15,7 +15,6 @@ from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.masks import fits
 from jaxprune.structure import infer as _infer
-from jaxprune.types import path_str
 
 
 class Slot(NamedTuple):
@@ -73,14 +72,12 @@ class Structure:
           ValueError: for an unknown or frozen dimension, a vector of another length, or one that
             keeps nothing.
         """
-        kept = {d.axis: np.flatnonzero(v) for d, v in self._checked(keep) if not v.all()}
-        leaves = [_leaf_mask(axs, kept) for axs in self.param_axes]
-        return jax.tree.unflatten(self.treedef, leaves)
+        return self.traced_masks({d.name: v for d, v in self._checked(keep) if not v.all()})
 
     def traced_masks(self, keep: Mapping[str, Any]) -> Any:
         """As :meth:`masks`, for vectors that may be traced; names and contents are not checked."""
         kept = {self.dims[name].axis: jnp.asarray(v, bool) for name, v in keep.items()}
-        leaves = [_traced_leaf_mask(axs, kept) for axs in self.param_axes]
+        leaves = [_leaf_mask(axs, kept) for axs in self.param_axes]
         return jax.tree.unflatten(self.treedef, leaves)
 
     def _checked(self, keep: Mapping[str, Any]) -> Iterator[tuple[Dimension, np.ndarray]]:
@@ -194,7 +191,7 @@ def _along(mask: np.ndarray, k: int, rank: int, size: int) -> np.ndarray:
     return np.broadcast_to(alive, (size,))
 
 
-def _traced_leaf_mask(axs: tuple[Axis, ...], kept: dict[Axis, jax.Array]) -> jax.Array:
+def _leaf_mask(axs: tuple[Axis, ...], kept: dict[Axis, jax.Array]) -> jax.Array:
     mask = jnp.asarray(True)
     for k, axis in enumerate(axs):
         for leaf in dict.fromkeys(leaf for leaf in axes.leaves(axis) if leaf in kept):
@@ -202,17 +199,6 @@ def _traced_leaf_mask(axs: tuple[Axis, ...], kept: dict[Axis, jax.Array]) -> jax
                 line = jnp.where(units >= 0, kept[leaf][units], True)
                 mask = mask & line.reshape([-1 if i == k else 1 for i in range(len(axs))])
     return mask
-
-
-def _leaf_mask(axs: tuple[Axis, ...], kept: dict[Axis, np.ndarray]) -> jax.Array:
-    mask = np.asarray(True)
-    for k, axis in enumerate(axs):
-        if not any(leaf in kept for leaf in axes.leaves(axis)):
-            continue
-        line = np.zeros(axis.size, bool)
-        line[axes.index_of(axis, kept)] = True
-        mask = mask & line.reshape([-1 if i == k else 1 for i in range(len(axs))])
-    return jnp.asarray(mask)
 
 
 def infer_structure(fn: Callable[..., Any], params: Any, *args: Any) -> Structure:
@@ -241,8 +227,7 @@ def infer_structure(fn: Callable[..., Any], params: Any, *args: Any) -> Structur
 
 def from_program(program: _infer.Program, params: Any) -> Structure:
     """Names what a trace found."""
-    flat = jax.tree_util.tree_leaves_with_path(params)
-    paths = tuple(path_str(path) for path, _ in flat)
+    paths = tuple(_infer.paths_of(params))
     param_axes = tuple(tuple(v.axes) for v in program.param_values)
     used, order = _infer.used_leaves(program.tape), _first_use(program)
     slots: dict[Axis, list[tuple[Any, Slot]]] = {}
