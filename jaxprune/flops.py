@@ -37,7 +37,7 @@ FREE = _names("""
     reduce_precision relayout reshape reshard rev scatter sharding_constraint slice split squeeze
     stack stop_gradient tile transpose unstack with_memory_space_constraint zeros_like
 """)
-ELEMENTWISE = {*POINTWISE, "mulhi", "polygamma", "log2", "one_minus_square"} - FREE
+ELEMENTWISE = {*POINTWISE} - FREE
 REDUCING = _names("""
     argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max reduce_min
     reduce_or reduce_prod reduce_sum reduce_xor
