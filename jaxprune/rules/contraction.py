@@ -37,7 +37,7 @@ def mixes_dot(step: Step, known: list[Zeros]) -> list[Mix]:
     (lc, rc), _ = step.params["dimension_numbers"]
     lz, rz = known
     return [
-        Mix(step.ins[0].axes[i], lz.along(i) | rz.along(j), "sum")
+        Mix(step.ins[0].axes[i], lz.along(i) | rz.along(j), "sum", ((0, i), (1, j)))
         for i, j in zip(lc, rc, strict=True)
     ]
 
@@ -89,7 +89,8 @@ def mixes_conv(step: Step, known: list[Zeros]) -> list[Mix]:
     numbers = step.params["dimension_numbers"]
     lhs_zero = known[0].along(numbers.lhs_spec[1]).reshape(_groups(step), -1).all(0)
     rhs_zero = known[1].along(numbers.rhs_spec[1])
-    return [Mix(step.ins[1].axes[numbers.rhs_spec[1]], lhs_zero | rhs_zero, "sum")]
+    places = ((0, numbers.lhs_spec[1]), (1, numbers.rhs_spec[1])) if _groups(step) == 1 else ()
+    return [Mix(step.ins[1].axes[numbers.rhs_spec[1]], lhs_zero | rhs_zero, "sum", places)]
 
 
 def zeros_conv(step: Step, known: list[Zeros]) -> list[Zeros]:

@@ -31,7 +31,12 @@ def mixes_reduce(step: Step, known: list[Zeros]) -> list[Mix]:
     combine = REDUCTIONS[step.name]
     zero_is_neutral = combine in ("sum", "or")
     return [
-        Mix(a, known[0].along(k) if zero_is_neutral else np.zeros(a.size, bool), combine)
+        Mix(
+            a,
+            known[0].along(k) if zero_is_neutral else np.zeros(a.size, bool),
+            combine,
+            ((0, k),),
+        )
         for k, a in enumerate(step.ins[0].axes)
         if k in step.params["axes"]
     ]

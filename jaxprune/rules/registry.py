@@ -37,6 +37,7 @@ class Mix(NamedTuple):
     axis: Axis
     zero: np.ndarray  # per position: it contributes nothing
     combine: str  # "sum", "max", "min", "prod", "or", "and"; "none": can't be done in blocks
+    places: tuple[tuple[int, int], ...] = ()  # (operand, axis) pairs that hold exactly this axis
 
 
 @dataclass(frozen=True)
