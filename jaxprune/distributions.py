@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -163,7 +164,18 @@ def by_path(table: Mapping[str, Rule], default: Distribution = uniform) -> Distr
                 "function of the global sparsity"
             )
 
-    def distribution(scores: Scores, sparsity: Any) -> Sparsities:
+    return ByPath(table, default)
+
+
+@dataclass(frozen=True, eq=False)
+class ByPath:
+    """What :func:`by_path` returns: the distribution, with its table to be read."""
+
+    table: Mapping[str, Rule]
+    default: Distribution
+
+    def __call__(self, scores: Scores, sparsity: Any) -> Sparsities:
+        table = self.table
         flat, treedef = jax.tree_util.tree_flatten_with_path(scores)
         paths = [path_str(path) for path, _ in flat]
         first = [next((p for p in table if fnmatch.fnmatchcase(x, p)), None) for x in paths]
@@ -175,13 +187,11 @@ def by_path(table: Mapping[str, Rule], default: Distribution = uniform) -> Distr
                 )
         rest = dict(zip(paths, flat, strict=True))
         rest = {x: leaf for (x, (_, leaf)), p in zip(rest.items(), first) if p is None}
-        sparsities = default(rest, sparsity) if rest else {}
+        sparsities = self.default(rest, sparsity) if rest else {}
         for path, match in zip(paths, first, strict=True):
             if match is not None:
                 sparsities[path] = _ruled(table[match], sparsity)
         return jax.tree.unflatten(treedef, [sparsities[path] for path in paths])
-
-    return distribution
 
 
 def _ruled(rule: Rule, sparsity: Any) -> Any:

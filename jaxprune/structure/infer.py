@@ -98,13 +98,18 @@ def followed(outputs: Shapes, params: Shapes) -> list[str | None]:
 
 def used_leaves(program: Tape) -> set[Axis]:
     """Dimensions that something reads; the cut-off rest of a position table is not among them."""
-    used: set[Axis] = set()
+    read: set[Axis] = {axis for value in program.outputs for axis in value.axes}
+    _collect_read(program, read)
+    return {leaf for axis in {axes.find(a) for a in read} for leaf in axes.leaves(axis)}
+
+
+def _collect_read(program: Tape, read: set[Axis]) -> None:
     for step in program.steps:
-        if step.name not in ("slice", "split"):
-            used.update(leaf for v in step.ins for a in v.axes for leaf in axes.leaves(a))
-    for value in program.outputs:
-        used.update(leaf for a in value.axes for leaf in axes.leaves(a))
-    return used
+        for sub in step.subs:  # what a loop is given counts when its body reads it
+            _collect_read(sub, read)
+        if not step.subs and step.name not in ("slice", "split"):
+            for value in step.ins:
+                read.update(value.axes)
 
 
 def copy_axes(param_axes: Sequence[Sequence[Axis]]) -> tuple[list[list[Axis]], dict[Axis, Axis]]:

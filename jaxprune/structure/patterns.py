@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Sequence
+import glob
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune import selection
-from jaxprune.distributions import uniform
+from jaxprune.distributions import ByPath, Rule, as_distribution, by_path, uniform
 from jaxprune.patterns import check_sparsity
-from jaxprune.structure.structure import Structure
+from jaxprune.structure.structure import Dimension, Structure
 from jaxprune.types import Distribution, Pattern
 
 
 def chosen_dims(structure: Structure, dims: str | Sequence[str]) -> list[str]:
-    """The prunable dimensions whose names match one of the patterns (``fnmatch``).
+    """The prunable dimensions whose names or labels match one of the patterns (``fnmatch``).
 
     Raises:
       ValueError: when a pattern matches no dimension, or only frozen ones.
@@ -25,11 +25,12 @@ def chosen_dims(structure: Structure, dims: str | Sequence[str]) -> list[str]:
     patterns = [dims] if isinstance(dims, str) else list(dims)
     found: list[str] = []
     for pattern in patterns:
-        matched = [n for n in structure.dims if fnmatch.fnmatchcase(n, pattern)]
+        matched = [n for n, d in structure.dims.items() if d.matches(pattern)]
         free = [n for n in matched if not structure.dims[n].frozen]
         if not free:
             why = "; ".join(f"{n}: {structure.dims[n].frozen}" for n in matched[:4])
-            names = ", ".join([n for n, d in structure.dims.items() if not d.frozen][:8])
+            every = [d for d in structure.dims.values() if not d.frozen]
+            names = ", ".join(f"{d.name} ({d.label})" for d in every[:8])
             raise ValueError(
                 f"dims={pattern!r} matches no prunable dimension"
                 + (f" (frozen: {why})" if matched else "")
@@ -43,7 +44,7 @@ def structured(
     structure: Structure,
     *,
     dims: str | Sequence[str] = "*",
-    distribution: Distribution = uniform,
+    distribution: Distribution | Mapping[str, Rule] = uniform,
     round_to: int = 1,
     reduce: str = "mean",
 ) -> Pattern:
@@ -56,9 +57,11 @@ def structured(
 
     Args:
       structure: what ``jp.infer_structure`` found.
-      dims: names of dimensions, with wildcards.
+      dims: names or labels of dimensions, with wildcards: ``"layers/*/mlp hidden"``.
       distribution: from a dict {dimension name: unit scores} and the global sparsity (the
-        fraction of units) to one sparsity per dimension.
+        fraction of units) to one sparsity per dimension; or a mapping from patterns of names or
+        labels to sparsities, ``{"*heads": 0.25, "*hidden": 0.5}``, see
+        :func:`jp.distributions.by_path`.
       round_to: the number of kept units is a multiple of it, rounded to the nearest, where the
         dimension is at least that large.
       reduce: "mean" or "sum" over a unit's entries; "taylor" squares the sum, for the signed
@@ -68,7 +71,8 @@ def structured(
       ``(scores, sparsity) -> masks`` for ``jp.compact``; jittable.
 
     Raises:
-      ValueError: for dims that match nothing prunable, or round_to < 1.
+      ValueError: for dims or a pattern of the distribution that match nothing prunable, or
+        round_to < 1.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -82,6 +86,7 @@ def structured(
     if round_to < 1:
         raise ValueError(f"round_to is {round_to}; wanted a positive multiple such as 8")
     names = chosen_dims(structure, dims)
+    distribution = _by_name(distribution, [structure.dims[name] for name in names])
 
     def pattern(scores: Any, sparsity: Any) -> Any:
         check_sparsity(sparsity)
@@ -99,6 +104,27 @@ def structured(
         return structure.traced_masks(keep)
 
     return pattern
+
+
+def _by_name(
+    distribution: Distribution | Mapping[str, Rule], dims: Sequence[Dimension]
+) -> Distribution:
+    """A table of patterns over names and labels becomes one of names; the first match counts."""
+    distribution = as_distribution(distribution)
+    if not isinstance(distribution, ByPath):
+        return distribution
+    table: dict[str, Rule] = {}
+    for pattern, rule in distribution.table.items():
+        names = [glob.escape(d.name) for d in dims if d.matches(pattern)]
+        fresh = [name for name in names if name not in table]
+        if not fresh:
+            have = ", ".join(f"{d.name} ({d.label})" for d in dims[:8])
+            raise ValueError(
+                f"distribution: {pattern!r} is the first match of none of the chosen dimensions "
+                f"{have}; correct it, move it up, or leave it out"
+            )
+        table.update(dict.fromkeys(fresh, rule))
+    return by_path(table, distribution.default)
 
 
 def kept_count(size: int, sparsity: Any, round_to: int) -> jax.Array:

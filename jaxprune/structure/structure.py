@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+import fnmatch
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.masks import fits
 from jaxprune.structure import infer as _infer
+from jaxprune.structure import labels, table, usage
 
 
 class Slot(NamedTuple):
@@ -38,6 +41,8 @@ class Dimension:
       slots: every (leaf, axis, piece) that carries it.
       frozen: why it can't be pruned, or None.
       params: number of entries in the leaves that it governs.
+      label: what a person would call it, from what the program does with it; may change between
+        versions, the name doesn't.
     """
 
     name: str
@@ -46,6 +51,11 @@ class Dimension:
     frozen: str | None
     params: int
     axis: Axis = field(repr=False, compare=False)
+    label: str = field(default="", compare=False)
+
+    def matches(self, pattern: str) -> bool:
+        """Whether its name or its label is ``pattern``, which may hold wildcards."""
+        return any(fnmatch.fnmatchcase(text, pattern) for text in (self.name, self.label))
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,15 +170,15 @@ class Structure:
         return {d.name: _unit_score(d, self.param_axes, leaves, reduce) for d in free}
 
     def __str__(self) -> str:
-        rows = sorted(self.dims.values(), key=lambda d: (d.frozen is not None, -d.params))
-        width = max([len(d.name) for d in rows] + [9])
-        lines = [f"{'dimension':<{width}}  {'size':>6}  {'slots':>5}  {'params':>10}  frozen"]
-        for d in rows:
-            why = d.frozen or ""
-            lines.append(
-                f"{d.name:<{width}}  {d.size:>6}  {len(d.slots):>5}  {d.params:>10,}  {why}"
-            )
-        return "\n".join(lines)
+        return table.short(self)
+
+    def details(self, pattern: str = "*") -> str:
+        """Every dimension with all its slots and all reasons, as text.
+
+        Args:
+          pattern: names or labels to show, with wildcards.
+        """
+        return table.full(self, pattern)
 
 
 def _unit_score(dim: Dimension, param_axes: Any, leaves: list[Any], reduce: str) -> jax.Array:
@@ -201,7 +211,12 @@ def _leaf_mask(axs: tuple[Axis, ...], kept: dict[Axis, jax.Array]) -> jax.Array:
     return mask
 
 
-def infer_structure(fn: Callable[..., Any], params: Any, *args: Any) -> Structure:
+def infer_structure(
+    fn: Callable[..., Any],
+    params: Any,
+    *args: Any,
+    also: Sequence[tuple[Callable[..., Any], Sequence[Any]]] = (),
+) -> Structure:
     """Finds the logical dimensions of ``fn(params, *args)`` by reading its jaxpr.
 
     Args:
@@ -209,9 +224,15 @@ def infer_structure(fn: Callable[..., Any], params: Any, *args: Any) -> Structur
       params: any pytree of arrays or ``jax.ShapeDtypeStruct``. State that travels with the
         parameters (batch statistics, caches) belongs here, too.
       *args: the other arguments, arrays or ``jax.ShapeDtypeStruct``; nothing is computed.
+      also: further uses of the same params, ``[(train_step, (batch,)), ...]``. The dimensions are
+        then those that hold for all of them, and what only one of them reads is offered, too.
 
     Returns:
-      A :class:`Structure`: ``.dims``, ``.masks(keep)``, ``.keep(masks)``.
+      A :class:`Structure`: ``.dims``, ``.masks(keep)``, ``.keep(masks)``. ``print`` it.
+
+    Raises:
+      TypeError: for an fn that isn't a function, or an entry of also that isn't (fn, args).
+      ValueError: for params without an array.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -221,33 +242,70 @@ def infer_structure(fn: Callable[..., Any], params: Any, *args: Any) -> Structur
       >>> [(d.name, d.size) for d in structure.dims.values() if not d.frozen]
       [('up:1', 8)]
     """
-    program = _infer.infer(fn, params, args)
-    return from_program(program, params)
+    programs = [_infer.infer(fn, params, args)]
+    for entry in also:
+        if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], tuple)):
+            raise TypeError(
+                f"also wants pairs (fn, args) with args a tuple, got {entry!r:.80}; for example "
+                "also=[(train_step, (batch,))]"
+            )
+        known = [value.axes for value in programs[0].param_values]
+        programs.append(_infer.infer(entry[0], params, entry[1], known))
+    return from_programs(programs, params)
 
 
 def from_program(program: _infer.Program, params: Any) -> Structure:
     """Names what a trace found."""
+    return from_programs([program], params)
+
+
+def from_programs(programs: Sequence[_infer.Program], params: Any) -> Structure:
+    """Names what all traces of the same parameters found together."""
     paths = tuple(_infer.paths_of(params))
-    param_axes = tuple(tuple(v.axes) for v in program.param_values)
-    used, order = _infer.used_leaves(program.tape), _first_use(program)
-    slots: dict[Axis, list[tuple[Any, Slot]]] = {}
-    for path, axs, when in zip(paths, param_axes, order, strict=True):
+    param_axes = tuple(tuple(v.axes) for v in programs[0].param_values)
+    shapes = tuple(v.shape for v in programs[0].param_values)
+    slots = _slots(paths, param_axes, _first_use(programs))
+    used = set().union(*(_infer.used_leaves(p.tape) for p in programs))
+    sizes = dict(zip(paths, map(math.prod, shapes)))
+    dims = {}
+    for (leaf, found), label in zip(slots.items(), _labels(programs, slots, paths)):
+        why = "; ".join(map(str, leaf.reasons)) or None
+        if why is None and leaf not in used:
+            why = "nothing in this trace reads it"
+        governed = sum(sizes[path] for path in {s.path for s in found})
+        name = str(found[0])
+        dims[name] = Dimension(name, leaf.size, found, why, governed, leaf, label)
+    return Structure(dims, paths, shapes, param_axes, jax.tree.structure(params))
+
+
+def _slots(
+    paths: Sequence[str], param_axes: Sequence[Sequence[Axis]], first_use: Sequence[int]
+) -> dict[Axis, tuple[Slot, ...]]:
+    """The slots of each leaf dimension: makers first, in order of use; dimensions likewise."""
+    found: dict[Axis, list[tuple[Any, Slot]]] = {}
+    for path, axs, when in zip(paths, param_axes, first_use, strict=True):
         for k, axis in enumerate(axs):
             for leaf, piece in _pieces(axis):
                 if leaf.size > 1:
                     makes = len(axs) > 1 and k == len(axs) - 1  # kernels are (..., in, out)
-                    slots.setdefault(leaf, []).append(((not makes, when), Slot(path, k, piece)))
-    sizes = {path: int(np.prod(v.shape)) for path, v in zip(paths, program.param_values)}
-    dims = {}
-    for leaf, found in sorted(slots.items(), key=lambda item: min(item[1])):
-        ordered = tuple(slot for _, slot in sorted(found))
-        why = "; ".join(map(str, leaf.reasons)) or None
-        if why is None and leaf not in used:
-            why = "nothing in this trace reads it"
-        governed = sum(sizes[path] for path in {s.path for s in ordered})
-        dims[str(ordered[0])] = Dimension(str(ordered[0]), leaf.size, ordered, why, governed, leaf)
-    shapes = tuple(v.shape for v in program.param_values)
-    return Structure(dims, paths, shapes, param_axes, jax.tree.structure(params))
+                    found.setdefault(leaf, []).append(((not makes, when), Slot(path, k, piece)))
+    in_order = [(leaf, sorted(pairs)) for leaf, pairs in found.items()]
+    in_order.sort(key=lambda item: item[1][0])
+    return {leaf: tuple(slot for _, slot in pairs) for leaf, pairs in in_order}
+
+
+def _labels(
+    programs: Sequence[_infer.Program], slots: Mapping[Axis, Sequence[Slot]], paths: Sequence[str]
+) -> list[str]:
+    """What each dimension is called, see :mod:`jaxprune.structure.labels`."""
+    facts = [usage.facts_of(p.tape, p.num_params, slots) for p in programs]
+    axes_of = dict(zip(paths, programs[0].param_values))
+    places = [[_place(s, axes_of[s.path].axes) for s in found] for found in slots.values()]
+    templates = [
+        labels.label_of(set().union(*(f[leaf] for f in facts)), found)
+        for leaf, found in zip(slots, places)
+    ]
+    return labels.fill(templates, places)
 
 
 def _pieces(axis: Axis, way: tuple[int, ...] = ()) -> Iterator[tuple[Axis, tuple[int, ...]]]:
@@ -258,9 +316,19 @@ def _pieces(axis: Axis, way: tuple[int, ...] = ()) -> Iterator[tuple[Axis, tuple
         yield from _pieces(kid, (*way, i))
 
 
-def _first_use(program: _infer.Program) -> list[int]:
+def _place(slot: Slot, axs: Sequence[Axis]) -> labels.Place:
+    """A slot as labels see it."""
+    axis, last = axes.find(axs[slot.axis]), slot.axis == len(axs) - 1
+    factor = (slot.piece[0], len(axis.kids)) if axis.kind == axes.PROD else None
+    return labels.Place(slot.path, len(axs) > 1 and last, not last, factor)
+
+
+def _first_use(programs: Sequence[_infer.Program]) -> list[int]:
+    """When each parameter is read first, in the first of the programs that reads it."""
+    steps = [step for program in programs for step in program.tape.steps]
     seen: dict[Any, int] = {}
-    for i, step in enumerate(program.tape.steps):
+    for i, step in enumerate(steps):
         for value in step.ins:
             seen.setdefault(value, i)
-    return [seen.get(value, len(program.tape.steps)) for value in program.param_values]
+    same = zip(*(program.param_values for program in programs))
+    return [min(seen.get(value, len(steps)) for value in values) for values in same]
