@@ -1,5 +1,29 @@
 """One file per primitive family; importing this package fills the table."""
 
-from jaxprune.rules import calls, contraction, indexing, layout, pointwise, reduction
+from jaxprune.rules import (
+    attention,
+    calls,
+    collective,
+    contraction,
+    indexing,
+    layout,
+    linalg,
+    pointwise,
+    random,
+    reduction,
+    window,
+)
 
-__all__ = ["calls", "contraction", "indexing", "layout", "pointwise", "reduction"]
+__all__ = [
+    "attention",
+    "calls",
+    "collective",
+    "contraction",
+    "indexing",
+    "layout",
+    "linalg",
+    "pointwise",
+    "random",
+    "reduction",
+    "window",
+]

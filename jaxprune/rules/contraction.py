@@ -1,4 +1,4 @@
-"""Contractions: dot_general and convolutions with feature groups."""
+"""Contractions: dot_general, ragged_dot_general and convolutions with groups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step
 from jaxprune.rules import zeros
-from jaxprune.rules.registry import Mix, View, couple_opaque, nothing_known, register
+from jaxprune.rules.registry import Mix, View, couple_opaque, register
 from jaxprune.rules.zeros import Zeros
 
 # ------------------------------------------------------------------------------- dot_general
@@ -33,13 +33,16 @@ def couple_dot(step: Step) -> list[list[Axis]]:
     ]
 
 
-def mixes_dot(step: Step, known: list[Zeros]) -> list[Mix]:
-    (lc, rc), _ = step.params["dimension_numbers"]
-    lz, rz = known
+def _contracted(step: Step, known: list[Zeros], lc: Any, rc: Any) -> list[Mix]:
     return [
-        Mix(step.ins[0].axes[i], lz.along(i) | rz.along(j), "sum", ((0, i), (1, j)))
+        Mix(step.ins[0].axes[i], known[0].along(i) | known[1].along(j), "sum", ((0, i), (1, j)))
         for i, j in zip(lc, rc, strict=True)
     ]
+
+
+def mixes_dot(step: Step, known: list[Zeros]) -> list[Mix]:
+    (lc, rc), _ = step.params["dimension_numbers"]
+    return _contracted(step, known, lc, rc)
 
 
 def zeros_dot(step: Step, known: list[Zeros]) -> list[Zeros]:
@@ -55,6 +58,53 @@ def zeros_dot(step: Step, known: list[Zeros]) -> list[Zeros]:
 
 register("dot_general", couple=couple_dot, zeros=zeros_dot, mixes=mixes_dot)
 
+# ------------------------------------------------------------------------------- ragged dot
+
+
+def _ragged(step: Step) -> tuple[Any, Any, list[int], list[int]]:
+    """The dot's dimension numbers, and the free axes of both sides."""
+    numbers = step.params["ragged_dot_dimension_numbers"]
+    (lc, rc), (lb, rb) = numbers.dot_dimension_numbers
+    lhs, rhs = _free(step.ins[0], lc, lb), _free(step.ins[1], rc, rb)
+    return numbers, (lc, rc, lb, rb), lhs, [j for j in rhs if j not in numbers.rhs_group_dimensions]
+
+
+def couple_ragged(step: Step) -> Any:
+    """As a dot; rows of the ragged axis belong to groups by position, so both are frozen."""
+    numbers, (lc, rc, lb, rb), free_l, free_r = _ragged(step)
+    lhs, rhs, counts = step.ins[:3]
+    if len(counts.shape) != 1:
+        return couple_opaque(step)
+    for i, j in [*zip(lc, rc, strict=True), *zip(lb, rb, strict=True)]:
+        step.unify(lhs.axes[i], rhs.axes[j])
+    ragged = [lhs.axes[i] for i in numbers.lhs_ragged_dimensions]
+    for axis in [*ragged, *(rhs.axes[j] for j in numbers.rhs_group_dimensions), *counts.axes]:
+        step.freeze(axis, "groups of rows")
+    result = [lhs.axes[i] for i in lb]
+    result += [lhs.axes[i] for i in free_l] + [rhs.axes[j] for j in free_r]
+    contracted = any(i in lc for i in numbers.lhs_ragged_dimensions)
+    return [[counts.axes[0], *result] if contracted else result]
+
+
+def mixes_ragged(step: Step, known: list[Zeros]) -> list[Mix]:
+    _, (lc, rc, _, _), _, _ = _ragged(step)
+    return _contracted(step, known, lc, rc)
+
+
+def zeros_ragged(step: Step, known: list[Zeros]) -> list[Zeros]:
+    numbers, (lc, _, lb, rb), free_l, free_r = _ragged(step)
+    shape, (lz, rz) = step.eqn.outvars[0].aval.shape, known[:2]
+    if lz.all or rz.all or any(mix.zero.all() for mix in mixes_ragged(step, known)):
+        return [zeros.everywhere(shape)]
+    vectors = [lz.along(i) | rz.along(j) for i, j in zip(lb, rb, strict=True)]
+    vectors += [lz.along(i) for i in free_l] + [rz.along(j) for j in free_r]
+    if any(i in lc for i in numbers.lhs_ragged_dimensions):
+        vectors.insert(0, np.zeros(shape[0], bool))
+    return [zeros.of_axes(vectors)]
+
+
+register("ragged_dot_general", couple=couple_ragged, zeros=zeros_ragged, mixes=mixes_ragged)
+
 # ----------------------------------------------------------------------------- convolution
 
 
@@ -62,27 +112,34 @@ def _groups(step: Step) -> int:
     return step.params["feature_group_count"]
 
 
-def couple_conv(step: Step) -> Any:
-    """Feature axes as in a dot; groups G make them ``Prod(G, .)``; spatial axes are frozen."""
-    if step.params["batch_group_count"] != 1:
-        return couple_opaque(step)
+def couple_conv(step: Step) -> list[list[Axis]]:
+    """Feature axes as in a dot; groups G make them ``Prod(G, .)``; spatial axes are frozen.
+
+    Batch groups, which the gradient of a grouped convolution has, cut the batch of the left side
+    in place of its features.
+    """
     numbers, (lhs, rhs) = step.params["dimension_numbers"], step.ins
     lspec, rspec, ospec = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
     out = [axes.leaf(n) for n in step.eqn.outvars[0].aval.shape]
-    out[ospec[0]], out[ospec[1]] = lhs.axes[lspec[0]], rhs.axes[rspec[0]]
-    if _groups(step) == 1:
-        step.unify(lhs.axes[lspec[1]], rhs.axes[rspec[1]])
-    else:
-        group = axes.leaf(_groups(step))
-        step.unify(lhs.axes[lspec[1]], axes.prod([group, rhs.axes[rspec[1]]]))
-        per_group = axes.leaf(rhs.shape[rspec[0]] // _groups(step))
-        step.unify(rhs.axes[rspec[0]], axes.prod([group, per_group]))
+    out[ospec[1]] = rhs.axes[rspec[0]]
+    _couple_groups(step, _groups(step), lhs.axes[lspec[1]], rhs.axes[rspec[1]])
+    _couple_groups(step, step.params["batch_group_count"], lhs.axes[lspec[0]], out[ospec[0]])
     for v, spec in ((lhs, lspec), (rhs, rspec)):
         for k in spec[2:]:
             step.freeze(v.axes[k], "spatial axis")
     for k in ospec[2:]:
         step.freeze(out[k], "spatial axis")
     return [out]
+
+
+def _couple_groups(step: Step, count: int, whole: Axis, each: Axis) -> None:
+    """``whole`` is ``each`` in every group, and the results are cut into as many groups."""
+    if count == 1:
+        step.unify(whole, each)
+        return
+    group, made = axes.leaf(count), step.ins[1].axes[step.params["dimension_numbers"].rhs_spec[0]]
+    step.unify(whole, axes.prod([group, each]))
+    step.unify(made, axes.prod([group, axes.leaf(made.size // count)]))
 
 
 def mixes_conv(step: Step, known: list[Zeros]) -> list[Mix]:
@@ -95,27 +152,27 @@ def mixes_conv(step: Step, known: list[Zeros]) -> list[Mix]:
 
 def zeros_conv(step: Step, known: list[Zeros]) -> list[Zeros]:
     shape = step.eqn.outvars[0].aval.shape
-    if step.params["batch_group_count"] != 1:
-        return nothing_known(step, known)
     if any(z.all for z in known) or mixes_conv(step, known)[0].zero.all():
         return [zeros.everywhere(shape)]
-    numbers = step.params["dimension_numbers"]
+    numbers, cuts = step.params["dimension_numbers"], step.params["batch_group_count"]
     vectors = [np.zeros(n, bool) for n in shape]
-    vectors[numbers.out_spec[0]] = known[0].along(numbers.lhs_spec[0])
-    group = known[0].along(numbers.lhs_spec[1]).reshape(_groups(step), -1)
-    out = known[1].along(numbers.rhs_spec[0])
-    vectors[numbers.out_spec[1]] = out | np.repeat(group.all(1), len(out) // len(group))
+    rows = known[0].along(numbers.lhs_spec[0]).reshape(cuts, -1)
+    features = known[0].along(numbers.lhs_spec[1]).reshape(_groups(step), -1)
+    made = known[1].along(numbers.rhs_spec[0])
+    groups = np.all(features if cuts == 1 else rows, axis=1, keepdims=True)[:, 0]
+    vectors[numbers.out_spec[0]] = np.logical_and.reduce(rows)
+    vectors[numbers.out_spec[1]] = made | np.repeat(groups, len(made) // len(groups))
     return [zeros.of_axes(vectors)]
 
 
 def evaluate_conv(view: View, step: Step, xs: list[Any]) -> list[Any]:
+    numbers, p = step.params["dimension_numbers"], step.params
+    if p["batch_group_count"] != 1:
+        rows = view.size(step.outs[0].axes[numbers.out_spec[0]])
+        return compat.bind(step.eqn, xs, batch_group_count=xs[0].shape[numbers.lhs_spec[0]] // rows)
     if _groups(step) == 1:
         return compat.bind(step.eqn, xs)
-    numbers = step.params["dimension_numbers"]
-    features, inner = (
-        xs[0].shape[numbers.lhs_spec[1]],
-        xs[1].shape[numbers.rhs_spec[1]],
-    )
+    features, inner = xs[0].shape[numbers.lhs_spec[1]], xs[1].shape[numbers.rhs_spec[1]]
     return compat.bind(step.eqn, xs, feature_group_count=features // inner)
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import numpy as np
+from jax.lax import GatherScatterMode
+
 from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step
-from jaxprune.rules.registry import View, register
+from jaxprune.rules import zeros
+from jaxprune.rules.registry import Mix, View, register
+from jaxprune.rules.zeros import Zeros
 
 
 def couple_dynamic_slice(step: Step) -> list[list[Axis]]:
@@ -22,11 +28,22 @@ def couple_dynamic_slice(step: Step) -> list[list[Axis]]:
     return [result]
 
 
+def zeros_dynamic_slice(step: Step, known: list[Zeros]) -> list[Zeros]:
+    sizes, operand = step.params["slice_sizes"], known[0]
+    vectors = [v if len(v) == n else np.full(n, operand.all) for v, n in zip(operand.axes, sizes)]
+    return [Zeros(operand.all, tuple(vectors))]
+
+
 def evaluate_dynamic_slice(view: View, step: Step, xs: list[Any]) -> list[Any]:
     return compat.bind(step.eqn, xs, slice_sizes=view.shape(step.outs[0].axes))
 
 
-register("dynamic_slice", couple=couple_dynamic_slice, evaluate=evaluate_dynamic_slice)
+register(
+    "dynamic_slice",
+    couple=couple_dynamic_slice,
+    zeros=zeros_dynamic_slice,
+    evaluate=evaluate_dynamic_slice,
+)
 
 
 def couple_dynamic_update(step: Step) -> list[list[Axis]]:
@@ -40,34 +57,83 @@ def couple_dynamic_update(step: Step) -> list[list[Axis]]:
     return [list(operand.axes)]
 
 
-register("dynamic_update_slice", couple=couple_dynamic_update)
+def zeros_dynamic_update(step: Step, known: list[Zeros]) -> list[Zeros]:
+    """Zero in both; an update of zeros leaves the operand's zeros, wherever it lands."""
+    operand, update = known[:2]
+    vectors = [
+        a & (b if len(a) == len(b) else update.all)
+        for a, b in zip(_alongs(operand), _alongs(update), strict=True)
+    ]
+    return [Zeros(operand.all and update.all, tuple(vectors))]
+
+
+def _alongs(known: Zeros) -> list[np.ndarray]:
+    return [known.along(k) for k in range(len(known.axes))]
+
+
+register("dynamic_update_slice", couple=couple_dynamic_update, zeros=zeros_dynamic_update)
+
+
+def _gather_windows(step: Step) -> tuple[dict[int, int], dict[int, int]]:
+    """Operand axis -> result axis, for windows; operand axis -> indices axis, for batch axes."""
+    numbers, rank = step.params["dimension_numbers"], len(step.ins[0].shape)
+    batch = dict(
+        zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
+    )
+    windows = [k for k in range(rank) if k not in numbers.collapsed_slice_dims and k not in batch]
+    return dict(zip(windows, numbers.offset_dims, strict=True)), batch
+
+
+def _gather_places(step: Step) -> dict[int, int]:
+    """Indices axis -> result axis."""
+    offsets = step.params["dimension_numbers"].offset_dims
+    rest = [j for j in range(len(step.eqn.outvars[0].aval.shape)) if j not in offsets]
+    return dict(enumerate(rest))
 
 
 def couple_gather(step: Step) -> list[list[Axis]]:
     """Full windows pass; what is indexed is frozen; batch axes of the indices pass."""
-    numbers, (operand, indices) = step.params["dimension_numbers"], step.ins
-    result: list[Any] = [None] * len(step.eqn.outvars[0].aval.shape)
-    batch = dict(
-        zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
-    )
-    for k, j in batch.items():
-        step.unify(operand.axes[k], indices.axes[j])
-    windows = [
-        k
-        for k in range(len(operand.shape))
-        if k not in numbers.collapsed_slice_dims and k not in batch
-    ]
-    whole = [n == s for n, s in zip(operand.shape, step.params["slice_sizes"], strict=True)]
+    operand, indices = step.ins[:2]
+    windows, batch = _gather_windows(step)
+    result = [axes.leaf(n) for n in step.eqn.outvars[0].aval.shape]
+    for j, place in _gather_places(step).items():
+        result[place] = indices.axes[j]
     for k, axis in enumerate(operand.axes):
-        if k not in batch and not (k in windows and whole[k]):
+        if k in batch:
+            step.unify(axis, indices.axes[batch[k]])
+        elif k in windows and step.params["slice_sizes"][k] == axis.size:
+            result[windows[k]] = axis
+        else:
             step.freeze(axis, "indexed")
-    for position, k in zip(numbers.offset_dims, windows, strict=True):
-        result[position] = operand.axes[k] if whole[k] else axes.leaf(step.params["slice_sizes"][k])
-        if not whole[k]:
-            step.freeze(result[position], "indexed")
-    rest = iter(indices.axes[:-1])
+            if k in windows:
+                step.freeze(result[windows[k]], "indexed")
     step.freeze(indices.axes[-1], "index vector")
-    return [[next(rest) if axis is None else axis for axis in result]]
+    return [result]
+
+
+def _fills_nonzero(step: Step) -> bool:
+    """Whether indices out of bounds give entries that a program may count on, other than zero.
+
+    NaN, which ``jnp.take`` fills in, is the mark of a mistake: programs are read as if none of
+    their indices made it. Integers have their lowest or highest value as that mark.
+    """
+    fill = step.params["fill_value"]
+    marks = step.params["mode"] == GatherScatterMode.FILL_OR_DROP and fill is not None
+    return bool(marks and fill != 0 and not np.isnan(fill))
+
+
+def zeros_gather(step: Step, known: list[Zeros]) -> list[Zeros]:
+    """Zero slices along full windows and batch axes stay zero, whatever row is read."""
+    operand, shape = known[0], step.eqn.outvars[0].aval.shape
+    if _fills_nonzero(step):
+        return [zeros.unknown(shape)]
+    (windows, batch), places = _gather_windows(step), _gather_places(step)
+    vectors = [np.full(n, operand.all) for n in shape]
+    for k, vector in enumerate(_alongs(operand)):
+        to = places[batch[k]] if k in batch else windows.get(k)
+        if to is not None and len(vector) == shape[to]:
+            vectors[to] = vector
+    return [Zeros(operand.all, tuple(vectors))]
 
 
 def evaluate_gather(view: View, step: Step, xs: list[Any]) -> list[Any]:
@@ -78,37 +144,84 @@ def evaluate_gather(view: View, step: Step, xs: list[Any]) -> list[Any]:
     return compat.bind(step.eqn, xs, slice_sizes=sizes)
 
 
-register("gather", couple=couple_gather, evaluate=evaluate_gather)
+register("gather", couple=couple_gather, zeros=zeros_gather, evaluate=evaluate_gather)
+
+
+def _scatter_windows(step: Step) -> tuple[dict[int, int], dict[int, int]]:
+    """Operand axis -> update axis, for windows; operand axis -> indices axis, for batch axes."""
+    numbers, rank = step.params["dimension_numbers"], len(step.ins[0].shape)
+    batch = dict(
+        zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True)
+    )
+    windows = [k for k in range(rank) if k not in numbers.inserted_window_dims + tuple(batch)]
+    return dict(zip(windows, numbers.update_window_dims, strict=True)), batch
+
+
+def _scatter_places(step: Step) -> dict[int, int]:
+    """Indices axis -> update axis."""
+    inside = step.params["dimension_numbers"].update_window_dims
+    return dict(enumerate(j for j in range(len(step.ins[2].shape)) if j not in inside))
 
 
 def couple_scatter(step: Step) -> list[list[Axis]]:
     """The mirror of gather: windows of the update that span the operand pass."""
-    numbers, (operand, indices, update) = step.params["dimension_numbers"], step.ins
-    batch = dict(
-        zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True)
-    )
-    for k, j in batch.items():
-        step.unify(operand.axes[k], indices.axes[j])
-    windows = [
-        k for k in range(len(operand.shape)) if k not in numbers.inserted_window_dims + tuple(batch)
-    ]
-    paired = dict(zip(windows, numbers.update_window_dims, strict=True))
+    operand, indices, update = step.ins
+    windows, batch = _scatter_windows(step)
     for k, axis in enumerate(operand.axes):
-        if k in paired and update.shape[paired[k]] == axis.size:
-            step.unify(axis, update.axes[paired[k]])
-        elif k not in batch:
+        if k in batch:
+            step.unify(axis, indices.axes[batch[k]])
+        elif k in windows and update.shape[windows[k]] == axis.size:
+            step.unify(axis, update.axes[windows[k]])
+        else:
             step.freeze(axis, "indexed")
-            if k in paired:
-                step.freeze(update.axes[paired[k]], "indexed")
-    rest = [j for j in range(len(update.shape)) if j not in numbers.update_window_dims]
-    for j, axis in zip(rest, indices.axes[:-1], strict=True):
-        step.unify(update.axes[j], axis)
+            if k in windows:
+                step.freeze(update.axes[windows[k]], "indexed")
+    for j, place in _scatter_places(step).items():
+        step.unify(update.axes[place], indices.axes[j])
     step.freeze(indices.axes[-1], "index vector")
     return [list(operand.axes)]
+
+
+def _combines_zeros_to_zero(step: Step) -> bool:
+    """``.at[].apply(f)`` writes f of the operand: is f(0) = 0?"""
+    combine = step.params["update_jaxpr"]
+    if step.name != "scatter" or combine is None:
+        return True
+    jaxpr, consts = compat.open_jaxpr(combine)
+    zero = np.zeros((), step.ins[0].aval.dtype)
+    with jax.ensure_compile_time_eval():
+        (out,) = jax.core.eval_jaxpr(jaxpr, consts or step.params["update_consts"], zero, zero)
+    return bool(np.all(np.asarray(out) == 0))
+
+
+def zeros_scatter(step: Step, known: list[Zeros]) -> list[Zeros]:
+    """Zero in the operand and in all that may be written; a product needs the operand only."""
+    operand, _, update = known
+    if step.name in ("scatter_mul", "scatter-mul"):
+        return [operand]
+    if not _combines_zeros_to_zero(step):
+        return [zeros.unknown(step.ins[0].shape)]
+    (windows, batch), places = _scatter_windows(step), _scatter_places(step)
+    vectors = []
+    for k, vector in enumerate(_alongs(operand)):
+        source = places[batch[k]] if k in batch else windows.get(k)
+        written = np.full(len(vector), update.all)
+        if source is not None and step.ins[2].shape[source] == len(vector):
+            written = update.along(source)
+        vectors.append(vector & written)
+    return [Zeros(operand.all and update.all, tuple(vectors))]
+
+
+def mixes_scatter(step: Step, known: list[Zeros]) -> list[Mix]:
+    """Updates meet in the operand; sums of them don't notice zeros. The operand is read once."""
+    adds, places = step.name.endswith(("add", "sub")), _scatter_places(step)
+    kept = set(_scatter_windows(step)[1].values())
+    found = [(step.ins[2].axes[k], known[2].along(k)) for j, k in places.items() if j not in kept]
+    return [Mix(a, zero & adds, "none") for a, zero in found]
 
 
 register(
     "scatter", "scatter-add", "scatter_add", "scatter_mul", "scatter_min", "scatter_max",
     "scatter-mul", "scatter-min", "scatter-max", "scatter-sub", "scatter_sub",
-    couple=couple_scatter,
+    couple=couple_scatter, zeros=zeros_scatter, mixes=mixes_scatter,
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step
 from jaxprune.rules import zeros
-from jaxprune.rules.registry import View, couple_opaque, nothing_known, register
+from jaxprune.rules.registry import View, couple_opaque, register
 from jaxprune.rules.zeros import Zeros
 
 
@@ -104,30 +105,63 @@ def reshape_groups(a: Sequence[int], b: Sequence[int]) -> list[tuple[list[int], 
     return groups
 
 
+def _permuted(step: Step, items: Sequence[Any]) -> list[Any]:
+    """A reshape with ``dimensions`` is a transpose first."""
+    order = step.params.get("dimensions")
+    return list(items) if order is None else [items[k] for k in order]
+
+
+def _regroup(a: Sequence[int], b: Sequence[int]) -> list[tuple[list[int], list[int]]] | None:
+    """As :func:`reshape_groups`; axes of size 0 cut both shapes into stretches. None: unclear."""
+    if 0 not in a:
+        return reshape_groups(a, b)
+    stretches = list(zip(_between_zeros(a), _between_zeros(b)))
+    alike = list(a).count(0) == list(b).count(0) and all(
+        math.prod(a[i] for i in left) == math.prod(b[j] for j in right) for left, right in stretches
+    )
+    if not alike:
+        return None
+    return [
+        ([left[i] for i in i_s], [right[j] for j in j_s])
+        for left, right in stretches
+        for i_s, j_s in reshape_groups([a[i] for i in left], [b[j] for j in right])
+    ]
+
+
+def _between_zeros(shape: Sequence[int]) -> list[list[int]]:
+    stretches: list[list[int]] = [[]]
+    for k, n in enumerate(shape):
+        if n == 0:
+            stretches.append([])
+        else:
+            stretches[-1].append(k)
+    return stretches
+
+
 def couple_reshape(step: Step) -> Any:
-    source, shape = step.ins[0], _out_shape(step)
-    if step.params.get("dimensions") is not None or 0 in shape:
+    source, shape = _permuted(step, step.ins[0].axes), _out_shape(step)
+    groups = _regroup([a.size for a in source], shape)
+    if groups is None:
         return couple_opaque(step)
     result = [axes.leaf(n) for n in shape]
-    for left, right in reshape_groups(source.shape, shape):
+    for left, right in groups:
         if len(left) == len(right) == 1:
-            result[right[0]] = source.axes[left[0]]
+            result[right[0]] = source[left[0]]
         else:
-            step.unify(axes.prod(source.axes[i] for i in left), axes.prod(result[j] for j in right))
+            step.unify(axes.prod(source[i] for i in left), axes.prod(result[j] for j in right))
     return [result]
 
 
 def zeros_reshape(step: Step, known: list[Zeros]) -> list[Zeros]:
-    shape = _out_shape(step)
+    shape, vectors = _out_shape(step), [np.zeros(n, bool) for n in _out_shape(step)]
     if known[0].all:
         return [zeros.everywhere(shape)]
-    if step.params.get("dimensions") is not None or 0 in shape:
-        return nothing_known(step, known)
-    source, vectors = step.ins[0].shape, [np.zeros(n, bool) for n in shape]
-    for left, right in reshape_groups(source, shape):
+    source = _permuted(step, step.ins[0].shape)
+    facts = _permuted(step, known[0].axes)
+    for left, right in _regroup(source, shape) or []:
         flat = np.zeros([source[i] for i in left], bool)
         for k, i in enumerate(left):  # a flat position is zero if any of its slices is
-            flat |= known[0].axes[i].reshape([-1 if j == k else 1 for j in range(len(left))])
+            flat |= facts[i].reshape([-1 if j == k else 1 for j in range(len(left))])
         split = zeros.of_array(~flat.reshape([shape[j] for j in right]))
         for j, vector in zip(right, split.axes, strict=True):
             vectors[j] = vector
@@ -254,16 +288,22 @@ def couple_pad(step: Step) -> list[list[Axis]]:
 
 
 def zeros_pad(step: Step, known: list[Zeros]) -> list[Zeros]:
-    shape, config = _out_shape(step), step.params["padding_config"]
-    if known[0].all and known[1].all:
-        return [zeros.everywhere(shape)]
-    if not known[1].all or any(min(c) < 0 or c[2] for c in config):
-        return nothing_known(step, known)
-    vectors = [
-        np.concatenate([np.ones(low, bool), v, np.ones(high, bool)])
-        for v, (low, high, _) in zip(known[0].axes, config, strict=True)
-    ]
-    return [Zeros(False, tuple(vectors))]
+    """Padding with another value than zero leaves an axis its zeros where no other is padded."""
+    config, vectors = step.params["padding_config"], []
+    for k in range(len(config)):
+        elsewhere = any(tuple(c) != (0, 0, 0) for j, c in enumerate(config) if j != k)
+        facts = known[0].along(k) & (known[1].all or not elsewhere)
+        vectors.append(_padded(facts, config[k], known[1].all))
+    return [Zeros(known[0].all and known[1].all, tuple(vectors))]
+
+
+def _padded(vector: np.ndarray, config: tuple[int, int, int], filled: bool) -> np.ndarray:
+    low, high, inside = config
+    spread = np.full(max(len(vector) + inside * (len(vector) - 1), 0), filled)
+    spread[:: inside + 1] = vector
+    left, right = max(-low, 0), len(spread) - max(-high, 0)
+    ends = np.full(max(low, 0), filled), np.full(max(high, 0), filled)
+    return np.concatenate([ends[0], spread[left:right], ends[1]])
 
 
 def evaluate_pad(view: View, step: Step, xs: list[Any]) -> list[Any]:
@@ -271,7 +311,7 @@ def evaluate_pad(view: View, step: Step, xs: list[Any]) -> list[Any]:
     for axis, (low, high, inside) in zip(
         step.outs[0].axes, step.params["padding_config"], strict=True
     ):
-        if low <= 0 and high <= 0:
+        if view.size(axis) == axis.size:
             config.append((low, high, inside))
             continue
         index = view.index(axis)
@@ -305,6 +345,22 @@ def zeros_stack(step: Step, known: list[Zeros]) -> list[Zeros]:
 
 
 register("stack", couple=couple_stack, zeros=zeros_stack)
+
+
+def couple_unstack(step: Step) -> list[list[Axis]]:
+    d, source = step.params["axis"], step.ins[0].axes
+    step.freeze(source[d], "unstacked")
+    return [[*source[:d], *source[d + 1 :]]] * len(step.eqn.outvars)
+
+
+def zeros_unstack(step: Step, known: list[Zeros]) -> list[Zeros]:
+    d, vectors = step.params["axis"], known[0].axes
+    rest = (*vectors[:d], *vectors[d + 1 :])
+    shape = _out_shape(step)
+    return [zeros.everywhere(shape) if z else Zeros(False, rest) for z in known[0].along(d)]
+
+
+register("unstack", couple=couple_unstack, zeros=zeros_unstack)
 
 
 def couple_tile(step: Step) -> list[list[Axis]]:
@@ -345,7 +401,7 @@ def zeros_rev(step: Step, known: list[Zeros]) -> list[Zeros]:
 
 register("rev", couple=couple_rev, zeros=zeros_rev)
 
-# --------------------------------------------------------------------------- iota, random bits
+# ---------------------------------------------------------------- arrays that come from nothing
 
 
 def couple_fresh(step: Step) -> list[list[Axis]]:
@@ -364,10 +420,13 @@ def evaluate_positions(view: View, step: Step, xs: list[Any]) -> list[Any]:
 register("iota", couple=couple_fresh, evaluate=evaluate_positions)
 
 
-def couple_random_bits(step: Step) -> list[list[Axis]]:
-    for axis in step.ins[0].axes:
-        step.freeze(axis, "random key")
-    return couple_fresh(step)
+def evaluate_empty(view: View, step: Step, xs: list[Any]) -> list[Any]:
+    return compat.bind(step.eqn, xs, shape=_result_shape(view, step))
 
 
-register("random_bits", couple=couple_random_bits, evaluate=evaluate_positions)
+register("empty", couple=couple_fresh, evaluate=evaluate_empty)
+register(
+    "zeros_like",
+    couple=lambda step: [list(step.ins[0].axes)],
+    zeros=lambda step, known: [zeros.everywhere(_out_shape(step))],
+)

@@ -13,24 +13,29 @@ from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.jaxpr.tape import Step, concrete
 from jaxprune.rules import zeros
-from jaxprune.rules.registry import couple_opaque, register
+from jaxprune.rules.registry import register
 from jaxprune.rules.zeros import Zeros
 
 POINTWISE = [
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",
     "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "clz", "complex", "conj",
     "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma", "div", "eq", "eq_to",
-    "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igammac",
-    "imag", "integer_pow", "is_finite", "le", "le_to", "lgamma", "log", "log1p", "log2",
-    "logistic", "lt", "lt_to", "max", "min", "mul", "mulhi", "name", "ne", "neg", "nextafter",
-    "not", "one_minus_square", "or", "polygamma", "population_count", "pow", "real",
-    "reduce_precision", "regularized_incomplete_beta", "rem", "round", "rsqrt", "select_n",
+    "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma",
+    "igamma_grad_a", "igammac", "imag", "integer_pow", "is_finite", "layout_constraint", "le",
+    "le_to", "lgamma", "log", "log1p", "log2", "logistic", "lt", "lt_to", "max", "min", "mul",
+    "mulhi", "name", "ne", "neg", "nextafter", "not", "one_minus_square", "or", "polygamma",
+    "polynomial", "population_count", "pow", "preduced", "pvary", "random_gamma_grad", "real",
+    "reciprocal", "reduce_precision", "reduced_vary_cast", "reduced_vary_cast_p",
+    "regularized_incomplete_beta", "rem", "reshard", "round", "rsqrt", "select_n",
     "sharding_constraint", "shift_left", "shift_right_arithmetic", "shift_right_logical",
-    "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor",
-    "zeta",
+    "sign", "sin", "sinh", "sqrt", "square", "stage", "stop_gradient", "sub", "tan", "tanh",
+    "vary_unreduced_cast", "vary_unreduced_cast_p", "with_memory_space_constraint",
+    "xla_metadata_value", "xor", "zeta",
 ]  # fmt: skip
 
-ANY_ZERO = {"mul", "and"}  # one zero operand makes the result zero
+ANY_ZERO = {"mul", "mulhi", "and"}  # one zero operand makes the result zero
+QUOTIENTS = {"div", "rem"}  # 0 / 0 is not zero
+SHIFTS = {"shift_left", "shift_right_arithmetic", "shift_right_logical"}
 
 
 def couple_pointwise(step: Step) -> list[list[Axis]]:
@@ -52,6 +57,10 @@ def _aligned(known: Zeros, shape: tuple[int, ...]) -> Zeros:
     if not known.axes:
         return zeros.unknown(shape)
     return Zeros(False, tuple(np.broadcast_to(v, n) for v, n in zip(known.axes, shape)))
+
+
+def _knows_any(known: Zeros) -> bool:
+    return known.all or any(v.any() for v in known.axes)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -81,14 +90,16 @@ def zeros_pointwise(step: Step, known: list[Zeros]) -> list[Zeros]:
     if step.name in ANY_ZERO:
         vectors = [functools.reduce(np.logical_or, vs) for vs in zip(*(z.axes for z in args))]
         return [Zeros(any(z.all for z in args), tuple(vectors))]
-    if step.name == "div":
+    if step.name in QUOTIENTS:
+        return [zeros.unknown(shape) if _knows_any(known[1]) else args[0]]
+    if step.name in SHIFTS:
         return [args[0]]
     if step.name == "select_n":
         return [functools.reduce(zeros.both, args[1:])]
     scalars = [None if v.shape else concrete(v.const) for v in step.ins]
     varying = [z for z, s in zip(args, scalars, strict=True) if s is None]
     merged = functools.reduce(zeros.both, varying) if varying else zeros.everywhere(shape)
-    if not (merged.all or any(v.any() for v in merged.axes)):
+    if not _knows_any(merged):
         return [zeros.unknown(shape)]
     if not _maps_to_zero(step, [0 if s is None else s.item() for s in scalars]):
         return [zeros.unknown(shape)]
@@ -106,10 +117,32 @@ def couple_each(step: Step) -> list[list[Axis]]:
 register("optimization_barrier", "device_put", couple=couple_each, zeros=lambda step, known: known)
 
 
-def couple_rank_kept(step: Step) -> list[list[Axis]]:
-    """A bit cast that keeps the rank is elementwise; one that changes it is opaque."""
-    same = len(step.ins[0].shape) == len(step.eqn.outvars[0].aval.shape)
-    return couple_pointwise(step) if same else couple_opaque(step)
+# The second operand only carries an order of evaluation.
+register("tie", couple=lambda step: [list(step.ins[1].axes)], zeros=lambda step, known: [known[1]])
 
 
-register("bitcast_convert_type", couple=couple_rank_kept)
+def couple_bitcast(step: Step) -> list[list[Axis]]:
+    """A cast to another width adds or takes the last axis, the entry's words."""
+    source, rank = step.ins[0].axes, len(step.eqn.outvars[0].aval.shape)
+    if rank < len(source):
+        step.freeze(source[-1], "words of an entry")
+        return [list(source[:-1])]
+    words = [axes.leaf(n) for n in step.eqn.outvars[0].aval.shape[len(source) :]]
+    for axis in words:
+        step.freeze(axis, "words of an entry")
+    return [[*source, *words]]
+
+
+# No zeros: what counts as zero may be -0.0, whose bits are not.
+register("bitcast_convert_type", couple=couple_bitcast)
+
+
+def couple_effect(step: Step) -> list[list[Axis]]:
+    """What only looks at values ties nothing; in the compact program it sees the small arrays."""
+    return []
+
+
+register(
+    "debug_callback", "debug_print", "dce_sink",
+    couple=couple_effect, zeros=lambda step, known: [],
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Reductions, cumulative sums, positions and windows."""
+"""Reductions, cumulative sums, positions and sorting."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ REDUCTIONS = {
     "reduce_prod": "prod",
     "reduce_or": "or",
     "reduce_and": "and",
+    "reduce_xor": "none",
 }
 
 
@@ -29,7 +30,7 @@ def couple_reduce(step: Step) -> list[list[Axis]]:
 
 def mixes_reduce(step: Step, known: list[Zeros]) -> list[Mix]:
     combine = REDUCTIONS[step.name]
-    zero_is_neutral = combine in ("sum", "or")
+    zero_is_neutral = step.name in ("reduce_sum", "reduce_or", "reduce_xor")
     return [
         Mix(
             a,
@@ -61,6 +62,22 @@ def couple_position(step: Step) -> list[list[Axis]]:
 register("argmax", "argmin", couple=couple_position)
 
 
+def couple_generic(step: Step) -> list[list[Axis]]:
+    """``lax.reduce`` with a function of the user's: only the axes that stay pass."""
+    operands, gone = step.ins[: len(step.ins) // 2], step.params["dimensions"]
+    for v in operands:
+        for k, (a, b) in enumerate(zip(operands[0].axes, v.axes, strict=True)):
+            if k in gone:
+                step.freeze(b, "reduced by a function")
+            else:
+                step.unify(a, b)
+    stay = [a for k, a in enumerate(operands[0].axes) if k not in gone]
+    return [stay] * len(step.eqn.outvars)
+
+
+register("reduce", couple=couple_generic)
+
+
 def couple_same(step: Step) -> list[list[Axis]]:
     return [list(step.ins[0].axes)] * len(step.eqn.outvars)
 
@@ -71,16 +88,31 @@ def mixes_cumulative(step: Step, known: list[Zeros]) -> list[Mix]:
     return [Mix(step.ins[0].axes[axis], neutral.astype(bool), "none")]
 
 
+def zeros_cumulative(step: Step, known: list[Zeros]) -> list[Zeros]:
+    """Along its axis a sum, max or min is zero until the first entry that may not be."""
+    axis, vectors = step.params["axis"], list(known[0].axes)
+    back = slice(None, None, -1 if step.params["reverse"] else 1)
+    carry = np.logical_or if step.name == "cumprod" else np.logical_and
+    vectors[axis] = carry.accumulate(vectors[axis][back])[back]
+    return [Zeros(known[0].all, tuple(vectors))]
+
+
 register(
-    "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp",
-    couple=couple_same, mixes=mixes_cumulative,
+    "cumsum", "cumprod", "cummax", "cummin",
+    couple=couple_same, zeros=zeros_cumulative, mixes=mixes_cumulative,
 )  # fmt: skip
+register("cumlogsumexp", couple=couple_same, mixes=mixes_cumulative)
+
+
+def _sorted_axis(step: Step) -> int:
+    p, last = step.params, len(step.ins[0].shape) - 1
+    names = [n for n in ("dimension", "axis", "reduction_dimension") if n in p]
+    return (p[names[0]] if names else last) % (last + 1)
 
 
 def couple_sorted(step: Step) -> list[list[Axis]]:
     """Sorting moves entries along one axis by their values: that axis is frozen."""
-    last = len(step.ins[0].shape) - 1
-    axis = step.params.get("dimension", step.params.get("axis", last))
+    axis = _sorted_axis(step)
     for v in step.ins:
         step.freeze(v.axes[axis], "sorted by value")
         for k, a in enumerate(v.axes):
@@ -96,39 +128,17 @@ def couple_sorted(step: Step) -> list[list[Axis]]:
     return results
 
 
-register("sort", "top_k", couple=couple_sorted)
+def zeros_sorted(step: Step, known: list[Zeros]) -> list[Zeros]:
+    """Entries move along one axis only; the positions that top_k gives are unknown."""
+    results, axis = [], _sorted_axis(step)
+    for k, var in enumerate(step.eqn.outvars):
+        if k >= len(known):
+            results.append(zeros.unknown(var.aval.shape))
+            continue
+        vectors = list(known[k].axes)
+        vectors[axis] = np.full(var.aval.shape[axis], known[k].all)
+        results.append(Zeros(known[k].all, tuple(vectors)))
+    return results
 
 
-def couple_window(step: Step) -> list[list[Axis]]:
-    """Pooling: axes with window 1, stride 1 and no padding pass, the others are frozen."""
-    p, result = step.params, []
-    for k, size in enumerate(step.eqn.outvars[0].aval.shape):
-        passes = (
-            p["window_dimensions"][k] == p["window_strides"][k] == 1
-            and tuple(p["padding"][k]) == (0, 0)
-            and p.get("base_dilation", (1,) * 99)[k] == 1
-        )
-        axis = step.ins[0].axes[k] if passes else axes.leaf(size)
-        if not passes:
-            step.freeze(step.ins[0].axes[k], "pooled over")
-            step.freeze(axis, "pooled over")
-        result.append(axis)
-    return [result]
-
-
-def zeros_window(step: Step, known: list[Zeros]) -> list[Zeros]:
-    """A channel of zeros pools to zeros; a padded max sees -inf beside them, never a value."""
-    shape = step.eqn.outvars[0].aval.shape
-    if known[0].all:
-        return [zeros.everywhere(shape)]
-    vectors = [
-        v if len(v) == n else np.zeros(n, bool) for v, n in zip(known[0].axes, shape, strict=True)
-    ]
-    pooled = [w != 1 for w in step.params["window_dimensions"]]
-    return [zeros.of_axes([np.zeros_like(v) if p else v for v, p in zip(vectors, pooled)])]
-
-
-register(
-    "reduce_window_sum", "reduce_window_max", "reduce_window_min",
-    couple=couple_window, zeros=zeros_window,
-)  # fmt: skip
+register("sort", "top_k", "approx_top_k", couple=couple_sorted, zeros=zeros_sorted)
