@@ -1,0 +1,406 @@
+"""Random programs through ``jp.compact``: ``python -m benchmarks.fuzz --programs 10000``.
+
+Each program of ``benchmarks.programs`` is compacted under several masks and compared with the
+masked model in float64. Whether all masked units went or some had to stay, the results must be
+equal: a difference that the certificate does not announce is a silent one, and there may be none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxprune as jp
+from benchmarks import results
+from benchmarks.numpy_eval import evaluate
+from benchmarks.programs import Program, random_program
+
+TOLERANCE = 1e-9  # of the largest result
+SMALLEST = 1e-3  # results below this are compared with an absolute error of TOLERANCE times it
+PATIENCE = 120  # seconds for one program
+XLA_SHARE = 50  # one program in so many is run by XLA, too, to check numpy's evaluation
+CHUNK = 20  # programs that a worker takes at once, before it clears JAX's caches
+
+
+class Outcome(NamedTuple):
+    """One program under one mask."""
+
+    seed: int
+    mask: str  # which kind of mask
+    verdict: str  # "equal", "different", "crash", or "nothing" to prune
+    whole: bool = False  # all masked units are gone
+    corrected: bool = False  # ... and removed parts are carried somewhere
+    stayed: bool = False  # the certificate says that masked units stay
+    gradient: bool = False  # gradients were compared, too
+    not_finite: bool = False  # the masked model itself has NaN or infinity somewhere
+    error: float = 0.0
+    detail: str = ""
+
+
+# ----------------------------------------------------------------------------------------- masks
+
+
+def random_keep(structure: Any, rng: np.random.Generator, share: float) -> dict[str, np.ndarray]:
+    """For about ``share`` of the prunable dimensions, a random number of random units."""
+    keep = {}
+    for name, dim in structure.dims.items():
+        if not dim.frozen and rng.random() < share:
+            count = int(rng.integers(1, dim.size)) if dim.size > 1 else 1
+            keep[name] = np.zeros(dim.size, bool)
+            keep[name][rng.permutation(dim.size)[:count]] = True
+    return keep
+
+
+def _whole(structure: Any, rng: np.random.Generator, share: float) -> list[np.ndarray]:
+    masks = structure.masks(random_keep(structure, rng, share))
+    return [np.asarray(mask) for mask in jax.tree.leaves(masks)]
+
+
+def _one_sided(mask: np.ndarray, producing: bool) -> np.ndarray:
+    """Only what makes the removed units (the last axis), or only what reads them."""
+    if mask.ndim == 0:
+        return mask
+    lines = [
+        mask.any(tuple(i for i in range(mask.ndim) if i != k), keepdims=True)
+        for k in range(mask.ndim)
+    ]
+    chosen = lines[-1:] if producing else lines[:-1]
+    return np.logical_and.reduce(np.broadcast_arrays(*chosen)) if chosen else np.array(True)
+
+
+def producers(structure: Any, rng: np.random.Generator) -> list[np.ndarray]:
+    return [_one_sided(mask, True) for mask in _whole(structure, rng, 1.0)]
+
+
+def consumers(structure: Any, rng: np.random.Generator) -> list[np.ndarray]:
+    return [_one_sided(mask, False) for mask in _whole(structure, rng, 1.0)]
+
+
+def some_leaves(structure: Any, rng: np.random.Generator) -> list[np.ndarray]:
+    return [m if rng.random() < 0.6 else np.array(True) for m in _whole(structure, rng, 1.0)]
+
+
+def scattered(structure: Any, rng: np.random.Generator) -> list[np.ndarray]:
+    """Single entries, and here and there a whole slice that nothing couples to others."""
+    masks = []
+    for shape in structure.shapes:
+        mask = rng.random(shape) < 0.8
+        for k in range(len(shape)):
+            if rng.random() < 0.5:
+                gone: list[Any] = [slice(None)] * len(shape)
+                gone[k] = rng.random(shape[k]) < 0.4
+                mask[tuple(gone)] = False
+        masks.append(mask)
+    return masks
+
+
+MASKS: dict[str, Callable[[Any, np.random.Generator], list[np.ndarray]]] = {
+    "all dimensions": lambda structure, rng: _whole(structure, rng, 1.0),
+    "some dimensions": lambda structure, rng: _whole(structure, rng, 0.4),
+    "producers only": producers,
+    "consumers only": consumers,
+    "some leaves": some_leaves,
+    "scattered": scattered,
+}
+
+
+def draw_masks(structure: Any, seed: int, count: int) -> Iterator[tuple[str, Any]]:
+    """All dimensions first, then the other kinds in an order of the program's own."""
+    rng = np.random.default_rng([seed, 1])
+    first, *others = MASKS
+    for name in [first, *rng.permutation(others)][:count]:
+        leaves = MASKS[name](structure, rng)
+        yield str(name), jax.tree.unflatten(structure.treedef, leaves)
+
+
+# -------------------------------------------------------------------------------------- property
+
+
+def masked_params(params: Any, masks: Any) -> Any:
+    """The oracle's parameters, in numpy."""
+    return jax.tree.map(lambda w, m: np.where(np.broadcast_to(m, w.shape), w, 0.0), params, masks)
+
+
+def trace(fn: Any, *args: Any) -> Any:
+    return jax.make_jaxpr(fn, return_shape=True)(*args)
+
+
+def run(traced: Any, *args: Any) -> Any:
+    closed, shape = traced
+    return jax.tree.unflatten(jax.tree.structure(shape), evaluate(closed, *jax.tree.leaves(args)))
+
+
+def gradient_of(fn: Any) -> Any:
+    """The gradient of one number made of all results."""
+
+    def energy(params: Any, *args: Any) -> Any:
+        return sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(fn(params, *args)))
+
+    return jax.grad(energy)
+
+
+def difference(expected: Any, got: Any) -> tuple[float, bool]:
+    """The largest error relative to the largest result, and whether the masked model is finite.
+
+    Where the masked model has no number, the compact one may have any.
+    """
+    a, b = ([np.asarray(leaf) for leaf in jax.tree.leaves(tree)] for tree in (expected, got))
+    if [x.shape for x in a] != [x.shape for x in b]:
+        return float("inf"), True
+    known = [np.isfinite(x) for x in a]
+    scale = max([SMALLEST, *(np.abs(x[k]).max(initial=0.0) for x, k in zip(a, known))])
+    errors = [np.abs(x[k] - y[k]).max(initial=0.0) for x, y, k in zip(a, b, known)]
+    worst = float("inf") if any(np.isnan(errors)) else float(max(errors, default=0.0) / scale)
+    return worst, all(k.all() for k in known)
+
+
+def survivors(masks: Any, params: Any) -> list[tuple[int, ...]]:
+    """The shapes that are left where every wholly masked slice of every leaf is gone."""
+    shapes = []
+    for mask, leaf in zip(jax.tree.leaves(masks), jax.tree.leaves(params), strict=True):
+        full = np.broadcast_to(mask, leaf.shape)
+        rest = [tuple(i for i in range(full.ndim) if i != k) for k in range(full.ndim)]
+        shapes.append(tuple(int(full.any(r).sum()) for r in rest))
+    return shapes
+
+
+class Checker:
+    """One program: what all its masks share is traced once."""
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.structure = jp.infer_structure(program.fn, program.params, *program.args)
+        self.full = trace(program.fn, program.params, *program.args)
+        self.gradient: Any = None
+
+    def check(self, name: str, masks: Any, gradients: bool) -> Outcome:
+        program = self.program
+        if all(np.all(mask) for mask in jax.tree.leaves(masks)):
+            return Outcome(program.seed, name, "nothing")
+        masked = masked_params(program.params, masks)
+        small = jp.compact(program.fn, program.params, masks, *program.args)
+        expected = run(self.full, masked, *program.args)
+        got = run(trace(small.fn, small.params, *program.args), small.params, *program.args)
+        error, finite = difference(small.restrict_outputs(expected), got)
+        gradients = gradients and program.differentiable
+        if gradients:
+            slope, steep = self._gradient(small, masked)
+            error, finite = max(error, slope), finite and steep
+        exact = bool(small.certificate.exact)
+        whole = exact and self._all_gone(name, small, masks)
+        told = whole or not exact or name not in ("all dimensions", "some dimensions")
+        verdict = "equal" if error <= TOLERANCE and told else "different"
+        states = {entry.status for entry in small.certificate.entries}
+        return Outcome(
+            program.seed, name, verdict if small.certificate.entries else _idle(verdict), whole,
+            "corrected" in states, not exact, gradients, not finite, error,
+            "" if told else "called exact, but masked units are left",
+        )  # fmt: skip
+
+    def _gradient(self, small: Any, masked: Any) -> tuple[float, bool]:
+        args = self.program.args
+        if self.gradient is None:
+            self.gradient = trace(gradient_of(self.program.fn), masked, *args)
+        expected = small.restrict(run(self.gradient, masked, *args))
+        traced = trace(gradient_of(small.fn), small.params, *args)
+        return difference(expected, run(traced, small.params, *args))
+
+    def _all_gone(self, name: str, small: Any, masks: Any) -> bool:
+        """Read off the shapes alone, where the masks are whole units of dimensions."""
+        if name not in ("all dimensions", "some dimensions"):
+            return True
+        left = [np.shape(leaf) for leaf in jax.tree.leaves(small.params)]
+        return left == survivors(masks, self.program.params)
+
+
+def _idle(verdict: str) -> str:
+    return "nothing" if verdict == "equal" else verdict
+
+
+def check_program(seed: int, count: int) -> list[Outcome]:
+    """All masks of one program; what is raised on the way is a crash."""
+    with jax.enable_x64(True):
+        program = random_program(seed)
+        try:
+            checker = Checker(program)
+            masks = list(draw_masks(checker.structure, seed, count))
+        except Exception:
+            return [Outcome(seed, "no mask", "crash", detail=traceback.format_exc(limit=-6))]
+        found = []
+        for i, (name, mask) in enumerate(masks):
+            try:
+                found.append(checker.check(name, mask, gradients=i == seed % count))
+            except Exception:
+                text = traceback.format_exc(limit=-6)
+                found.append(Outcome(seed, name, "crash", detail=text))
+        return found
+
+
+def agrees_with_xla(seed: int) -> bool:
+    """Whether numpy's evaluation of the unmasked program is XLA's."""
+    with jax.enable_x64(True):
+        program = random_program(seed)
+        traced = trace(program.fn, program.params, *program.args)
+        ours = run(traced, program.params, *program.args)
+        theirs = jax.jit(program.fn)(program.params, *program.args)
+        return difference(theirs, ours)[0] <= TOLERANCE
+
+
+# --------------------------------------------------------------------------------------- running
+
+
+class Chunk(NamedTuple):
+    """What a worker found in its share."""
+
+    programs: int
+    outcomes: list[Outcome]
+    xla: list[tuple[int, bool]]
+
+
+def _too_slow(*_: Any) -> None:
+    raise TimeoutError(f"a program took more than {PATIENCE} s")
+
+
+def work(seeds: Sequence[int], count: int) -> Chunk:
+    """Runs in a process of its own."""
+    signal.signal(signal.SIGALRM, _too_slow)
+    outcomes, xla = [], []
+    for seed in seeds:
+        signal.alarm(PATIENCE)
+        try:
+            outcomes += check_program(seed, count)
+            if seed % XLA_SHARE == 0:
+                xla.append((seed, agrees_with_xla(seed)))
+        except TimeoutError as error:
+            outcomes.append(Outcome(seed, "no mask", "crash", detail=str(error)))
+        finally:
+            signal.alarm(0)
+    jax.clear_caches()
+    return Chunk(len(seeds), outcomes, xla)
+
+
+def run_all(first: int, programs: int, count: int, workers: int) -> Iterator[Chunk]:
+    """Chunks as they are done. A worker is replaced now and then, so that memory stays bounded."""
+    seeds = range(first, first + programs)
+    shares = [seeds[i : i + CHUNK] for i in range(0, programs, CHUNK)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=25) as pool:
+        for future in as_completed([pool.submit(work, share, count) for share in shares]):
+            yield future.result()
+
+
+def summary(chunks: Sequence[Chunk]) -> dict[str, Any]:
+    """Counts over everything; a program counts as exact when all its masks are."""
+    outcomes = [o for chunk in chunks for o in chunk.outcomes]
+    verdicts = collections.Counter(o.verdict for o in outcomes)
+    active = [o for o in outcomes if o.verdict != "nothing"]
+    xla = [agreed for chunk in chunks for _, agreed in chunk.xla]
+    equal = [o.error for o in outcomes if o.verdict == "equal" and not o.not_finite]
+    return {
+        "programs": sum(chunk.programs for chunk in chunks),
+        "masks": len(outcomes),
+        "crashes": verdicts["crash"],
+        "silent_differences": verdicts["different"],
+        "nothing_to_prune": verdicts["nothing"],
+        "all_masked_units_removed": sum(o.whole for o in active),
+        "of_these_with_a_carried_part": sum(o.whole and o.corrected for o in active),
+        "some_masked_units_kept": sum(o.stayed for o in active),
+        "gradients_compared": sum(o.gradient for o in active),
+        "masked_model_not_finite": sum(o.not_finite for o in active),
+        "largest_relative_error": max(equal, default=0.0),
+        "checked_with_xla": len(xla),
+        "numpy_differs_from_xla": len(xla) - sum(xla),
+        "by_mask": _by_mask(active),
+    }
+
+
+def _by_mask(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
+    rows: dict[str, dict[str, int]] = {}
+    for name in MASKS:
+        mine = [o for o in outcomes if o.mask == name]
+        rows[name] = {"masks": len(mine), "all_removed": sum(o.whole for o in mine)}
+    return rows
+
+
+def failures(chunks: Sequence[Chunk]) -> list[dict[str, Any]]:
+    """What went wrong, smallest program first to look at."""
+    bad = [o for chunk in chunks for o in chunk.outcomes if o.verdict in ("crash", "different")]
+    return [
+        {
+            "seed": o.seed,
+            "mask": o.mask,
+            "verdict": o.verdict,
+            "error": str(o.error),
+            "detail": o.detail,
+        }
+        for o in sorted(bad)
+    ]
+
+
+def show(seed: int, count: int) -> None:
+    """Prints a program, its dimensions, and what becomes of it under each mask."""
+    with jax.enable_x64(True):
+        program = random_program(seed)
+        print(program)
+        print(jp.infer_structure(program.fn, program.params, *program.args))
+    for outcome in check_program(seed, count):
+        print(outcome._replace(detail=""))
+        print(outcome.detail)
+
+
+def _progress(chunks: Iterator[Chunk], total: int) -> Iterator[Chunk]:
+    from tqdm import tqdm
+
+    bad = 0
+    with tqdm(total=total, unit="program", mininterval=5) as bar:
+        for chunk in chunks:
+            bad += sum(o.verdict in ("crash", "different") for o in chunk.outcomes)
+            bar.update(chunk.programs)
+            bar.set_postfix(failures=bad)
+            yield chunk
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--programs", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="of the first program")
+    parser.add_argument("--masks", type=int, default=4, help="for each program")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--show", type=int, default=None, metavar="SEED")
+    args = parser.parse_args()
+    if args.show is not None:
+        return show(args.show, args.masks)
+    begin = time.monotonic()
+    found = list(
+        _progress(run_all(args.seed, args.programs, args.masks, args.workers), args.programs)
+    )
+    counts, bad = summary(found), failures(found)
+    for row in bad:
+        print(f"{row['verdict']}: --show {row['seed']}, {row['mask']}, error {row['error']}")
+        print(row["detail"])
+    for name, value in counts.items():
+        print(f"{name:<30} {value}")
+    settings = {"first_seed": args.seed, "masks_per_program": args.masks, "tolerance": TOLERANCE}
+    settings["seconds"] = round(time.monotonic() - begin)
+    report = results.header("fuzz") | {"settings": settings, "counts": counts, "failures": bad}
+    results.save(report, args.json or results.folder() / "fuzz.json")
+    sys.exit(bool(bad) or counts["numpy_differs_from_xla"] > 0)
+
+
+if __name__ == "__main__":
+    main()
