@@ -108,7 +108,8 @@ def unify(a: Axis, b: Axis, reason: Any = "layouts that do not nest") -> None:
     """States that ``a`` and ``b`` index the same thing.
 
     Where the two trees can't be reconciled both are frozen with ``reason``: their sizes are equal,
-    so leaving them unlinked is sound as long as neither changes.
+    so leaving them unlinked is sound as long as neither changes. A reason may be a function; it is
+    called only then.
     """
     a, b = find(a), find(b)
     if a is b or (a.size == b.size and a.size in (0, 1)):
@@ -133,6 +134,7 @@ def _become(node: Axis, target: Axis) -> None:
 
 
 def _conflict(a: Axis, b: Axis, reason: Any) -> None:
+    reason = reason() if callable(reason) else reason
     freeze(a, reason)
     freeze(b, reason)
 

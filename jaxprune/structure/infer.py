@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,11 +53,24 @@ def infer(
     if param_axes is not None:
         for value, axs in zip(values, param_axes):
             value.axes = tuple(axs)
-    program = tape.build(closed, values, registry.couple)
+    with _collecting_later():
+        program = tape.build(closed, values, registry.couple)
     count = len(jax.tree.leaves(params))
     result = Program(program, count, jax.tree.structure(out_shape))
     _freeze_ends(result, params, args, out_shape)
     return result
+
+
+@contextlib.contextmanager
+def _collecting_later() -> Iterator[None]:
+    """A tape grows without garbage: searching it for some half-way would double the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _freeze_ends(program: Program, params: Any, args: Any, out_shape: Any) -> None:
