@@ -16,6 +16,7 @@ import jaxprune as jp
 
 ROWS = 52
 SEEDS = (0, 1)
+QUICK = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
 
 @functools.cache
@@ -73,7 +74,7 @@ def value_and_gradient(fn: Any, differentiable: bool) -> Any:
         grads, results = jax.grad(scalar, has_aux=True, allow_int=True)(params, *args)
         return results, grads
 
-    return jax.jit(both)
+    return jax.jit(both, compiler_options=QUICK)
 
 
 def relative(expected: Any, got: Any) -> float:
@@ -143,7 +144,8 @@ def count(tree: Any) -> int:
 def test_the_check_in_float64_agrees_and_the_masked_model_sees_its_input(entry):
     _, _, args, _, run = opened(entry)
     masked, small = compacted(entry, 0)
-    object.__setattr__(small, "fn", jax.jit(small.fn))  # compiled once, not operation by operation
+    whole = jax.jit(small.fn, compiler_options=QUICK)  # not operation by operation
+    object.__setattr__(small, "fn", whole)
     assert small.certificate.check(1) < 1e-10
     results, others = (inexact(run(masked, *a)[0]) for a in (args, jax.tree.map(moved, args)))
     assert any((a != b).any() for a, b in zip(results, others))
