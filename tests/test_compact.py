@@ -192,12 +192,13 @@ def test_partial_masks_are_removed_only_where_that_is_exact(masks, activation, l
         assert "not zero where" in str(small.certificate) and not small.certificate.exact
 
 
-def test_a_softmax_over_pruned_units_keeps_them():
+def test_a_softmax_over_pruned_units_carries_them():
     fn, params = (lambda p, x: dense(p, x, jax.nn.softmax)), dense_params()
     structure = jp.infer_structure(fn, params, ROWS)
     masks = structure.masks({"up:1": np.arange(8) < 3})
     small = jp.compact(fn, params, masks, ROWS)
-    assert not small.certificate.exact and small.params["up"].shape == (3, 8)
+    assert small.certificate.exact and small.params["up"].shape == (3, 3)
+    assert "corrected" in str(small.certificate)
     assert relative(fn(jp.apply_masks(params, masks), ROWS), small.fn(small.params, ROWS)) < 1e-6
 
 
@@ -210,15 +211,34 @@ def test_relus_own_gradient_survives():
     np.testing.assert_array_equal(grad["up"], 0)  # max would give a half at 0
 
 
-def test_a_dimension_is_never_emptied():
+def test_an_emptied_branch_is_gone_and_the_certificate_says_so():
     masks = {
         "up": np.zeros((1, 8), bool),
         "bias": np.zeros(8, bool),
         "down": np.zeros((8, 1), bool),
     }
     small = jp.compact(dense, dense_params(), masks, ROWS)
-    assert small.params["up"].shape == (3, 1)
-    assert "one (of zeros) stays" in str(small.certificate)
+    assert small.params["up"].shape == (3, 0)
+    assert "gone from the program" in str(small.certificate)
+    np.testing.assert_array_equal(small.fn(small.params, ROWS), 0)
+
+
+def test_an_emptied_dimension_that_is_still_read_keeps_one_unit():
+    params = {"up": dense_params()["up"]}
+    fn = lambda p, x: jax.nn.softmax(x @ p["up"]).max(-1)  # noqa: E731
+    masks = {"up": np.zeros((1, 8), bool)}
+    small = jp.compact(fn, params, masks, ROWS)
+    assert "one (of zeros) stays" in str(small.certificate) and small.params["up"].shape == (3, 1)
+    assert relative(fn(jp.apply_masks(params, masks), ROWS), small.fn(small.params, ROWS)) < 1e-6
+
+
+def test_params_may_hold_random_keys():
+    params = {**dense_params(), "key": jax.random.key(0)}
+    fn = lambda p, x: dense(p, x) * jax.random.uniform(p["key"])  # noqa: E731
+    masks = jp.infer_structure(fn, params, ROWS).masks({"up:1": np.arange(8) < 3})
+    small = jp.compact(fn, params, masks, ROWS)
+    assert small.params["up"].shape == (3, 3)
+    assert relative(fn(jp.apply_masks(params, masks), ROWS), small.fn(small.params, ROWS)) < 1e-6
 
 
 def test_optimizer_states_are_sliced_by_the_same_plan():

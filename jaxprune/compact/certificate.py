@@ -21,7 +21,7 @@ class Entry:
     size: int
     masked: int
     removed: int
-    status: str  # "exact" or "kept"
+    status: str  # "exact", "corrected" (removed units are carried where they count) or "kept"
     reason: str
 
 
@@ -67,7 +67,7 @@ def of_decisions(decisions: dict[str, Decision], compare: Any) -> Certificate:
     entries = []
     for name, d in decisions.items():
         removed, masked = int((~d.kept).sum()), int(d.candidates.sum())
-        status = "exact" if removed == masked else "kept"
+        status = "kept" if removed < masked else "corrected" if d.carried.any() else "exact"
         entries.append(Entry(name, d.dim.size, masked, removed, status, "; ".join(d.reasons)))
     return Certificate(tuple(entries), compare)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,29 +14,16 @@ from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.compact import certificate as _certificate
 from jaxprune.compact import plan
+from jaxprune.compact.blocks import Split, View
 from jaxprune.compact.certificate import Certificate
+from jaxprune.compact.demand import Demand
+from jaxprune.compact.evaluate import Evaluator
+from jaxprune.jaxpr.tape import holds_tracers
 from jaxprune.masks import apply_masks
-from jaxprune.rules import calls
+from jaxprune.rules.registry import KEPT
 from jaxprune.structure import infer as _infer
 from jaxprune.structure.structure import Structure, from_program
 from jaxprune.types import ending_in, path_str
-
-
-class _View:
-    """Sizes and positions of axes when the leaves in ``kept`` are restricted."""
-
-    def __init__(self, kept: dict[Axis, np.ndarray]):
-        self._kept = kept
-        self._sizes = {leaf: len(index) for leaf, index in kept.items()}
-
-    def size(self, axis: Axis) -> int:
-        return axes.size_of(axis, self._sizes)
-
-    def shape(self, axs: Sequence[Axis]) -> tuple[int, ...]:
-        return tuple(axes.size_of(a, self._sizes) for a in axs)
-
-    def index(self, axis: Axis) -> np.ndarray:
-        return axes.index_of(axis, self._kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +42,7 @@ class Compact:
     certificate: Certificate
     keep: dict[str, np.ndarray]
     _structure: Structure = field(repr=False)
-    _view: _View = field(repr=False)
+    _view: View = field(repr=False)
 
     def restrict(self, tree: Any) -> Any:
         """Slices any tree shaped like params, or one that holds such trees (optimizer states).
@@ -166,22 +153,19 @@ def compact(fn: Callable[..., Any], params: Any, masks: Any, *args: Any) -> Comp
     program = _infer.infer(fn, params, args)
     structure = from_program(program, params)
     structure.mask_leaves(masks)  # errors first
-    decisions = plan.decide(program, structure, params, masks)
-    view = _View(
-        {d.dim.axis: np.flatnonzero(d.kept) for d in decisions.values() if not d.kept.all()}
-    )
+    planned = plan.decide(program, structure, params, masks)
+    decisions, view = planned.decisions, planned.split.view(KEPT)
     masked = apply_masks(params, masks)
     keep = {
         name: decisions[name].kept if name in decisions else np.ones(dim.size, bool)
         for name, dim in structure.dims.items()
     }
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), params)
 
     def compare(seed: int, i: int) -> float:
         return _certificate.compare(fn, masked, small, args, seed, i)
 
     small = Compact(
-        fn=_small_fn(fn, shapes, structure, view),
+        fn=_SmallFunction(fn, structure, planned),
         params=None,
         certificate=_certificate.of_decisions(decisions, compare),
         keep=keep,
@@ -192,37 +176,78 @@ def compact(fn: Callable[..., Any], params: Any, masks: Any, *args: Any) -> Comp
     return small
 
 
-def _small_fn(fn: Any, shapes: Any, structure: Structure, view: _View) -> Callable[..., Any]:
+class _SmallFunction:
     """The function at small sizes: traced at full size for the arguments' shapes, then walked."""
 
-    def small_fn(small_params: Any, *args: Any) -> Any:
+    def __init__(self, fn: Callable[..., Any], structure: Structure, planned: plan.Plan):
+        self._fn, self._structure, self._plan = fn, structure, planned
+        self._known: dict[Any, _Traced] = {}
+        self.__name__ = getattr(fn, "__name__", "compact")
+
+    def __call__(self, small_params: Any, *args: Any) -> Any:
         leaves, treedef = jax.tree.flatten(small_params)
-        _check_params(structure, view, leaves, treedef)
-        full = jax.tree.unflatten(
-            treedef,
-            [
-                jax.ShapeDtypeStruct(s, x.dtype)
-                for s, x in zip(structure.shapes, leaves, strict=True)
-            ],
-        )
-        param_axes, fresh = _infer.copy_axes(structure.param_axes)
-        program = _infer.infer(fn, full, args, param_axes)
-        kept = {}
-        for old, index in view._kept.items():
-            new = fresh[axes.find(old)]
-            if axes.find(new) is not new or new.reasons:
-                raise ValueError(
-                    "these arguments tie or freeze a pruned dimension that the arguments given to "
-                    f"compact left free ({new.reasons}); call compact with arguments like these"
-                )
-            kept[new] = index
-        results = calls.run(program.tape, _View(kept), [*leaves, *jax.tree.leaves(args)])
+        _check_params(self._structure, self._plan.split.view(KEPT), leaves, treedef)
+        program, demand = self._traced(leaves, args)
+        xs = [*leaves, *jax.tree.leaves(args)]
+        ins = [(i, KEPT) for i in range(len(xs))]
+        outs = [(i, KEPT) for i in range(len(program.tape.outputs))]
+        results = Evaluator(demand).run(program.tape, ins, xs, outs)
         return jax.tree.unflatten(program.out_tree, results)
 
-    return small_fn
+    def _traced(self, leaves: list[Any], args: Any) -> _Traced:
+        """Eager calls remember their traces; a trace inside a trace may hold its tracers."""
+        inputs, treedef = jax.tree.flatten((leaves, args))
+        if any(isinstance(x, jax.core.Tracer) for x in inputs):
+            return self._trace(leaves, args)
+        key = treedef, tuple(map(_signature, inputs))
+        if key not in self._known:
+            traced = self._trace(leaves, args)
+            if holds_tracers(traced[0].tape):
+                return traced
+            self._known[key] = traced
+        return self._known[key]
+
+    def _trace(self, leaves: list[Any], args: Any) -> _Traced:
+        shapes = zip(self._structure.shapes, leaves, strict=True)
+        full = [jax.ShapeDtypeStruct(shape, x.dtype) for shape, x in shapes]
+        param_axes, fresh = _infer.copy_axes(self._structure.param_axes)
+        tree = jax.tree.unflatten(self._structure.treedef, full)
+        program = _infer.infer(self._fn, tree, args, param_axes)
+        split = self._plan.split
+        for old in split.kept:
+            _check_still_free(fresh[axes.find(old)])
+        demand = plan.evaluation(
+            program,
+            Split(
+                {fresh[axes.find(old)]: index for old, index in split.kept.items()},
+                {fresh[axes.find(old)]: index for old, index in split.removed.items()},
+            ),
+            self._plan.zero_slices,
+            self._structure.paths,
+        )
+        for dimension, _, why in demand.refusals:
+            raise ValueError(_NEW_ARGUMENTS.format(why=f"dimension of {dimension.size}: {why}"))
+        return program, demand
 
 
-def _check_params(structure: Structure, view: _View, leaves: list[Any], treedef: Any) -> None:
+_Traced = tuple[_infer.Program, Demand]
+_NEW_ARGUMENTS = (
+    "these arguments tie or freeze a pruned dimension that the arguments given to compact left "
+    "free ({why}); call compact with arguments like these"
+)
+
+
+def _check_still_free(leaf: Axis) -> None:
+    if axes.find(leaf) is not leaf or leaf.reasons:
+        raise ValueError(_NEW_ARGUMENTS.format(why="; ".join(map(str, leaf.reasons)) or "tied"))
+
+
+def _signature(x: Any) -> Any:
+    aval = jax.typeof(x)
+    return aval.shape, aval.dtype, getattr(aval, "weak_type", False)
+
+
+def _check_params(structure: Structure, view: View, leaves: list[Any], treedef: Any) -> None:
     if treedef != structure.treedef:
         raise ValueError(
             f"the compact function got params of structure {treedef}, wanted {structure.treedef}; "

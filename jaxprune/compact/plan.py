@@ -1,7 +1,8 @@
-"""Deciding, per unit, whether its removal is provably the masked model."""
+"""Deciding, per unit, whether the masked model can be had without it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +11,18 @@ import numpy as np
 
 from jaxprune import axes
 from jaxprune.axes import Axis
-from jaxprune.jaxpr.tape import concrete
-from jaxprune.rules import calls, zeros
+from jaxprune.compact.blocks import Split
+from jaxprune.compact.demand import Demand
+from jaxprune.jaxpr.tape import Value, concrete
+from jaxprune.rules import zeros
+from jaxprune.rules.flow import ZeroFlow
+from jaxprune.rules.registry import KEPT
 from jaxprune.rules.zeros import Zeros
 from jaxprune.structure.infer import Program
 from jaxprune.structure.structure import Dimension, Structure
+
+EMPTY = "all units are masked; one (of zeros) stays so that none is empty"
+GONE = "all units are masked; what they feed is gone from the program"
 
 
 @dataclass
@@ -24,28 +32,69 @@ class Decision:
     dim: Dimension
     candidates: np.ndarray  # units that some slot has masked away
     kept: np.ndarray  # units that stay in the compact model
+    carried: np.ndarray  # removed units whose values are evaluated beside the kept ones
     reasons: list[str] = field(default_factory=list)  # why candidates stay
 
 
-def decide(program: Program, structure: Structure, params: Any, masks: Any) -> dict[str, Decision]:
-    """Removes the candidates that contribute nothing wherever their dimension is mixed."""
+@dataclass
+class Plan:
+    """Decisions by dimension name, and the evaluation that they lead to."""
+
+    decisions: dict[str, Decision]
+    zero_slices: list[list[np.ndarray]]  # per leaf and axis: slices that are zero in params
+    demand: Demand
+
+    @property
+    def split(self) -> Split:
+        return self.demand.split
+
+
+def decide(program: Program, structure: Structure, params: Any, masks: Any) -> Plan:
+    """Removes candidates, then takes back those that a result would miss, until none is left."""
     whole = structure.fully_kept(masks)
     decisions = {
-        name: Decision(dim, ~whole[name], whole[name].copy())
+        name: Decision(dim, ~whole[name], whole[name].copy(), ~whole[name])
         for name, dim in structure.dims.items()
         if not whole[name].all()
     }
     for decision in decisions.values():
         if decision.dim.frozen:
             _stay(decision, np.ones(decision.dim.size, bool), decision.dim.frozen)
-    _refuse_contributors(program, decisions, _known_params(structure, params, masks))
+    zero_slices = _zero_slices(structure, params, masks)
+    while True:
+        demand = evaluation(program, _split(decisions), zero_slices, structure.paths)
+        if not _take_back(decisions, demand):
+            break
     for decision in decisions.values():
+        none = np.zeros(decision.dim.size, bool)
+        decision.carried = demand.carried.get(axes.find(decision.dim.axis), none) & ~decision.kept
         if not decision.kept.any():
-            first = np.arange(decision.dim.size) == 0
-            _stay(
-                decision, first, "all units are masked; one (of zeros) stays so that none is empty"
-            )
-    return decisions
+            decision.reasons.append(GONE)
+    return Plan(
+        decisions, zero_slices, evaluation(program, _split(decisions), zero_slices, structure.paths)
+    )
+
+
+def _split(decisions: dict[str, Decision]) -> Split:
+    pruned = [d for d in decisions.values() if not d.kept.all()]
+    return Split(
+        {axes.find(d.dim.axis): np.flatnonzero(d.kept) for d in pruned},
+        {axes.find(d.dim.axis): np.flatnonzero(d.carried & ~d.kept) for d in pruned},
+    )
+
+
+def _take_back(decisions: dict[str, Decision], demand: Demand) -> bool:
+    """Units that can't go after all; False when there is none."""
+    by_leaf = {axes.find(d.dim.axis): d for d in decisions.values()}
+    for dimension, units, why in demand.refusals:
+        decision = by_leaf[dimension]
+        _stay(decision, np.isin(np.arange(decision.dim.size), units), why)
+    if demand.refusals:
+        return True
+    emptied = [d for leaf, d in by_leaf.items() if not d.kept.any() and demand.evaluates(leaf)]
+    for decision in emptied:
+        _stay(decision, np.arange(decision.dim.size) == 0, EMPTY)
+    return bool(emptied)
 
 
 def _stay(decision: Decision, units: np.ndarray, why: str) -> None:
@@ -56,29 +105,58 @@ def _stay(decision: Decision, units: np.ndarray, why: str) -> None:
             decision.reasons.append(why)
 
 
-def _known_params(structure: Structure, params: Any, masks: Any) -> list[Zeros]:
+def evaluation(
+    program: Program,
+    split: Split,
+    zero_slices: Sequence[Sequence[np.ndarray]],
+    paths: Sequence[str],
+) -> Demand:
+    """What has to be evaluated so that the outputs are those of the masked model."""
+    flow = ZeroFlow()
+    pairs = zip(program.param_values, zero_slices, strict=True)
+    known = [_known(split, value, slices) for value, slices in pairs]
+    others = [zeros.unknown(v.shape) for v in program.tape.inputs[len(known) :]]
+    flow.run(program.tape, [*known, *others])
+    demand = Demand(split, flow)
+    needed = demand.through(program.tape, [{KEPT} for _ in program.tape.outputs])
+    for path, value, zero, blocks in zip(paths, program.param_values, known, needed):
+        for dimension in frozenset().union(*blocks):
+            _refuse_nonzero(demand, path, value, zero, dimension)
+    return demand
+
+
+def _known(split: Split, value: Value, slices: Sequence[np.ndarray]) -> Zeros:
+    """Only what is removed counts as zero: kept entries may be trained again."""
+    vectors = []
+    for axis, zero in zip(value.axes, slices, strict=True):
+        removed = np.zeros(axis.size, bool)
+        if split.pruned(axis):
+            removed[:] = True
+            removed[split.view(KEPT).index(axis)] = False
+        vectors.append(removed & zero)
+    return zeros.of_axes(vectors)
+
+
+def _refuse_nonzero(demand: Demand, path: str, value: Value, known: Zeros, dimension: Axis) -> None:
+    """Removed slices of a parameter that are needed and not zero: their units stay."""
+    site = demand.sites.get(dimension, "a result")
+    why = f"its masked value is not zero where {site} reads it, for {path} is not masked there"
+    for axis, zero in zip(value.axes, known.axes, strict=True):
+        for units in axes.units_along(axis, dimension):
+            dirty = np.unique(units[(units >= 0) & ~zero])
+            demand.refuse(dimension, why, np.intersect1d(dirty, demand.removed(dimension)))
+
+
+def _zero_slices(structure: Structure, params: Any, masks: Any) -> list[list[np.ndarray]]:
     """Zero slices of the masked parameters, by mask and by value where the value is at hand."""
-    known = []
+    found = []
     for mask, leaf, shape in zip(
         structure.mask_leaves(masks), jax.tree.leaves(params), structure.shapes, strict=True
     ):
         alive = np.broadcast_to(mask, shape)
         array = concrete(leaf) if isinstance(leaf, (jax.Array, np.ndarray)) else None
-        known.append(zeros.of_array(alive if array is None else alive & (array != 0)))
-    return known
-
-
-def _refuse_contributors(
-    program: Program, decisions: dict[str, Decision], known: list[Zeros]
-) -> None:
-    """Keeps units whose removed values would reach a result."""
-    by_leaf: dict[Axis, Decision] = {d.dim.axis: d for d in decisions.values()}
-    inputs = program.tape.inputs
-    others = [zeros.unknown(value.shape) for value in inputs[len(known) :]]
-    for step, mix in calls.run_zeros(program.tape, [*known, *others])[1]:
-        for leaf in {leaf for leaf in axes.leaves(mix.axis) if leaf in by_leaf}:
-            for units in axes.units_along(mix.axis, leaf):
-                dirty = np.zeros(leaf.size, bool)
-                dirty[units[(units >= 0) & ~mix.zero]] = True
-                why = f"its masked value is not zero where {step.name} at {step.where} reads it"
-                _stay(by_leaf[leaf], dirty, why)
+        if not alive.all() and array is not None:
+            alive = alive & (array != 0)
+        others = [tuple(i for i in range(len(shape)) if i != k) for k in range(len(shape))]
+        found.append([~np.asarray(alive.any(axis=rest), bool) for rest in others])
+    return found

@@ -18,7 +18,9 @@ from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat
 
-INLINED = {"jit", "pjit", "closed_call", "core_call", "core_closed_call"}
+INLINED = {
+    "jit", "pjit", "closed_call", "core_call", "core_closed_call", "custom_vmap_call", "composite",
+}  # fmt: skip
 
 
 class Value:
@@ -132,6 +134,16 @@ def concrete(x: Any) -> np.ndarray | None:
     """The content of an array that is known while tracing, else None."""
     if x is None or isinstance(x, jax.core.Tracer):
         return None
-    if jax.dtypes.issubdtype(getattr(x, "dtype", np.asarray(x).dtype), jax.dtypes.extended):
-        return None
+    if hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
+        return None  # a random key has no numbers to read
     return np.asarray(x)
+
+
+def holds_tracers(tape: Tape) -> bool:
+    """Whether a program closes over arrays of an outer trace, which must not outlive it."""
+    for step in tape.steps:
+        if any(isinstance(v.const, jax.core.Tracer) for v in step.ins):
+            return True
+        if any(holds_tracers(sub) for sub in step.subs):
+            return True
+    return any(isinstance(v.const, jax.core.Tracer) for v in tape.outputs)

@@ -2,9 +2,10 @@
 
 from jaxprune.rules import (
     attention,
-    calls,
     collective,
     contraction,
+    control,
+    derivatives,
     indexing,
     layout,
     linalg,
@@ -16,9 +17,10 @@ from jaxprune.rules import (
 
 __all__ = [
     "attention",
-    "calls",
     "collective",
     "contraction",
+    "control",
+    "derivatives",
     "indexing",
     "layout",
     "linalg",

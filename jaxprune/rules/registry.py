@@ -1,8 +1,10 @@
-"""The table of rules: one entry per primitive, four readings side by side.
+"""The table of rules: one entry per primitive, its readings side by side.
 
-A rule says how an equation couples axes, where it keeps zeros, which axes it mixes, and how it is
-evaluated when axes have other sizes. A primitive without a rule is *opaque*: every axis that it
-touches is frozen, with its name and the user's line. It is never taken for elementwise.
+A :class:`Rule` says how an equation couples axes, where it keeps zeros, which axes it mixes, and
+how it is evaluated when axes have other sizes. A :class:`Nested` rule says the same of an equation
+that holds programs (a loop, a branch, a function with its own gradient). A primitive without a
+rule is *opaque*: every axis that it touches is frozen, with its name and the user's line. It is
+never taken for elementwise.
 """
 
 from __future__ import annotations
@@ -16,9 +18,14 @@ import numpy as np
 from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat
-from jaxprune.jaxpr.tape import Step
+from jaxprune.jaxpr.tape import Step, Tape, Value
 from jaxprune.rules import zeros
 from jaxprune.rules.zeros import Zeros
+
+# A block of a value: the dimensions that are at their removed units; the others are at the kept.
+Block = frozenset[Axis]
+KEPT: Block = frozenset()
+Wire = tuple[int, Block]  # (position among operands or results, block)
 
 
 class View(Protocol):
@@ -59,6 +66,61 @@ class Rule:
     )
 
 
+class Flow(Protocol):
+    """Forward: what is zero in a program's values."""
+
+    def run(self, tape: Tape, known: Sequence[Zeros]) -> list[Zeros]: ...
+
+
+class Needs(Protocol):
+    """Backward: which blocks of its inputs a program needs for blocks of its outputs."""
+
+    def through(self, tape: Tape, wanted: Sequence[set[Block]]) -> list[set[Block]]: ...
+
+    def want(self, value: Value, block: Block) -> None: ...
+
+    def remember(self, step: Step, ins: list[set[Block]], outs: list[set[Block]]) -> None: ...
+
+    def refuse(self, dimension: Axis, why: str, units: np.ndarray | None = None) -> None: ...
+
+    def removed(self, dimension: Axis) -> np.ndarray: ...
+
+    def known(self, value: Value) -> Zeros: ...
+
+    def read_only(self, value: Value, blocks: set[Block]) -> Zeros: ...
+
+    def restart(self, tape: Tape, known: Sequence[Zeros]) -> None: ...
+
+
+class Runner(Protocol):
+    """Forward again, with arrays: evaluates the blocks that are needed."""
+
+    def run(
+        self, tape: Tape, ins: Sequence[Wire], xs: Sequence[Any], outs: Sequence[Wire]
+    ) -> list[Any]: ...
+
+    def size(self, axis: Axis) -> int: ...
+
+    def wires(self, values: Sequence[Value]) -> list[Wire]: ...
+
+
+@dataclass(frozen=True)
+class Nested:
+    """An equation that holds programs; they stand in ``step.subs``.
+
+    Attributes:
+      couple: as in :class:`Rule`; builds the programs.
+      zeros: (flow, step, what is zero in each operand) -> what is zero in each result.
+      demand: (needs, step, blocks wanted of each result) -> blocks needed of each operand.
+      run: (runner, step, operand wires, operands, result wires) -> results.
+    """
+
+    couple: Callable[[Step], Sequence[Sequence[Axis]]]
+    zeros: Callable[[Flow, Step, list[Zeros]], list[Zeros]]
+    demand: Callable[[Needs, Step, list[set[Block]]], list[set[Block]]]
+    run: Callable[[Runner, Step, list[Wire], list[Any], list[Wire]], list[Any]]
+
+
 def nothing_known(step: Step, known: list[Zeros]) -> list[Zeros]:
     return [zeros.unknown(v.aval.shape) for v in step.eqn.outvars]
 
@@ -73,7 +135,7 @@ def couple_opaque(step: Step) -> list[list[Axis]]:
 
 
 OPAQUE = Rule(couple_opaque, nothing_known)
-RULES: dict[str, Rule] = {}
+RULES: dict[str, Rule | Nested] = {}
 
 
 def register(*names: str, **parts: Any) -> None:
@@ -83,7 +145,13 @@ def register(*names: str, **parts: Any) -> None:
         RULES[name] = rule
 
 
-def rule_of(step: Step) -> Rule:
+def register_nested(*names: str, **parts: Any) -> None:
+    """Enters a rule for primitives of these names, which hold programs."""
+    for name in names:
+        RULES[name] = Nested(**parts)
+
+
+def rule_of(step: Step) -> Rule | Nested:
     return RULES.get(step.name, OPAQUE)
 
 

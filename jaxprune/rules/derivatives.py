@@ -1,0 +1,240 @@
+"""Functions with derivatives of their own: their gradient rules are compacted with them."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.axes import Axis
+from jaxprune.jaxpr import compat, tape
+from jaxprune.jaxpr.tape import Step, Tape, Value
+from jaxprune.rules import registry
+from jaxprune.rules.control import Blocks, demand_called, typed, zeros_called
+from jaxprune.rules.registry import Flow, Needs, Runner, Wire, register_nested
+from jaxprune.rules.zeros import Zeros
+
+# A rule mostly calls the function that it belongs to (relu does). Inside a rule the function is
+# plain, so that building ends; derivatives of second order are then those of its body.
+_inside_rule: list[bool] = []
+
+
+@contextlib.contextmanager
+def _rule() -> Iterator[None]:
+    _inside_rule.append(True)
+    try:
+        yield
+    finally:
+        _inside_rule.pop()
+
+
+def _build(step: Step, jaxpr: Any, inputs: Sequence[Value], consts: Sequence[Any] = ()) -> Tape:
+    return tape.build(jaxpr, inputs, registry.couple, step.where, consts=tuple(consts))
+
+
+def _tie(step: Step, left: Sequence[Value], right: Sequence[Value]) -> None:
+    for a, b in zip(left, right):
+        for x, y in zip(a.axes, b.axes):
+            step.unify(x, y)
+
+
+def _tangents(values: Sequence[Value]) -> list[Value]:
+    def aval(a: Any) -> Any:
+        return a.to_tangent_aval() if hasattr(a, "to_tangent_aval") else a
+
+    return [Value(aval(v.aval), v.axes) for v in values]
+
+
+# --------------------------------------------------------------------------------- custom_jvp
+
+
+def couple_custom_jvp(step: Step) -> list[tuple[Axis, ...]]:
+    """Couples through the function and through its jvp rule, which may refine or freeze more."""
+    function = _build(step, step.params["call_jaxpr"], step.ins)
+    step.subs = [function]
+    if not _inside_rule:
+        jaxpr, consts, _ = compat.custom_jvp_jaxpr(step.eqn, len(step.ins))
+        with _rule():
+            rule = _build(step, jaxpr, [*step.ins, *_tangents(step.ins)], consts)
+        _tie(step, function.outputs * 2, rule.outputs)
+        step.subs = [function, rule]
+    return [v.axes for v in function.outputs]
+
+
+def zeros_custom_jvp(flow: Flow, step: Step, known: list[Zeros]) -> list[Zeros]:
+    """What is zero whatever the inputs are has a tangent of zero, too."""
+    for rule in step.subs[1:]:
+        flow.run(rule, [*known, *known])
+    return zeros_called(flow, step, known)
+
+
+def demand_custom_jvp(needs: Needs, step: Step, outs: Blocks) -> Blocks:
+    ins = demand_called(needs, step, outs)
+    for rule in step.subs[1:]:
+        moving = compat.custom_jvp_jaxpr(step.eqn, len(step.ins))[2]
+        tangents = [blocks for blocks, still in zip(outs, moving, strict=True) if not still]
+        both = needs.through(rule, [*outs, *tangents])
+        ins = [a | b | c for a, b, c in zip(ins, both, both[len(ins) :])]
+        needs.remember(step, ins, outs)
+    return ins
+
+
+def run_custom_jvp(
+    runner: Runner, step: Step, ins: list[Wire], xs: list[Any], outs: list[Wire]
+) -> list[Any]:
+    def function(*args: Any) -> tuple[Any, ...]:
+        return tuple(runner.run(step.subs[0], ins, args, outs))
+
+    if len(step.subs) == 1:
+        return list(function(*xs))
+    small = jax.custom_jvp(function)
+    still = compat.custom_jvp_jaxpr(step.eqn, len(step.ins))[2]
+    places = np.cumsum([not s for s in still]) - 1 + len(step.outs)
+    moved = [(int(places[j]), block) for j, block in outs if not still[j]]
+    wires = [*ins, *((i + len(step.ins), block) for i, block in ins)]
+
+    def jvp(primals: Any, tangents: Any) -> Any:
+        results = runner.run(step.subs[1], wires, [*primals, *tangents], [*outs, *moved])
+        values, tail = results[: len(outs)], iter(results[len(outs) :])
+        zero = [jnp.zeros_like(v) if still[j] else next(tail) for v, (j, _) in zip(values, outs)]
+        return tuple(values), tuple(zero)
+
+    small.defjvp(jvp)
+    return list(small(*typed(xs, ins, step.ins)))
+
+
+register_nested(
+    "custom_jvp_call",
+    couple=couple_custom_jvp,
+    zeros=zeros_custom_jvp,
+    demand=demand_custom_jvp,
+    run=run_custom_jvp,
+)
+
+# --------------------------------------------------------------------------------- custom_vjp
+
+
+def couple_custom_vjp(step: Step) -> list[tuple[Axis, ...]]:
+    """Couples through the function, its forward rule and its backward rule."""
+    function = _build(step, step.params["call_jaxpr"], step.ins)
+    step.subs = [function]
+    if not _inside_rule:
+        with _rule():
+            step.subs += _build_vjp(step, function)
+    return [v.axes for v in function.outputs]
+
+
+def _build_vjp(step: Step, function: Tape) -> list[Tape]:
+    """Forward: operands -> outputs..., residuals...; backward: residuals..., cotangents..."""
+    try:
+        parts = compat.custom_vjp_parts(step.eqn, len(step.ins))
+        forward = _build(step, parts.fwd, step.ins, parts.fwd_consts)
+        count = len(forward.outputs) - len(step.eqn.outvars)
+        own = iter(forward.outputs[:count])
+        residuals = [next(own) if i is None else step.ins[i] for i in parts.forwarded]
+        results = forward.outputs[count:]
+        forward.outputs = [*results, *residuals]
+        moving = _tangents(results)
+        avals = [jax.ShapeDtypeStruct(v.shape, v.aval.dtype) for v in [*residuals, *moving]]
+        closed = jax.make_jaxpr(lambda *a: parts.bwd(*a))(*avals)
+    except Exception as error:  # what JAX keeps private has moved: the value is still right
+        warnings.warn(
+            f"the gradient rule of {step.name} at {step.where} could not be read ({error}); "
+            "gradients of the compact function are those of its body there",
+            stacklevel=2,
+        )
+        return []
+    backward = _build(step, closed, [*(Value(v.aval, v.axes) for v in residuals), *moving])
+    _tie(step, function.outputs, results)
+    for v, grad in zip(_of_cotangents(step, backward, step.ins), backward.outputs):
+        if v.shape == grad.shape:
+            _tie(step, [v], [grad])
+    return [forward, backward]
+
+
+def zeros_custom_vjp(flow: Flow, step: Step, known: list[Zeros]) -> list[Zeros]:
+    results = zeros_called(flow, step, known)
+    if len(step.subs) == 3:
+        forward, backward = step.subs[1:]
+        ends = flow.run(forward, known)
+        residuals, moving = ends[len(step.outs) :], results
+        flow.run(backward, [*residuals, *moving])
+    return results
+
+
+def demand_custom_vjp(needs: Needs, step: Step, outs: Blocks) -> Blocks:
+    """The forward rule gives the residual blocks that the backward rule will ask for.
+
+    Results that nobody reads have cotangents of zero.
+    """
+    ins = demand_called(needs, step, outs)
+    if len(step.subs) == 1:
+        return ins
+    forward, backward = step.subs[1:]
+    count = len(forward.outputs) - len(step.outs)
+    residuals = [needs.known(v) for v in forward.outputs[len(step.outs) :]]
+    moving = [needs.read_only(v, blocks) for v, blocks in zip(step.outs, outs, strict=True)]
+    needs.restart(backward, [*residuals, *moving])
+    while True:
+        asked = needs.through(backward, _of_cotangents(step, backward, ins))
+        more = needs.through(forward, [*outs, *asked[:count]])
+        grown = [a | b for a, b in zip(ins, more, strict=True)]
+        if grown == ins:
+            break
+        ins = grown
+    needs.remember(step, ins, outs)
+    return ins
+
+
+def _of_cotangents(step: Step, backward: Tape, ins: Sequence[Any]) -> list[Any]:
+    """What belongs to the operands that the backward rule gives a cotangent for."""
+    if len(backward.outputs) == len(ins):
+        return list(ins)
+    return [x for x, v in zip(ins, step.ins, strict=True) if _inexact(v)]
+
+
+def _inexact(value: Value) -> bool:
+    return jnp.issubdtype(value.aval.dtype, jnp.inexact)
+
+
+def run_custom_vjp(
+    runner: Runner, step: Step, ins: list[Wire], xs: list[Any], outs: list[Wire]
+) -> list[Any]:
+    def function(*args: Any) -> tuple[Any, ...]:
+        return tuple(runner.run(step.subs[0], ins, args, outs))
+
+    if len(step.subs) == 1:
+        return list(function(*xs))
+    forward, backward = step.subs[1:]
+    count, shift = len(forward.outputs) - len(step.outs), len(step.outs)
+    asked = runner.wires(backward.inputs)
+    residuals = [(i, block) for i, block in asked if i < count]
+
+    def fwd(*args: Any) -> Any:
+        wanted = [*outs, *((i + shift, block) for i, block in residuals)]
+        results = runner.run(forward, ins, args, wanted)
+        return tuple(results[: len(outs)]), results[len(outs) :]
+
+    def bwd(saved: Any, cotangents: Any) -> Any:
+        wires = [*residuals, *((j + count, block) for j, block in outs)]
+        given = _of_cotangents(step, backward, range(len(step.ins)))
+        wanted = [(given.index(i), block) for i, block in ins if i in given]
+        results = iter(runner.run(backward, wires, [*saved, *cotangents], wanted))
+        grads = [next(results) if i in given else None for i, _ in ins]
+        return tuple(g if _inexact(step.ins[i]) else None for g, (i, _) in zip(grads, ins))
+
+    small = jax.custom_vjp(function)
+    small.defvjp(fwd, bwd)
+    return list(small(*typed(xs, ins, step.ins)))
+
+
+register_nested(
+    "custom_vjp_call", "custom_vjp_call_jaxpr",
+    couple=couple_custom_vjp, zeros=zeros_custom_vjp,
+    demand=demand_custom_vjp, run=run_custom_vjp,
+)  # fmt: skip
