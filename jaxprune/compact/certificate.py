@@ -102,7 +102,7 @@ def _widen(leaf: Any) -> Any:
 
 def error(expected: Any, got: Any) -> float:
     """max|got - expected| / max|expected|; infinite where only one of them is a number."""
-    a, b = np.asarray(expected), np.asarray(got)
+    a, b = np.asarray(_numbers(expected)), np.asarray(_numbers(got))
     if not np.issubdtype(a.dtype, np.inexact):
         return float(np.any(a != b))
     finite = np.isfinite(a) & np.isfinite(b)
@@ -110,3 +110,8 @@ def error(expected: Any, got: Any) -> float:
         return float("inf")
     scale = float(np.max(np.abs(a[finite]), initial=0.0)) or 1.0
     return float(np.max(np.abs(a[finite] - b[finite]), initial=0.0)) / scale
+
+
+def _numbers(x: Any) -> Any:
+    """The bits of a random key; other arrays as they are."""
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
