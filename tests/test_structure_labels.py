@@ -208,7 +208,12 @@ def test_what_blocks_stands_before_what_is_fixed():
     params = {"a": spec(4, 12), "b": spec(3, 8), "c": spec(8, 2)}
     text = str(jp.infer_structure(fn, params, spec(3, 4)))
     blocked, fixed = text.index("blocked"), text.index("\nfixed")
-    assert text.index("can be pruned") < blocked < text.index("pure_callback at test_structure") < fixed
+    assert (
+        text.index("can be pruned")
+        < blocked
+        < text.index("pure_callback at test_structure")
+        < fixed
+    )
     assert "blocked: what it would take to prune these (72 parameters)" in text
 
 

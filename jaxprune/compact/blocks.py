@@ -48,7 +48,7 @@ class Split:
         self.kept, self.removed = dict(kept), dict(removed)
         self._views: dict[Block, View] = {}
         self._pruned: dict[Axis, Block] = {}
-        self._positions: dict[tuple[Axis, Block], tuple[np.ndarray, np.ndarray]] = {}
+        self._positions: dict[tuple[Axis, Block, Block], tuple[np.ndarray, np.ndarray]] = {}
 
     def view(self, block: Block) -> View:
         if block not in self._views:
@@ -68,18 +68,18 @@ class Split:
             found |= self.pruned(axis)
         return found
 
-    def positions(self, axis: Axis, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """Positions along an axis in a block, and which of them belong to that block only.
+    def positions(self, axis: Axis, block: Block, own_by: Block) -> tuple[np.ndarray, np.ndarray]:
+        """Positions along an axis in a block, and which of them pass all dimensions ``own_by``.
 
         In a concatenation of two dimensions the block of the first also shows the second, at its
         kept units: those positions are another block's.
         """
-        key = axis, block & self.pruned(axis)
+        key = axis, block & self.pruned(axis), own_by
         if key not in self._positions:
             index = self.view(block).index(axis)
             own = np.full(len(index), True)
-            if key[1]:
-                order = {d: 1 << i for i, d in enumerate(sorted(key[1], key=lambda d: d.order))}
+            if own_by:
+                order = {d: 1 << i for i, d in enumerate(sorted(own_by, key=lambda d: d.order))}
                 own = self._marks(axis, order, self.view(block)) == (1 << len(order)) - 1
             self._positions[key] = index, own
         return self._positions[key]

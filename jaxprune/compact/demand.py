@@ -146,7 +146,7 @@ class Demand:
         for combination in itertools.product(*options):
             extra = frozenset().union(*combination)
             if extra and self._contributes(step, mixes, combination, block | extra):
-                picks = self._picks(step, mixes, block | extra, extra)
+                picks = self._picks(step, mixes, block | extra, combination)
                 if picks is not None:
                     parts.append(Part(block | extra, picks))
         if len(parts) > MOST_PARTS:
@@ -175,7 +175,7 @@ class Demand:
     ) -> bool:
         """Whether this part can be anything but zero; notes the units that it carries."""
         for mix, extra in zip(mixes, combination, strict=True):
-            if extra and mix.zero[self._own(mix.axis, block)].all():
+            if extra and mix.zero[self._own(mix.axis, block, extra)].all():
                 return False
         linear = mixes[0].combine == "sum"
         places = {operand for mix in mixes for operand, _ in mix.places}
@@ -189,8 +189,8 @@ class Demand:
                 self.sites.setdefault(dimension, f"{step.name} at {step.where}")
         return True
 
-    def _own(self, axis: Axis, block: Block) -> np.ndarray:
-        index, own = self.split.positions(axis, block)
+    def _own(self, axis: Axis, block: Block, own_by: Block) -> np.ndarray:
+        index, own = self.split.positions(axis, block, own_by)
         return index[own]
 
     def _dirty(self, mix: Mix, dimension: Axis) -> np.ndarray:
@@ -205,12 +205,12 @@ class Demand:
         self.carried[dimension] = before | units
 
     def _picks(
-        self, step: Step, mixes: list[Mix], block: Block, extra: Block
+        self, step: Step, mixes: list[Mix], block: Block, combination: Sequence[Block]
     ) -> tuple[tuple[int, int, np.ndarray], ...] | None:
         """Where a mixed axis also shows other blocks, the positions of this one."""
         picks = []
-        for mix in mixes:
-            own = self.split.positions(mix.axis, block)[1]
+        for mix, extra in zip(mixes, combination, strict=True):
+            own = self.split.positions(mix.axis, block, extra)[1]
             if own.all():
                 continue
             if not mix.places:
@@ -289,10 +289,13 @@ class Demand:
         known = self.flow.of(value)
         if known.all:
             return True
-        for axis, zero in zip(value.axes, known.axes, strict=True):
-            asked = (block or zero.any()) and self.split.pruned(axis)
-            if asked and zero[self._own(axis, block)].all():
-                return True
+        for k, (axis, zero) in enumerate(zip(value.axes, known.axes, strict=True)):
+            if (block or zero.any()) and self.split.pruned(axis):
+                # What another axis may pass too, an entry of the block need not pass here.
+                others = [self.split.pruned(a) for j, a in enumerate(value.axes) if j != k]
+                own_by = (block & self.split.pruned(axis)).difference(*others)
+                if zero[self._own(axis, block, own_by)].all():
+                    return True
         return False
 
 

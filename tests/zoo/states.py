@@ -272,16 +272,6 @@ def nnx_batch_statistics() -> Model:
     return fn, filled(shapes), (floats(4, 3),)
 
 
-@entry(51, prunable={"up/kernel/value:1": (8,), "norm/mean/value:0": (8,)})
-def nnx_evaluation() -> Model:
-    def make():
-        net = NnxNormed(nnx.Rngs(0))
-        net.eval()
-        return net
-
-    return nnx_model(make, floats(4, 3))
-
-
 @entry(52, prunable={"trunk:1": (8,), "actor:1": (6,), "critic:1": (4,)})
 def actor_and_critic() -> Model:
     def fn(p, x):
