@@ -13,7 +13,6 @@ from flax import nnx
 
 from zoo.attention import rotate_half
 from zoo.common import Model, drawn, entry, filled, floats, heads, rms, tokens
-from zoo.recurrent import nnx_model
 
 HEADS, KV, SIZE, WIDTH, LENGTH = 4, 2, 4, 6, 6
 DECODER = {
