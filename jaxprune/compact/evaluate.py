@@ -77,7 +77,8 @@ class Evaluator:
                 y = ys[0][j]
                 for other in ys[1:]:
                     y = combine(y, other[j])  # type: ignore[misc]
-                self._store(step, env, j, block & self._split.dims(value), y)
+                if block <= self._split.dims(value):  # else another block of it, not to overwrite
+                    self._store(step, env, j, block, y)
         for (_, block), source in self._passed(step):
             env[step.outs[0], block] = self._read(env, source, block)
 
