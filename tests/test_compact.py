@@ -361,3 +361,21 @@ def test_the_check_reports_nan_and_draws_each_argument_anew():
     good, bad = jnp.array([1.0, 2.0]), jnp.array([1.0, jnp.nan])
     assert certificate.error(good, bad) == certificate.error(bad, good) == float("inf")
     assert certificate.error(bad, bad) == 0.0
+
+
+def test_results_of_one_step_keep_their_own_blocks():
+    """A split of two dimensions, one of them carried: its block shows the other in part only."""
+    params = {"up": dense_params()["up"], "down": dense_params()["down"]}
+
+    def fn(p, x):
+        h = x @ p["up"]
+        left, right = jnp.split(jax.nn.sigmoid(h - h.mean(-1, keepdims=True)), 2, -1)
+        return jnp.concatenate([jax.nn.softmax(left), right * 2], -1) @ p["down"]
+
+    structure = jp.infer_structure(fn, params, ROWS)
+    for keep in ({"up:1.0": np.arange(4) < 2}, halves(structure)):
+        masks = structure.masks(keep)
+        small = jp.compact(fn, params, masks, ROWS)
+        assert small.certificate.exact and "corrected" in str(small.certificate)
+        got = small.fn(small.params, ROWS)
+        assert relative(fn(jp.apply_masks(params, masks), ROWS), got) < 1e-6
