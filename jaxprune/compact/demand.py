@@ -62,6 +62,7 @@ class Demand:
         self.refusals: list[Refusal] = []
         self.carried: dict[Axis, np.ndarray] = {}
         self.sites: dict[Axis, str] = {}  # where a carried dimension is mixed
+        self.doubted: set[Step] = set()
         self._zero: dict[Value, dict[Block, bool]] = {}
 
     # ------------------------------------------------------------------------- the walk
@@ -230,18 +231,29 @@ class Demand:
     def known(self, value: Value) -> Zeros:
         return self.flow.of(value)
 
+    def alive(self, value: Value) -> set[Block]:
+        """The blocks that are not zero."""
+        return {b for b in subsets(self.split.dims(value)) if not self.is_zero(value, b)}
+
     def read_only(self, value: Value, blocks: set[Block]) -> Zeros:
-        """What is zero in the cotangent of a value of which only these blocks are read."""
+        """What is zero in the cotangent of a value of which only these blocks are read.
+
+        What is not read although it may be nonzero has no effect; what is zero itself may have.
+        """
         known = self.flow.of(value)
         unread = self.split.dims(value) - frozenset().union(*blocks)
-        if not blocks:
+        if not blocks and not known.all:
             return zeros.everywhere(value.shape)
-        vectors = [z.copy() for z in known.axes]
-        for vector, axis in zip(vectors, value.axes, strict=True):
+        vectors = [np.zeros_like(z) for z in known.axes]
+        for vector, axis, zero in zip(vectors, value.axes, known.axes, strict=True):
             for dimension in unread & self.split.pruned(axis):
                 for units in axes.units_along(axis, dimension):
-                    vector |= np.isin(units, self.removed(dimension))
-        return Zeros(known.all, tuple(vectors))
+                    vector |= np.isin(units, self.removed(dimension)) & ~zero
+        return Zeros(False, tuple(vectors))
+
+    def doubt(self, step: Step) -> None:
+        """Asks for another walk in which the step's results don't count as zero."""
+        self.doubted.add(step)
 
     def restart(self, tape: Tape, known: Sequence[Zeros]) -> None:
         """Forgets what was found about a program and starts from other facts."""

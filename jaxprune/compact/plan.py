@@ -13,7 +13,7 @@ from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.compact.blocks import Split
 from jaxprune.compact.demand import Demand
-from jaxprune.jaxpr.tape import Value, concrete
+from jaxprune.jaxpr.tape import Step, Value, concrete
 from jaxprune.rules import zeros
 from jaxprune.rules.flow import ZeroFlow
 from jaxprune.rules.registry import KEPT
@@ -110,15 +110,18 @@ def evaluation(
     split: Split,
     zero_slices: Sequence[Sequence[np.ndarray]],
     paths: Sequence[str],
+    doubted: frozenset[Step] = frozenset(),
 ) -> Demand:
     """What has to be evaluated so that the outputs are those of the masked model."""
-    flow = ZeroFlow()
+    flow = ZeroFlow(doubted)
     pairs = zip(program.param_values, zero_slices, strict=True)
     known = [_known(split, value, slices) for value, slices in pairs]
     others = [zeros.unknown(v.shape) for v in program.tape.inputs[len(known) :]]
     flow.run(program.tape, [*known, *others])
     demand = Demand(split, flow)
     needed = demand.through(program.tape, [{KEPT} for _ in program.tape.outputs])
+    if not demand.doubted <= doubted:
+        return evaluation(program, split, zero_slices, paths, doubted | demand.doubted)
     for path, value, zero, blocks in zip(paths, program.param_values, known, needed):
         for dimension in frozenset().union(*blocks):
             _refuse_nonzero(demand, path, value, zero, dimension)

@@ -71,9 +71,21 @@ def _bind_whole(eqn: Any, xs: Sequence[Any]) -> list[Any]:
     return jax.core.eval_jaxpr(jaxpr, [], *unique.values())
 
 
-def custom_jvp_jaxpr(eqn: Any, num_in: int) -> tuple[Any, Sequence[Any], Sequence[bool]]:
+def rule_operands(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """Of what belongs to a custom derivative's operands, the part that its rule sees.
+
+    Arrays that the function closes over come first; rules close over them, too.
+    """
+    return list(operands[eqn.params.get("num_consts", 0) :])
+
+
+def custom_jvp_jaxpr(eqn: Any) -> tuple[Any, Sequence[Any], Sequence[bool]]:
     """The jvp rule of a ``custom_jvp_call`` as (jaxpr, consts, which tangents are zero)."""
-    return eqn.params["jvp_jaxpr_fun"].call_wrapped(*[False] * num_in)
+    return eqn.params["jvp_jaxpr_fun"].call_wrapped(*_all_move(eqn))
+
+
+def _all_move(eqn: Any) -> list[bool]:
+    return [False for _ in rule_operands(eqn, eqn.invars)]
 
 
 class CustomVjp(NamedTuple):
@@ -85,10 +97,10 @@ class CustomVjp(NamedTuple):
     forwarded: Sequence[int | None]  # residuals that are operands passed through
 
 
-def custom_vjp_parts(eqn: Any, num_in: int) -> CustomVjp:
+def custom_vjp_parts(eqn: Any) -> CustomVjp:
     """Reads a ``custom_vjp_call``; must follow one call of its forward rule, made here."""
     p = eqn.params
-    jaxpr, consts = p["fwd_jaxpr_thunk"].call_wrapped(*[False] * num_in)
+    jaxpr, consts = p["fwd_jaxpr_thunk"].call_wrapped(*_all_move(eqn))
     forwarded = p["out_trees"]()[2]
 
     def bwd(*args: Any) -> list[Any]:

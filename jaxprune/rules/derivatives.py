@@ -14,7 +14,7 @@ import numpy as np
 from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat, tape
 from jaxprune.jaxpr.tape import Step, Tape, Value
-from jaxprune.rules import registry
+from jaxprune.rules import registry, zeros
 from jaxprune.rules.control import Blocks, demand_called, typed, zeros_called
 from jaxprune.rules.registry import Flow, Needs, Runner, Wire, register_nested
 from jaxprune.rules.zeros import Zeros
@@ -58,25 +58,31 @@ def couple_custom_jvp(step: Step) -> list[tuple[Axis, ...]]:
     function = _build(step, step.params["call_jaxpr"], step.ins)
     step.subs = [function]
     if not _inside_rule:
-        jaxpr, consts, _ = compat.custom_jvp_jaxpr(step.eqn, len(step.ins))
+        jaxpr, consts, _ = compat.custom_jvp_jaxpr(step.eqn)
         with _rule():
-            rule = _build(step, jaxpr, [*step.ins, *_tangents(step.ins)], consts)
+            own = compat.rule_operands(step.eqn, step.ins)
+            moving = _tangents(step.ins)
+            rule = _build(step, jaxpr, [*own, *compat.rule_operands(step.eqn, moving)], consts)
+        rule.inputs = [*step.ins, *moving]  # it reads no tangents of what is closed over
         _tie(step, function.outputs * 2, rule.outputs)
         step.subs = [function, rule]
     return [v.axes for v in function.outputs]
 
 
 def zeros_custom_jvp(flow: Flow, step: Step, known: list[Zeros]) -> list[Zeros]:
-    """What is zero whatever the inputs are has a tangent of zero, too."""
-    for rule in step.subs[1:]:
-        flow.run(rule, [*known, *known])
-    return zeros_called(flow, step, known)
+    """A result counts as zero when its tangent, by the rule, is zero there, too."""
+    results = zeros_called(flow, step, known)
+    for rule in step.subs[1:]:  # what is zero whatever the inputs are has a tangent of zero
+        tangents = iter(flow.run(rule, [*known, *known])[len(results) :])
+        still = compat.custom_jvp_jaxpr(step.eqn)[2]
+        results = [z if s else zeros.both(z, next(tangents)) for z, s in zip(results, still)]
+    return results
 
 
 def demand_custom_jvp(needs: Needs, step: Step, outs: Blocks) -> Blocks:
     ins = demand_called(needs, step, outs)
     for rule in step.subs[1:]:
-        moving = compat.custom_jvp_jaxpr(step.eqn, len(step.ins))[2]
+        moving = compat.custom_jvp_jaxpr(step.eqn)[2]
         tangents = [blocks for blocks, still in zip(outs, moving, strict=True) if not still]
         both = needs.through(rule, [*outs, *tangents])
         ins = [a | b | c for a, b, c in zip(ins, both, both[len(ins) :])]
@@ -93,7 +99,7 @@ def run_custom_jvp(
     if len(step.subs) == 1:
         return list(function(*xs))
     small = jax.custom_jvp(function)
-    still = compat.custom_jvp_jaxpr(step.eqn, len(step.ins))[2]
+    still = compat.custom_jvp_jaxpr(step.eqn)[2]
     places = np.cumsum([not s for s in still]) - 1 + len(step.outs)
     moved = [(int(places[j]), block) for j, block in outs if not still[j]]
     wires = [*ins, *((i + len(step.ins), block) for i, block in ins)]
@@ -132,8 +138,10 @@ def couple_custom_vjp(step: Step) -> list[tuple[Axis, ...]]:
 def _build_vjp(step: Step, function: Tape) -> list[Tape]:
     """Forward: operands -> outputs..., residuals...; backward: residuals..., cotangents..."""
     try:
-        parts = compat.custom_vjp_parts(step.eqn, len(step.ins))
-        forward = _build(step, parts.fwd, step.ins, parts.fwd_consts)
+        parts = compat.custom_vjp_parts(step.eqn)
+        own = compat.rule_operands(step.eqn, step.ins)
+        forward = _build(step, parts.fwd, own, parts.fwd_consts)
+        forward.inputs = list(step.ins)
         count = len(forward.outputs) - len(step.eqn.outvars)
         own = iter(forward.outputs[:count])
         residuals = [next(own) if i is None else step.ins[i] for i in parts.forwarded]
@@ -159,18 +167,19 @@ def _build_vjp(step: Step, function: Tape) -> list[Tape]:
 
 def zeros_custom_vjp(flow: Flow, step: Step, known: list[Zeros]) -> list[Zeros]:
     results = zeros_called(flow, step, known)
+    unknown = [zeros.unknown(v.aval.shape) for v in step.eqn.outvars]
     if len(step.subs) == 3:
         forward, backward = step.subs[1:]
-        ends = flow.run(forward, known)
-        residuals, moving = ends[len(step.outs) :], results
-        flow.run(backward, [*residuals, *moving])
-    return results
+        residuals = flow.run(forward, known)[len(results) :]
+        flow.run(backward, [*residuals, *unknown])
+    return unknown if step in flow.doubted else results
 
 
 def demand_custom_vjp(needs: Needs, step: Step, outs: Blocks) -> Blocks:
     """The forward rule gives the residual blocks that the backward rule will ask for.
 
-    Results that nobody reads have cotangents of zero.
+    What nobody reads has a cotangent of zero, unless it is unread for being zero: a rule need not
+    be the derivative. If the backward rule asks for such a cotangent, the result is in doubt.
     """
     ins = demand_called(needs, step, outs)
     if len(step.subs) == 1:
@@ -180,8 +189,11 @@ def demand_custom_vjp(needs: Needs, step: Step, outs: Blocks) -> Blocks:
     residuals = [needs.known(v) for v in forward.outputs[len(step.outs) :]]
     moving = [needs.read_only(v, blocks) for v, blocks in zip(step.outs, outs, strict=True)]
     needs.restart(backward, [*residuals, *moving])
+    ins = [a | b for a, b in zip(ins, _moved(needs, step, backward), strict=True)]
     while True:
         asked = needs.through(backward, _of_cotangents(step, backward, ins))
+        if any(not more <= has for more, has in zip(asked[count:], outs, strict=True)):
+            needs.doubt(step)
         more = needs.through(forward, [*outs, *asked[:count]])
         grown = [a | b for a, b in zip(ins, more, strict=True)]
         if grown == ins:
@@ -191,11 +203,20 @@ def demand_custom_vjp(needs: Needs, step: Step, outs: Blocks) -> Blocks:
     return ins
 
 
+def _moved(needs: Needs, step: Step, backward: Tape) -> Blocks:
+    """Blocks of the operands that the function may not read and that still get a cotangent."""
+    blocks: Blocks = [set() for _ in step.ins]
+    for group, v, grad in zip(
+        *(_of_cotangents(step, backward, xs) for xs in (blocks, step.ins)), backward.outputs
+    ):
+        group |= needs.alive(v) & needs.alive(grad)
+    return blocks
+
+
 def _of_cotangents(step: Step, backward: Tape, ins: Sequence[Any]) -> list[Any]:
     """What belongs to the operands that the backward rule gives a cotangent for."""
-    if len(backward.outputs) == len(ins):
-        return list(ins)
-    return [x for x, v in zip(ins, step.ins, strict=True) if _inexact(v)]
+    own = compat.rule_operands(step.eqn, list(zip(ins, step.ins, strict=True)))
+    return [x for x, v in own if len(own) == len(backward.outputs) or _inexact(v)]
 
 
 def _inexact(value: Value) -> bool:

@@ -18,7 +18,8 @@ CALLED_ONCE = {"remat2", "checkpoint", "remat", "custom_jvp_call", "custom_vjp_c
 class ZeroFlow:
     """Facts about the values of a program and of the programs inside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, doubted: frozenset[Step] = frozenset()) -> None:
+        self.doubted = doubted
         self.facts: dict[Value, Zeros] = {}
         self.mixes: dict[Step, list[registry.Mix]] = {}
 

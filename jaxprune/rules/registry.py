@@ -69,6 +69,8 @@ class Rule:
 class Flow(Protocol):
     """Forward: what is zero in a program's values."""
 
+    doubted: frozenset[Step]  # results that don't count as zero, for their cotangents may count
+
     def run(self, tape: Tape, known: Sequence[Zeros]) -> list[Zeros]: ...
 
 
@@ -87,9 +89,13 @@ class Needs(Protocol):
 
     def known(self, value: Value) -> Zeros: ...
 
+    def alive(self, value: Value) -> set[Block]: ...
+
     def read_only(self, value: Value, blocks: set[Block]) -> Zeros: ...
 
     def restart(self, tape: Tape, known: Sequence[Zeros]) -> None: ...
+
+    def doubt(self, step: Step) -> None: ...
 
 
 class Runner(Protocol):
