@@ -63,6 +63,14 @@ class Compact:
         name = ending_in(path_str(path), self._structure.paths)
         return leaf if name is None else self._slice(leaf, self._structure.paths.index(name))
 
+    def restrict_masked(self, params: Any, masks: Any) -> Any:
+        """``restrict(apply_masks(params, masks))`` without a masked copy at full size."""
+        small = jax.tree.leaves(self.restrict(params))
+        shapes = zip(self._structure.mask_leaves(masks), self._structure.shapes, strict=True)
+        rest = [self._slice(np.broadcast_to(m, shape), i) for i, (m, shape) in enumerate(shapes)]
+        leaves = [x if m.all() else _masked(x, m) for x, m in zip(small, rest, strict=True)]
+        return jax.tree.unflatten(self._structure.treedef, leaves)
+
     def restrict_outputs(self, outputs: Any) -> Any:
         """Slices the results that are updated parameters; others are full size already."""
         leaves, treedef = jax.tree.flatten(outputs)
@@ -155,14 +163,13 @@ def compact(fn: Callable[..., Any], params: Any, masks: Any, *args: Any) -> Comp
     structure.mask_leaves(masks)  # errors first
     planned = plan.decide(program, structure, params, masks)
     decisions, view = planned.decisions, planned.split.view(KEPT)
-    masked = apply_masks(params, masks)
     keep = {
         name: decisions[name].kept if name in decisions else np.ones(dim.size, bool)
         for name, dim in structure.dims.items()
     }
 
     def compare(seed: int, i: int) -> float:
-        return _certificate.compare(fn, masked, small, args, seed, i)
+        return _certificate.compare(fn, apply_masks(params, masks), small, args, seed, i)
 
     small = Compact(
         fn=_SmallFunction(fn, structure, planned),
@@ -172,8 +179,15 @@ def compact(fn: Callable[..., Any], params: Any, masks: Any, *args: Any) -> Comp
         _structure=structure,
         _view=view,
     )
-    object.__setattr__(small, "params", small.restrict(masked))
+    object.__setattr__(small, "params", small.restrict_masked(params, masks))
     return small
+
+
+def _masked(leaf: Any, mask: np.ndarray) -> Any:
+    """Zeros where the mask is False; an array of the kind that it was given."""
+    if isinstance(leaf, np.ndarray):
+        return np.where(mask, leaf, np.zeros_like(leaf))
+    return apply_masks(leaf, mask)
 
 
 class _SmallFunction:

@@ -281,12 +281,21 @@ class Demand:
         for dimension in dimensions:
             dirty, kept = self._dirty(mix, dimension), self.split.kept[dimension]
             if dimension in block:
-                if dirty[kept].any():
+                if dirty[kept].any() or self._shows_others(mix, block, dimension):
                     self.refuse(dimension, why)
                 continue
             dirty[kept] = False
             if dirty.any():
                 self.refuse(dimension, why, np.flatnonzero(dirty))
+
+    def _shows_others(self, mix: Mix, block: Block, dimension: Axis) -> bool:
+        """Whether positions of other dimensions contribute beside the removed units.
+
+        An operand that is zero at the removed units counts as zero in this block, so that what a
+        concatenation holds beside them would be lost.
+        """
+        index, own = self.split.positions(mix.axis, block, frozenset([dimension]))
+        return not mix.zero[index[~own]].all()
 
     # ----------------------------------------------------------------------------- zeros
 

@@ -86,8 +86,8 @@ class Structure:
 
     def traced_masks(self, keep: Mapping[str, Any]) -> Any:
         """As :meth:`masks`, for vectors that may be traced; names and contents are not checked."""
-        kept = {self.dims[name].axis: jnp.asarray(v, bool) for name, v in keep.items()}
-        leaves = [_leaf_mask(axs, kept) for axs in self.param_axes]
+        kept = {self.dims[name].axis: v for name, v in keep.items()}
+        leaves = [jnp.asarray(_leaf_mask(axs, kept), bool) for axs in self.param_axes]
         return jax.tree.unflatten(self.treedef, leaves)
 
     def _checked(self, keep: Mapping[str, Any]) -> Iterator[tuple[Dimension, np.ndarray]]:
@@ -201,12 +201,12 @@ def _along(mask: np.ndarray, k: int, rank: int, size: int) -> np.ndarray:
     return np.broadcast_to(alive, (size,))
 
 
-def _leaf_mask(axs: tuple[Axis, ...], kept: dict[Axis, jax.Array]) -> jax.Array:
-    mask = jnp.asarray(True)
+def _leaf_mask(axs: tuple[Axis, ...], kept: dict[Axis, Any]) -> Any:
+    mask: Any = np.asarray(True)
     for k, axis in enumerate(axs):
         for leaf in dict.fromkeys(leaf for leaf in axes.leaves(axis) if leaf in kept):
             for units in axes.units_along(axis, leaf):
-                line = jnp.where(units >= 0, kept[leaf][units], True)
+                line = kept[leaf][units] | (units < 0)
                 mask = mask & line.reshape([-1 if i == k else 1 for i in range(len(axs))])
     return mask
 
