@@ -110,6 +110,28 @@ def custom_vjp_parts(eqn: Any) -> CustomVjp:
     return CustomVjp(jaxpr, consts, bwd, forwarded)
 
 
+KERNEL_CALLS = {"pallas_call", "ffi_call"}  # one primitive each, for any kernel
+
+
+def kernel_name(eqn: Any) -> str:
+    """The kernel that an equation runs, '' where it runs none or a nameless one.
+
+    A Pallas kernel without a name of its own goes by that of its function.
+    """
+    if eqn.primitive.name not in KERNEL_CALLS:
+        return ""
+    given = eqn.params.get("name") or eqn.params.get("target_name")
+    if given:
+        return str(given)
+    info = getattr(eqn.params.get("jaxpr"), "debug_info", None)
+    return (getattr(info, "func_src_info", None) or "").split(" ")[0]
+
+
+def kernel_text(eqn: Any) -> str:
+    """What tells kernels of one name apart: a Pallas kernel's program, a target's attributes."""
+    return str(eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params.get("attributes"))
+
+
 def source_line(eqn: Any) -> str:
     """``model.py:157 (function)`` of the user's code, or '' where only library code is seen.
 

@@ -59,7 +59,9 @@ class Rule:
     """
 
     couple: Callable[[Step], Sequence[Sequence[Axis]]]
-    zeros: Callable[[Step, list[Zeros]], list[Zeros]]
+    zeros: Callable[[Step, list[Zeros]], list[Zeros]] = lambda step, known: nothing_known(
+        step, known
+    )
     mixes: Callable[[Step, list[Zeros]], list[Mix]] = lambda step, known: []
     evaluate: Callable[[View, Step, list[Any]], list[Any]] = lambda view, step, xs: compat.bind(
         step.eqn, xs
@@ -131,12 +133,17 @@ def nothing_known(step: Step, known: list[Zeros]) -> list[Zeros]:
     return [zeros.unknown(v.aval.shape) for v in step.eqn.outvars]
 
 
-def couple_opaque(step: Step) -> list[list[Axis]]:
+NO_RULE = "no rule for this primitive"
+
+
+def couple_opaque(step: Step, why: str = "") -> list[list[Axis]]:
     """Freezes all that the step touches."""
+    kernel = compat.kernel_name(step.eqn)
+    why = why or (f"{NO_RULE} (kernel {kernel!r})" if kernel else NO_RULE)
     results = [[axes.leaf(n) for n in v.aval.shape] for v in step.eqn.outvars]
     for axs in [*(v.axes for v in step.ins), *results]:
         for axis in axs:
-            step.freeze(axis, "no rule for this primitive")
+            step.freeze(axis, why)
     return results
 
 
@@ -146,7 +153,7 @@ RULES: dict[str, Rule | Nested] = {}
 
 def register(*names: str, **parts: Any) -> None:
     """Enters a rule for primitives of these names."""
-    rule = Rule(**{"zeros": nothing_known, **parts})
+    rule = Rule(**parts)
     for name in names:
         RULES[name] = rule
 
@@ -157,8 +164,16 @@ def register_nested(*names: str, **parts: Any) -> None:
         RULES[name] = Nested(**parts)
 
 
+def kernel_key(name: str, kernel: str) -> str:
+    """Where the rule of a kernel stands that a primitive for any kernel runs."""
+    return f"{name} of {kernel}"
+
+
 def rule_of(step: Step) -> Rule | Nested:
-    return RULES.get(step.name, OPAQUE)
+    name = step.name
+    if name in compat.KERNEL_CALLS:
+        name = kernel_key(name, compat.kernel_name(step.eqn))
+    return RULES.get(name, OPAQUE)
 
 
 def couple(step: Step) -> Sequence[Sequence[Axis]]:
