@@ -310,14 +310,26 @@ class Demand:
         known = self.flow.of(value)
         if known.all:
             return True
-        for k, (axis, zero) in enumerate(zip(value.axes, known.axes, strict=True)):
+        pairs = list(zip(value.axes, known.axes, strict=True))
+        for k, (axis, zero) in enumerate(pairs):
             if (block or zero.any()) and self.split.pruned(axis):
                 # What another axis may pass too, an entry of the block need not pass here.
                 others = [self.split.pruned(a) for j, a in enumerate(value.axes) if j != k]
                 own_by = (block & self.split.pruned(axis)).difference(*others)
                 if zero[self._own(axis, block, own_by)].all():
                     return True
-        return False
+        inside = block & self.split.dims(value)
+        return any(self._zero_through(pairs, block, dimension) for dimension in inside)
+
+    def _zero_through(
+        self, pairs: list[tuple[Axis, np.ndarray]], block: Block, dimension: Axis
+    ) -> bool:
+        """Each entry passes the dimension on some axis: are the slices there zero on all axes?"""
+        return all(
+            zero[self._own(axis, block, frozenset([dimension]))].all()
+            for axis, zero in pairs
+            if dimension in self.split.pruned(axis)
+        )
 
 
 def wires(blocks: list[set[Block]]) -> list[Wire]:

@@ -26,15 +26,17 @@ from jaxprune.rules.zeros import Zeros
 Blocks = list[set[Block]]
 
 
-def _build(step: Step, jaxpr: Any, inputs: Sequence[Value]) -> tape.Tape:
-    return tape.build(jaxpr, inputs, registry.couple, step.where)
+def build(step: Step, jaxpr: Any, inputs: Sequence[Value], consts: Sequence[Any] = ()) -> tape.Tape:
+    """A program inside a step."""
+    return tape.build(jaxpr, inputs, registry.couple, step.where, consts=tuple(consts))
 
 
 def _copies(values: Sequence[Value]) -> list[Value]:
     return [Value(v.aval, v.axes) for v in values]
 
 
-def _tie(step: Step, left: Sequence[Value], right: Sequence[Value]) -> None:
+def tie(step: Step, left: Sequence[Value], right: Sequence[Value]) -> None:
+    """States that values in pairs have the same axes."""
     for a, b in zip(left, right, strict=True):
         for x, y in zip(a.axes, b.axes, strict=True):
             step.unify(x, y)
@@ -67,7 +69,7 @@ def typed(xs: Sequence[Any], wires: Sequence[Wire], values: Sequence[Value]) -> 
 
 
 def couple_remat(step: Step) -> list[tuple[Axis, ...]]:
-    step.subs = [_build(step, step.params["jaxpr"], step.ins)]
+    step.subs = [build(step, step.params["jaxpr"], step.ins)]
     return [v.axes for v in step.subs[0].outputs]
 
 
@@ -109,10 +111,10 @@ def couple_scan(step: Step) -> list[tuple[Axis, ...]]:
     body_jaxpr, _ = compat.open_jaxpr(p.jaxpr)
     rows = [var.aval for var in body_jaxpr.invars[len(held) :]]
     slices = [Value(aval, v.axes[1:]) for aval, v in zip(rows, scanned, strict=True)]
-    body = _build(step, p.jaxpr, [*_copies(held), *slices])
+    body = build(step, p.jaxpr, [*_copies(held), *slices])
     step.subs = [body]
     carried = body.inputs[p.num_consts : p.num_consts + p.num_carry]
-    _tie(step, carried, body.outputs[: p.num_carry])
+    tie(step, carried, body.outputs[: p.num_carry])
     if not _may_skip(step, p, body):
         step.freeze(length, "each step changes what the next one gets")
     stacked = [(length, *v.axes) for v in body.outputs[p.num_carry :]]
@@ -234,10 +236,10 @@ def _while_parts(step: Step) -> tuple[list[Value], list[Value], list[Value]]:
 
 def couple_while(step: Step) -> list[tuple[Axis, ...]]:
     tests, consts, carry = _while_parts(step)
-    test = _build(step, step.params["cond_jaxpr"], _copies([*tests, *carry]))
-    body = _build(step, step.params["body_jaxpr"], _copies([*consts, *carry]))
+    test = build(step, step.params["cond_jaxpr"], _copies([*tests, *carry]))
+    body = build(step, step.params["body_jaxpr"], _copies([*consts, *carry]))
     step.subs = [test, body]
-    _tie(step, carry, body.outputs)
+    tie(step, carry, body.outputs)
     return [v.axes for v in carry]
 
 
@@ -301,9 +303,9 @@ register_nested(
 def couple_cond(step: Step) -> list[tuple[Axis, ...]]:
     for axis in step.ins[0].axes:
         step.freeze(axis, "chooses the branch")
-    step.subs = [_build(step, b, _copies(step.ins[1:])) for b in step.params["branches"]]
+    step.subs = [build(step, b, _copies(step.ins[1:])) for b in step.params["branches"]]
     for branch in step.subs[1:]:
-        _tie(step, step.subs[0].outputs, branch.outputs)
+        tie(step, step.subs[0].outputs, branch.outputs)
     return [v.axes for v in step.subs[0].outputs]
 
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.axes import Axis
-from jaxprune.jaxpr import compat, tape
+from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step, Tape, Value
-from jaxprune.rules import registry, zeros
-from jaxprune.rules.control import Blocks, demand_called, typed, zeros_called
+from jaxprune.rules import zeros
+from jaxprune.rules.control import Blocks, build, demand_called, tie, typed, zeros_called
 from jaxprune.rules.registry import Flow, Needs, Runner, Wire, register_nested
 from jaxprune.rules.zeros import Zeros
 
@@ -33,16 +33,6 @@ def _rule() -> Iterator[None]:
         _inside_rule.pop()
 
 
-def _build(step: Step, jaxpr: Any, inputs: Sequence[Value], consts: Sequence[Any] = ()) -> Tape:
-    return tape.build(jaxpr, inputs, registry.couple, step.where, consts=tuple(consts))
-
-
-def _tie(step: Step, left: Sequence[Value], right: Sequence[Value]) -> None:
-    for a, b in zip(left, right):
-        for x, y in zip(a.axes, b.axes):
-            step.unify(x, y)
-
-
 def _tangents(values: Sequence[Value]) -> list[Value]:
     def aval(a: Any) -> Any:
         return a.to_tangent_aval() if hasattr(a, "to_tangent_aval") else a
@@ -55,16 +45,16 @@ def _tangents(values: Sequence[Value]) -> list[Value]:
 
 def couple_custom_jvp(step: Step) -> list[tuple[Axis, ...]]:
     """Couples through the function and through its jvp rule, which may refine or freeze more."""
-    function = _build(step, step.params["call_jaxpr"], step.ins)
+    function = build(step, step.params["call_jaxpr"], step.ins)
     step.subs = [function]
     if not _inside_rule:
         jaxpr, consts, _ = compat.custom_jvp_jaxpr(step.eqn)
         with _rule():
             own = compat.rule_operands(step.eqn, step.ins)
             moving = _tangents(step.ins)
-            rule = _build(step, jaxpr, [*own, *compat.rule_operands(step.eqn, moving)], consts)
+            rule = build(step, jaxpr, [*own, *compat.rule_operands(step.eqn, moving)], consts)
         rule.inputs = [*step.ins, *moving]  # it reads no tangents of what is closed over
-        _tie(step, function.outputs * 2, rule.outputs)
+        tie(step, function.outputs * 2, rule.outputs)
         step.subs = [function, rule]
     return [v.axes for v in function.outputs]
 
@@ -127,7 +117,7 @@ register_nested(
 
 def couple_custom_vjp(step: Step) -> list[tuple[Axis, ...]]:
     """Couples through the function, its forward rule and its backward rule."""
-    function = _build(step, step.params["call_jaxpr"], step.ins)
+    function = build(step, step.params["call_jaxpr"], step.ins)
     step.subs = [function]
     if not _inside_rule:
         with _rule():
@@ -140,11 +130,11 @@ def _build_vjp(step: Step, function: Tape) -> list[Tape]:
     try:
         parts = compat.custom_vjp_parts(step.eqn)
         own = compat.rule_operands(step.eqn, step.ins)
-        forward = _build(step, parts.fwd, own, parts.fwd_consts)
+        forward = build(step, parts.fwd, own, parts.fwd_consts)
         forward.inputs = list(step.ins)
         count = len(forward.outputs) - len(step.eqn.outvars)
-        own = iter(forward.outputs[:count])
-        residuals = [next(own) if i is None else step.ins[i] for i in parts.forwarded]
+        saved = iter(forward.outputs[:count])
+        residuals = [next(saved) if i is None else step.ins[i] for i in parts.forwarded]
         results = forward.outputs[count:]
         forward.outputs = [*results, *residuals]
         moving = _tangents(results)
@@ -157,11 +147,11 @@ def _build_vjp(step: Step, function: Tape) -> list[Tape]:
             stacklevel=2,
         )
         return []
-    backward = _build(step, closed, [*(Value(v.aval, v.axes) for v in residuals), *moving])
-    _tie(step, function.outputs, results)
+    backward = build(step, closed, [*(Value(v.aval, v.axes) for v in residuals), *moving])
+    tie(step, function.outputs, results)
     for v, grad in zip(_of_cotangents(step, backward, step.ins), backward.outputs):
         if v.shape == grad.shape:
-            _tie(step, [v], [grad])
+            tie(step, [v], [grad])
     return [forward, backward]
 
 
