@@ -3,6 +3,7 @@
 from jaxprune import distributions as distributions
 from jaxprune import masks as masks
 from jaxprune import plot as plot
+from jaxprune import rules as rules
 from jaxprune import schedules as schedules
 from jaxprune import scores as scores
 from jaxprune import training as training
