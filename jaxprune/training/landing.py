@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from jaxprune.masks import check_masks, check_structure
-from jaxprune.types import Masks, Params, PyTree, path_str
+from jaxprune.types import Masks, Params, PyTree, Scores, path_str
 
 
 def land_on_masked(updates: PyTree, params: Params, masks: Masks) -> PyTree:
@@ -29,6 +29,25 @@ def land_on_masked(updates: PyTree, params: Params, masks: Masks) -> PyTree:
         return jnp.where(mask, jnp.asarray(update, dtype), -jnp.asarray(param, dtype))
 
     return jax.tree.map(leaf, updates, params, masks)
+
+
+def where_kept(masks: Masks, tree: PyTree) -> PyTree:
+    """``tree`` with 0 where masks are False; of what else is there nothing comes through."""
+    return jax.tree.map(lambda mask, x: jnp.where(mask, x, jnp.zeros_like(x)), masks, tree)
+
+
+def hold(scores: Scores, masks: Masks, when: Any = True) -> Scores:
+    """Scores in which pruned entries count as 0 and lose all ties, if ``when``.
+
+    Not as -inf: a root mean square over a leaf and a sum over a unit must stay what they are.
+    """
+
+    def leaf(score: Any, mask: jax.Array) -> Any:
+        if not jnp.issubdtype(score.dtype, jnp.floating):
+            return score  # counters and random keys are never pruned
+        return jnp.where(mask | ~jnp.asarray(when), score, -jnp.finfo(score.dtype).tiny)
+
+    return jax.tree.map(leaf, scores, masks)
 
 
 def check_update(name: str, updates: PyTree, params: Params | None, masks: Masks) -> None:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxprune.patterns import unstructured
-from jaxprune.training.landing import check_like, check_update, land_on_masked
-from jaxprune.training.renewal import all_kept, check_every, check_schedule, is_due, scheduled
-from jaxprune.types import Masks, Pattern, Schedule, ScoreFn, Scores
+from jaxprune.training.core import check_score, method, scored
+from jaxprune.training.landing import hold
+from jaxprune.types import Masks, Pattern, Schedule, ScoreFn
 
 _UNSTRUCTURED = unstructured()
-
-
-class PruneState(NamedTuple):
-    """State of :func:`prune`."""
-
-    count: jax.Array  # type: ignore[assignment] # int32, shape (): updates so far
-    sparsity: jax.Array  # float32, shape (): the scheduled one that the masks were made for
-    masks: Masks  # bool, True = kept, in params' structure; shapes as the pattern makes them
-    inner_state: optax.OptState  # of the wrapped transformation
 
 
 def prune(
@@ -71,7 +61,8 @@ def prune(
         (whose value is 0) like the others. Where the schedule falls, they always do.
 
     Returns:
-      An optax transformation whose ``update`` needs ``params``. Its state is :class:`PruneState`;
+      An optax transformation whose ``update`` needs ``params``. Its state is
+      :class:`jp.training.MaskState`;
       ``optax.tree_utils.tree_get(state, "masks")`` finds the masks wherever it stands. After
       ``init`` everything is kept.
 
@@ -98,68 +89,18 @@ def prune(
       for ``jp.magnitude`` along ``jp.schedules.cubic``. There masked weights keep their values and
       may come back; here they are 0.
     """
-    inner = _as_transform(inner)
-    if not callable(score):
-        raise TypeError(
-            f"score is a {type(score).__name__}; wanted a function (params, **evidence) -> scores "
-            "such as jp.magnitude"
-        )
-    check_every(every)
-    check_schedule(sparsity)
+    check_score(score)
 
-    def init(params: Any) -> PruneState:
-        return PruneState(
-            count=jnp.zeros((), jnp.int32),
-            sparsity=jnp.zeros((), jnp.float32),
-            masks=all_kept(pattern, params, sparsity),
-            inner_state=inner.init(params),
-        )
+    def renew(params: Any, masks: Masks, now: jax.Array, *, last: Any, **evidence: Any) -> Masks:
+        scores = scored(score, params, evidence)
+        return pattern(hold(scores, masks, (now >= last) & (not regrow)), now)
 
-    def update(
-        updates: Any, state: PruneState, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, PruneState]:
-        check_update("jp.prune", updates, params, state.masks)
-        count, last, old, inner_state = state
-
-        def renewed(now: jax.Array) -> tuple[Masks, jax.Array]:
-            scores = score(params, **{"grad": updates, "step": count, **extra_args})
-            check_like("scores", scores, params, "return a score for each entry of each leaf")
-            return pattern(_hold(scores, old, (now >= last) & (not regrow)), now), now
-
-        masks, made_for = jax.lax.cond(
-            is_due(sparsity, count, last, every),
-            renewed,
-            lambda now: (old, last),
-            jnp.asarray(scheduled(sparsity, count), jnp.float32),
-        )
-        updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
-        state = PruneState(optax.safe_increment(count), made_for, masks, inner_state)
-        return land_on_masked(updates, params, masks), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _hold(scores: Scores, masks: Masks, hold: jax.Array) -> Scores:
-    """Scores in which pruned entries count as 0 and lose all ties, if ``hold``.
-
-    Not as -inf: a root mean square over a leaf and a sum over a unit must stay what they are.
-    """
-
-    def leaf(score: Any, mask: jax.Array) -> Any:
-        if not jnp.issubdtype(score.dtype, jnp.floating):
-            return score  # counters and random keys are never pruned
-        return jnp.where(mask | ~hold, score, -jnp.finfo(score.dtype).tiny)
-
-    return jax.tree.map(leaf, scores, masks)
-
-
-def _as_transform(inner: Any) -> optax.GradientTransformationExtraArgs:
-    """``inner`` with extra arguments; ``optax.MultiSteps`` has them, but isn't of the type."""
-    if isinstance(inner, optax.MultiSteps):
-        return optax.GradientTransformationExtraArgs(inner.init, inner.update)
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(
-            f"inner is a {type(inner).__name__}; wanted an optax transformation such as "
-            "optax.adam(1e-3)"
-        )
-    return optax.with_extra_args_support(inner)
+    return method(
+        inner,
+        sparsity,
+        renew,
+        pattern=pattern,
+        every=every,
+        moments="inherit",
+        name="jp.prune",
+    )

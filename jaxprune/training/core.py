@@ -1,0 +1,219 @@
+"""The common core: a training method is the function that renews its masks, and settings.
+
+Two kinds of methods differ in what params hold between steps. Those built by :func:`method` land
+on masked parameters: a pruned entry *is* 0. Those built by
+:func:`jaxprune.training.straight_through.dense_method` keep all weights, and the network computes
+with :func:`forward_params`. Both have one state, :class:`MaskState`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune.masks import check_masks
+from jaxprune.training.landing import (
+    check_like,
+    check_update,
+    is_placeholder,
+    land_on_masked,
+    where_kept,
+)
+from jaxprune.training.moments import check_moments, reset_moments
+from jaxprune.training.renewal import all_kept, check_every, check_schedule, is_due, scheduled
+from jaxprune.types import Masks, Params, Pattern, Schedule, ScoreFn, Scores
+
+Renew = Callable[..., Masks]  # (params, masks, sparsity, **evidence) -> masks
+Due = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (step, sparsity, last) -> bool
+Moments = Literal["reset", "inherit"]
+
+NOTHING = optax.identity()  # the memory of a method that needs none
+
+
+class MaskState(NamedTuple):
+    """State of every training method."""
+
+    count: jax.Array  # type: ignore[assignment] # int32, shape (): updates so far
+    sparsity: jax.Array  # float32, shape (): the scheduled one that the masks were made for
+    masks: Masks  # bool, True = kept, in params' structure; shapes as the pattern makes them
+    memory: Any  # what the method itself remembers; () for most
+    inner_state: optax.OptState  # of the wrapped transformation
+
+
+def method(
+    inner: optax.GradientTransformation,
+    sparsity: float | Schedule,
+    renew: Renew,
+    *,
+    pattern: Pattern,
+    start: ScoreFn | None = None,
+    every: int = 1,
+    due: Due | None = None,
+    moments: Moments = "reset",
+    memory: optax.GradientTransformation = NOTHING,
+    name: str = "this method",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Returns a training method: an optimizer whose updates land on masked parameters.
+
+    At a step where masks are renewed ``renew`` is given params as they are *before* the step; its
+    masks hold for this step already. Then the inner update :math:`u_t` is rewritten so that
+    ``optax.apply_updates`` gives, bitwise,
+
+    .. math:: p_{t+1} = m_t \odot (p_t + u_t)
+
+    Args:
+      inner: any optax transformation; extra arguments of ``update`` are forwarded to it.
+      sparsity: fraction of entries to remove, in [0, 1], or a schedule ``step -> sparsity``.
+      renew: ``(params, masks, sparsity, **evidence) -> masks`` of the shapes that ``pattern``
+        makes. The evidence is ``grad`` (the updates as they arrive), ``step``, ``last`` (the
+        sparsity that the masks were made for), ``memory`` and the extra arguments of ``update``,
+        which win. :func:`jp.training.drop` and :func:`jp.training.grow` are its usual parts.
+      pattern: which entries live and die together.
+      start: None: everything is kept until the first renewal, at step 0. A score: ``init`` makes
+        the first masks with it, and the first renewal is at step ``every``.
+      every: steps between two renewals of the masks.
+      due: ``(step, sparsity, last) -> bool``, in place of ``every``.
+      moments: "reset": the inner optimizer sees no gradient of pruned entries, and what it has
+        accumulated for an entry is 0 when the entry comes back. "inherit": it always sees the whole
+        gradient, and an entry comes back with the moments that it would have.
+      memory: a transformation that sees all gradients, such as ``optax.ema(0.9)``; what it makes of
+        them is the evidence ``memory``.
+      name: for messages.
+
+    Example:
+      A method that starts from random masks and, every tenth step, replaces 30 % of what it keeps:
+
+      >>> import functools, jax, jax.numpy as jnp, jaxprune as jp, optax
+      >>> random = functools.partial(jp.random, key=jax.random.key(0))
+      >>> pattern = jp.unstructured()
+      >>> def renew(params, masks, sparsity, *, grad, **evidence):
+      ...     kept = jp.training.drop(jp.magnitude(params), masks, sparsity, 0.3, pattern)
+      ...     return jp.training.grow(jp.magnitude(grad), kept, sparsity, pattern)
+      >>> tx = jp.training.method(
+      ...     optax.adam(1e-3), 0.75, renew, pattern=pattern, start=random, every=10
+      ... )
+      >>> state = tx.init({"kernel": jnp.ones((4, 4))})
+      >>> int(optax.tree_utils.tree_get(state, "masks")["kernel"].sum())
+      4
+    """
+    inner = as_transform(inner)
+    memory = optax.with_extra_args_support(memory)
+    check_every(every)
+    check_schedule(sparsity)
+    check_moments(moments)
+
+    def init(params: Any) -> MaskState:
+        return MaskState(
+            count=jnp.zeros((), jnp.int32),
+            sparsity=jnp.asarray(scheduled(sparsity, 0) if start else 0, jnp.float32),
+            masks=first_masks(start, pattern, params, sparsity),
+            memory=memory.init(params),
+            inner_state=inner.init(params),
+        )
+
+    def is_time(step: jax.Array, now: jax.Array, last: jax.Array) -> jax.Array:
+        if due is not None:
+            return due(step, now, last)
+        return is_due(sparsity, step, last, every) & (step >= (1 if start else 0))
+
+    def update(
+        updates: Any, state: MaskState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, MaskState]:
+        check_update(name, updates, params, state.masks)
+        count, last, old, remembered, inner_state = state
+        signal, remembered = memory.update(updates, remembered, params, **extra_args)
+        evidence = {"grad": updates, "step": count, "last": last, "memory": signal, **extra_args}
+
+        def renewed(now: jax.Array) -> tuple[Masks, jax.Array]:
+            masks = renew(params, old, now, **evidence)
+            check_renewed(masks, old)
+            return masks, now
+
+        now = jnp.asarray(scheduled(sparsity, count), jnp.float32)
+        masks, made_for = jax.lax.cond(
+            is_time(count, now, last), renewed, lambda now: (old, last), now
+        )
+        if moments == "reset":
+            updates = where_kept(masks, updates)
+            inner_state = reset_moments(inner, inner_state, old, masks)
+        updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
+        state = MaskState(optax.safe_increment(count), made_for, masks, remembered, inner_state)
+        return land_on_masked(updates, params, masks), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def first_masks(
+    start: ScoreFn | None, pattern: Pattern, params: Params, sparsity: float | Schedule
+) -> Masks:
+    """The masks before step 0, sharded as params are."""
+    masks = all_kept(pattern, params, sparsity)  # asks the pattern for the schedule's end
+    if start is None or is_placeholder(params):
+        return masks
+    check_evidence(start)
+    scores = scored(start, params, {"step": jnp.zeros((), jnp.int32)})
+    return jax.tree.map(_placed_like, pattern(scores, scheduled(sparsity, 0)), params)
+
+
+def _placed_like(mask: jax.Array, param: Any) -> jax.Array:
+    """The mask, distributed over devices as its leaf is."""
+    known = isinstance(param, jax.Array) and not isinstance(param, jax.core.Tracer)
+    if not known or isinstance(mask, jax.core.Tracer) or mask.shape != param.shape:
+        return mask  # under jit the compiler places it
+    return jax.device_put(mask, param.sharding)
+
+
+def check_score(score: Any) -> None:
+    """Raises TypeError unless a score is a function."""
+    if not callable(score):
+        raise TypeError(
+            f"score is a {type(score).__name__}; wanted a function (params, **evidence) -> scores "
+            "such as jp.magnitude"
+        )
+
+
+def scored(score: ScoreFn, params: Params, evidence: dict[str, Any]) -> Scores:
+    """The scores at a renewal, checked; a method's own memory is no evidence for them."""
+    evidence = {name: value for name, value in evidence.items() if name not in ("last", "memory")}
+    scores = score(params, **evidence)
+    check_like("scores", scores, params, "return a score for each entry of each leaf")
+    return scores
+
+
+def check_evidence(start: ScoreFn) -> None:
+    """Raises ValueError when a score needs more than ``init`` has: params and the step 0."""
+    parameters = inspect.signature(start).parameters.values()
+    needs = [
+        p.name
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name != "step"
+    ]
+    if needs:
+        raise ValueError(
+            f"the score of the first masks needs {needs[0]}=, and init has only params; bind it: "
+            f"functools.partial(jp.saliency, grad=jax.grad(loss)(params)), or draw at random: "
+            "functools.partial(jp.random, key=jax.random.key(0))"
+        )
+
+
+def check_renewed(masks: Masks, old: Masks) -> None:
+    """Raises ValueError unless renewed masks have the shapes of those in the state."""
+    check_masks(masks, old)
+    check_like("renewed masks", masks, old, "return masks that the pattern of this method makes")
+
+
+def as_transform(inner: Any) -> optax.GradientTransformationExtraArgs:
+    """``inner`` with extra arguments; ``optax.MultiSteps`` has them, but isn't of the type."""
+    if isinstance(inner, optax.MultiSteps):
+        return optax.GradientTransformationExtraArgs(inner.init, inner.update)
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(
+            f"inner is a {type(inner).__name__}; wanted an optax transformation such as "
+            "optax.adam(1e-3)"
+        )
+    return optax.with_extra_args_support(inner)

@@ -1,0 +1,342 @@
+"""Dynamic sparse training: entries are dropped and others grown while the density stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxprune.chosen import is_kernel
+from jaxprune.distributions import Rule, uniform
+from jaxprune.patterns import unstructured
+from jaxprune.scores.weights import is_float, magnitude, random, widen
+from jaxprune.selection import keep_largest, kept_count, known
+from jaxprune.training.core import NOTHING, Moments, Renew, method
+from jaxprune.training.landing import hold
+from jaxprune.training.renewal import final, scheduled
+from jaxprune.training.static import or_random
+from jaxprune.types import Distribution, Masks, Pattern, Schedule, ScoreFn, Scores, Where
+
+_UNSTRUCTURED = unstructured()
+
+
+# ---- the two parts of every such method -----------------------------------------------------
+
+
+def drop(scores: Scores, masks: Masks, sparsity: Any, fraction: Any, pattern: Pattern) -> Masks:
+    r"""Returns ``masks`` without the ``fraction`` of their entries that scores lowest.
+
+    Each leaf keeps what the pattern keeps of it at the density :math:`(1-f)(1-s)`. Where that is
+    everything, because the pattern can't express that density (N:M) or the leaf's density is a
+    fixed number, the lowest entries of the leaf go one by one.
+
+    Args:
+      scores: never negative, larger = keep.
+      masks: what is kept now.
+      sparsity: the one that masks are to have after :func:`grow`.
+      fraction: of kept entries, in [0, 1].
+      pattern: that of the masks.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> w, masks = {"w": jnp.array([[1.0, 4.0, 3.0, 0.0]])}, {"w": jnp.array([[1, 1, 1, 0]]) > 0}
+      >>> jp.training.drop(w, masks, 0.25, 0.33, jp.unstructured())["w"].astype(int)
+      Array([[0, 1, 1, 0]], dtype=int32)
+    """
+    held = hold(scores, masks)
+    fraction = jnp.asarray(fraction, jnp.float32)
+    fewer = pattern(held, 1 - (1 - fraction) * (1 - jnp.asarray(sparsity, jnp.float32)))
+
+    def leaf(kept: jax.Array, mask: jax.Array, score: Any) -> jax.Array:
+        return jax.lax.cond(
+            jnp.any(mask & ~kept), lambda: mask & kept, lambda: _drop_entries(fraction, score, mask)
+        )
+
+    return jax.tree.map(leaf, fewer, masks, held)
+
+
+def _drop_entries(fraction: Any, score: Any, mask: jax.Array) -> jax.Array:
+    """The mask without that fraction of its entries of lowest score; one always stays."""
+    if mask.ndim == 0:
+        return mask
+    axes = tuple(i for i, n in enumerate(mask.shape) if n == 1 != score.shape[i])
+    score = jnp.mean(score, axes, keepdims=True) if axes else score  # of the mask's own entries
+    wanted = _count(mask) - jnp.round(fraction * _count(mask)).astype(jnp.int32)
+    return keep_largest(jnp.where(mask, score, -jnp.inf), jnp.maximum(wanted, 1)) & mask
+
+
+def grow(scores: Scores, masks: Masks, sparsity: Any, pattern: Pattern) -> Masks:
+    """Returns ``masks`` and besides the entries of highest score, up to the given sparsity.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> masks = {"w": jnp.array([[True, False, False, False]])}
+      >>> grads = {"w": jnp.array([[0.0, -1.0, 3.0, 2.0]])}
+      >>> jp.training.grow(jp.magnitude(grads), masks, 0.5, jp.unstructured())["w"].astype(int)
+      Array([[1, 0, 1, 0]], dtype=int32)
+    """
+
+    def leaf(score: Any, mask: jax.Array) -> Any:
+        return jnp.where(mask, jnp.inf, score).astype(score.dtype) if is_float(score) else score
+
+    return pattern(jax.tree.map(leaf, scores, masks), sparsity)
+
+
+def _count(mask: jax.Array) -> jax.Array:
+    return jnp.sum(mask, dtype=jnp.int32)
+
+
+def check_drop_fraction(drop_fraction: Any) -> None:
+    """Raises ValueError unless it begins and ends in [0, 1], as far as it is known."""
+    for value in (scheduled(drop_fraction, 0), final(drop_fraction)):
+        if known(value) and not (np.shape(value) == () and 0 <= float(value) <= 1):
+            raise ValueError(
+                f"drop_fraction is {value}; wanted the fraction of kept entries to replace, in "
+                "[0, 1], or a schedule of it such as optax.cosine_decay_schedule(0.3, 75_000)"
+            )
+
+
+# ---- methods --------------------------------------------------------------------------------
+
+
+def set(
+    inner: optax.GradientTransformation,
+    sparsity: float | Schedule,
+    *,
+    drop_fraction: float | Schedule = 0.3,
+    every: int = 100,
+    pattern: Pattern = _UNSTRUCTURED,
+    score: ScoreFn | None = None,
+    key: jax.Array | None = None,
+    moments: Moments = "reset",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Wraps an optimizer with SET: drop the smallest weights, grow others at random.
+
+    Every ``every`` steps each leaf of :math:`n` kept entries drops the :math:`\zeta n` of least
+    :math:`|w|` and grows as many, drawn uniformly among all that aren't kept. They start from 0.
+
+    Args:
+      inner: any optax transformation.
+      sparsity: fraction of entries to remove, in [0, 1], or a schedule.
+      drop_fraction: :math:`\zeta`, or a schedule ``step -> fraction``.
+      every: steps between two renewals; the first is at step ``every``.
+      pattern: ``(scores, sparsity) -> masks``; the paper's is ``jp.unstructured(jp.erk)``.
+      score: of the masks that ``init`` makes, as in :func:`static`; None is random.
+      key: of what is grown; a ``key=`` among the extra arguments of ``update`` wins, for the
+        members of an ensemble under ``jax.vmap``.
+      moments: of entries that come back, "reset" or "inherit", see :func:`method`.
+
+    Returns:
+      An optax transformation whose ``update`` needs ``params``, with
+      :class:`jp.training.MaskState`.
+
+    Raises:
+      ValueError: for a drop_fraction outside [0, 1]; see also :func:`static`.
+
+    Example:
+      >>> import jaxprune as jp, optax
+      >>> tx = jp.training.set(optax.adam(1e-3), 0.9, pattern=jp.unstructured(jp.erk))
+
+    References:
+      Mocanu et al., [SET](https://arxiv.org/abs/1707.04780), 2018, algorithm 1. There the smallest
+      positive and the largest negative weights go, a fraction of each, once an epoch; here the
+      smallest of both together, as in the comparison of RigL, and a step of the optimizer is taken
+      at renewals too.
+    """
+    check_drop_fraction(drop_fraction)
+    key = jax.random.key(0) if key is None else key
+
+    def renew(
+        params: Any, masks: Masks, now: Any, *, step: Any, key: Any = key, **evidence: Any
+    ) -> Masks:
+        fraction = scheduled(drop_fraction, step)
+        kept = drop(magnitude(params), masks, now, fraction, pattern)
+        drawn = jax.random.fold_in(key, 1)  # not what drew the first masks
+        return grow(random(params, key=drawn, step=step), kept, now, pattern)
+
+    return _dynamic(inner, sparsity, renew, every, pattern, score, moments, "set")
+
+
+def rigl(
+    inner: optax.GradientTransformation,
+    sparsity: float | Schedule,
+    *,
+    drop_fraction: float | Schedule = 0.3,
+    every: int = 100,
+    pattern: Pattern = _UNSTRUCTURED,
+    score: ScoreFn | None = None,
+    moments: Moments = "reset",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Wraps an optimizer with RigL: drop the smallest weights, grow where the gradient is largest.
+
+    Every ``every`` steps each leaf of :math:`n` kept entries drops the :math:`\alpha_t n` of least
+    :math:`|w|` and grows as many of largest :math:`|\partial L / \partial w|` among all that aren't
+    kept. They start from 0.
+
+    The gradient must be that of all entries: take it at the stored params, with no masks inside the
+    loss, and put no other transformation before this one. In JAX it is dense anyway; the masks save
+    no time in training.
+
+    Args:
+      inner: any optax transformation.
+      sparsity: fraction of entries to remove, in [0, 1], or a schedule.
+      drop_fraction: :math:`\alpha`, or a schedule ``step -> fraction``. The paper's is
+        ``optax.cosine_decay_schedule(0.3, end)``, with ``end`` at 75 % of training; from there on
+        masks stay.
+      every: :math:`\Delta T`, steps between two renewals; the first is at step ``every``.
+      pattern: ``(scores, sparsity) -> masks``; the paper's best is ``jp.unstructured(jp.erk)``.
+      score: of the masks that ``init`` makes, as in :func:`static`; None is random.
+      moments: of entries that come back, "reset" or "inherit", see :func:`method`.
+
+    Returns:
+      An optax transformation whose ``update`` needs ``params``, with
+      :class:`jp.training.MaskState`.
+
+    Raises:
+      ValueError: for a drop_fraction outside [0, 1]; see also :func:`static`.
+
+    Example:
+      >>> import jaxprune as jp, optax
+      >>> tx = jp.training.rigl(
+      ...     optax.adamw(1e-3), 0.9, drop_fraction=optax.cosine_decay_schedule(0.3, 7500)
+      ... )
+
+    References:
+      Evci et al., [RigL](https://arxiv.org/abs/1911.11134), 2020, algorithm 1, equations 1 and 2.
+      There a renewal replaces the optimizer's step; here the step is taken as well, on the new
+      masks.
+    """
+    check_drop_fraction(drop_fraction)
+
+    def renew(
+        params: Any, masks: Masks, now: Any, *, grad: Any, step: Any, **evidence: Any
+    ) -> Masks:
+        fraction = scheduled(drop_fraction, step)
+        kept = drop(magnitude(params), masks, now, fraction, pattern)
+        return grow(magnitude(grad), kept, now, pattern)
+
+    return _dynamic(inner, sparsity, renew, every, pattern, score, moments, "rigl")
+
+
+def snfs(
+    inner: optax.GradientTransformation,
+    sparsity: float | Schedule,
+    *,
+    drop_fraction: float | Schedule = 0.5,
+    every: int = 100,
+    distribution: Distribution | Mapping[str, Rule] = uniform,
+    where: Where = is_kernel,
+    score: ScoreFn | None = None,
+    decay: float = 0.9,
+    moments: Moments = "reset",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Wraps an optimizer with sparse momentum (SNFS), which moves density between leaves.
+
+    It remembers :math:`v`, the exponential mean of dense gradients. Every ``every`` steps each leaf
+    drops a fraction of its kept entries of least :math:`|w|`. All that was dropped is given out
+    again in proportion to the leaves' mean :math:`|v|` over what they still keep,
+
+    .. math:: r_l = R \, \bar v_l / \textstyle\sum_j \bar v_j
+
+    and grown where :math:`|v|` is largest among what is not kept. What exceeds a leaf's room goes
+    to the others. The total over leaves is the scheduled one.
+
+    Args:
+      inner: any optax transformation.
+      sparsity: fraction of entries to remove, in [0, 1], or a schedule.
+      drop_fraction: of kept entries, or a schedule; the paper's falls by a cosine from 0.5.
+      every: steps between two renewals; the first is at step ``every``.
+      distribution: of the first masks over leaves.
+      where: (path, leaf) -> whether the leaf is pruned.
+      score: of the masks that ``init`` makes, as in :func:`static`; None is random.
+      decay: of the mean of gradients.
+      moments: of entries that come back, "reset" or "inherit", see :func:`method`.
+
+    Returns:
+      An optax transformation whose ``update`` needs ``params``, with
+      :class:`jp.training.MaskState`, whose ``memory`` holds :math:`v`.
+
+    Raises:
+      ValueError: for a drop_fraction outside [0, 1]; see also :func:`static`.
+
+    Example:
+      >>> import jaxprune as jp, optax
+      >>> tx = jp.training.snfs(optax.sgd(0.1, momentum=0.9), 0.9)
+
+    References:
+      Dettmers and Zettlemoyer, [Sparse Networks from Scratch](https://arxiv.org/abs/1907.04840),
+      2019, algorithm 1. There :math:`v` is the optimizer's own momentum; here it doesn't depend on
+      the optimizer.
+    """
+    check_drop_fraction(drop_fraction)
+
+    def renew(
+        params: Any, masks: Masks, now: Any, *, step: Any, memory: Any, **evidence: Any
+    ) -> Masks:
+        fraction = scheduled(drop_fraction, step)
+        kept = jax.tree.map(partial(_drop_entries, fraction), magnitude(params), masks)
+        return _grow_where_momentum_is(magnitude(memory), kept, now)
+
+    pattern = unstructured(distribution, where=where)
+    mean = optax.ema(decay, debias=False)
+    return _dynamic(inner, sparsity, renew, every, pattern, score, moments, "snfs", mean)
+
+
+def _grow_where_momentum_is(momentum: Scores, masks: Masks, sparsity: Any) -> Masks:
+    """Counts per leaf from the mean momentum of what is kept, entries from the momentum itself."""
+    pruned = [mask.ndim > 0 for mask in jax.tree.leaves(masks)]
+    leaves, treedef = jax.tree.flatten(masks)
+    pairs = [(m, v) for m, v, p in zip(leaves, jax.tree.leaves(momentum), pruned) if p]
+    kept = jnp.stack([_count(m) for m, _ in pairs])
+    sizes = np.array([m.size for m, _ in pairs], np.int32)
+    total = sum(kept_count(int(n), sparsity) for n in sizes)
+    means = [jnp.sum(jnp.where(m, widen(v), 0)) / jnp.maximum(_count(m), 1) for m, v in pairs]
+    more = shares(total - jnp.sum(kept), jnp.stack(means), sizes - kept)
+    grown = iter(
+        keep_largest(jnp.where(m, jnp.inf, v), k + extra)
+        for (m, v), k, extra in zip(pairs, kept, more)
+    )
+    return jax.tree.unflatten(treedef, [next(grown) if p else m for m, p in zip(leaves, pruned)])
+
+
+def shares(total: Any, weights: jax.Array, room: jax.Array) -> jax.Array:
+    """Integers that sum to ``total``, in proportion to ``weights``, none above its ``room``."""
+    weights, room = jnp.maximum(weights, 1e-30), room.astype(jnp.float32)
+
+    def spread(_: Any, given: jax.Array) -> jax.Array:
+        free = jnp.where(given < room, weights, 0)
+        rest = jnp.maximum(total - jnp.sum(given), 0)
+        return jnp.minimum(given + rest * free / jnp.maximum(jnp.sum(free), 1e-30), room)
+
+    given = jax.lax.fori_loop(0, len(weights), spread, jnp.zeros_like(room))
+    upto = jnp.round(jnp.cumsum(given)).astype(jnp.int32)  # rounded so that the sum stays
+    return jnp.diff(upto, prepend=0)
+
+
+def _dynamic(
+    inner: optax.GradientTransformation,
+    sparsity: float | Schedule,
+    renew: Renew,
+    every: int,
+    pattern: Pattern,
+    score: ScoreFn | None,
+    moments: Moments,
+    name: str,
+    memory: optax.GradientTransformation = NOTHING,
+) -> optax.GradientTransformationExtraArgs:
+    return method(
+        inner,
+        sparsity,
+        renew,
+        pattern=pattern,
+        start=or_random(score),
+        every=every,
+        moments=moments,
+        memory=memory,
+        name=f"jp.training.{name}",
+    )

@@ -1,0 +1,44 @@
+"""The weights that the network computes with, where they differ from the stored ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optax
+
+from jaxprune.masks import apply_masks
+from jaxprune.types import Params
+
+
+def forward_params(params: Params, opt_state: Any) -> Params:
+    """Returns the weights to use in the loss and in evaluation, with zeros where pruned.
+
+    A pure function, to be called before differentiation: the gradient is then that of the masked
+    network with respect to *all* entries, which straight-through estimators need:
+
+    ``grads = jax.grad(loss)(jp.training.forward_params(params, opt_state), batch)``
+
+    For methods that land on masked parameters it returns params as they are, except before the
+    first step, where it makes them sparse.
+
+    Args:
+      params: the stored ones.
+      opt_state: that of the optimizer, with one training method anywhere in it.
+
+    Raises:
+      ValueError: when there is none in it, or it was made for other params.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp, optax
+      >>> params = {"kernel": jnp.array([[4.0, -3.0, 2.0, 1.0]])}
+      >>> tx = jp.training.static(optax.sgd(0.1), 0.5, score=jp.magnitude)
+      >>> jp.training.forward_params(params, tx.init(params))["kernel"].tolist()
+      [[4.0, -3.0, 0.0, 0.0]]
+    """
+    masks = optax.tree_utils.tree_get(opt_state, "masks")
+    if masks is None:
+        raise ValueError(
+            "opt_state holds no masks; pass the state of an optimizer inside a training method, "
+            "such as tx = jp.training.rigl(optax.adam(1e-3), 0.9)"
+        )
+    return apply_masks(params, masks)
