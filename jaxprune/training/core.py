@@ -2,7 +2,7 @@
 
 Two kinds of methods differ in what params hold between steps. Those built by :func:`method` land
 on masked parameters: a pruned entry *is* 0. Those built by
-:func:`jaxprune.training.straight_through.dense_method` keep all weights, and the network computes
+:func:`jaxprune.training.dense.dense_method` keep all weights, and the network computes
 with :func:`forward_params`. Both have one state, :class:`MaskState`.
 """
 

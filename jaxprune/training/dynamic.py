@@ -304,7 +304,7 @@ def _grow_where_momentum_is(momentum: Scores, masks: Masks, sparsity: Any) -> Ma
     return jax.tree.unflatten(treedef, [next(grown) if p else m for m, p in zip(leaves, pruned)])
 
 
-def shares(total: Any, weights: jax.Array, room: jax.Array) -> jax.Array:
+def shares(total: Any, weights: jax.Array, room: Any) -> jax.Array:
     """Integers that sum to ``total``, in proportion to ``weights``, none above its ``room``."""
     weights, room = jnp.maximum(weights, 1e-30), room.astype(jnp.float32)
 

@@ -1,0 +1,116 @@
+"""The core of methods that keep all weights and compute with masked ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune.training.core import MaskState, as_transform, check_renewed, check_score, first_masks
+from jaxprune.training.landing import check_update, where_kept
+from jaxprune.training.renewal import check_every, check_schedule, is_due, scheduled
+from jaxprune.types import Masks, Params, Pattern, Schedule, ScoreFn
+
+Chosen = tuple[Masks, Any]  # masks for the next forward pass, and the method's memory
+
+
+def no_memory(params: Params, masks: Masks) -> Any:
+    """The memory of a method that has none."""
+    return ()
+
+
+def same_gradient(params: Params, grad: Any, state: MaskState) -> Any:
+    """The gradient as it arrives."""
+    return grad
+
+
+def same_memory(params: Params, grad: Any, state: MaskState) -> Any:
+    """The memory as it is."""
+    return state.memory
+
+
+def every_entry(masks: Masks, memory: Any) -> Masks | None:
+    """All entries are trained."""
+    return None
+
+
+def dense_method(
+    inner: optax.GradientTransformation,
+    sparsity: float | Schedule,
+    choose: Callable[..., Chosen],
+    *,
+    pattern: Pattern,
+    start: ScoreFn,
+    every: int = 1,
+    memory: Callable[[Params, Masks], Any] = no_memory,
+    gradient: Callable[[Params, Any, MaskState], Any] = same_gradient,
+    remember: Callable[[Params, Any, MaskState], Any] = same_memory,
+    trained: Callable[[Masks, Any], Masks | None] = every_entry,
+    name: str = "this method",
+) -> optax.GradientTransformationExtraArgs:
+    """Returns a method whose stored params stay dense: masks apply in the forward pass only.
+
+    ``update`` takes the gradient at ``jp.training.forward_params(params, state)``. Masks are chosen
+    *after* the step, from the params that it leads to, so that those in the state always belong to
+    the next forward pass.
+
+    Args:
+      inner: any optax transformation.
+      sparsity: a number or a schedule; at step t the forward pass has ``sparsity(t)``.
+      choose: ``(params, masks, memory, sparsity, **evidence) -> (masks, memory)``, where masks are
+        due; the evidence is ``grad``, ``step`` and the extra arguments of ``update``.
+      pattern: of the first masks.
+      start: the score of the first masks.
+      every: steps between two choices.
+      memory: ``(params, masks) ->`` what the method remembers, at first.
+      gradient: what the optimizer gets, of params, the gradient and the state.
+      remember: the memory after this step, of the same.
+      trained: ``(masks, memory) ->`` masks of the entries that a step may change; None for all.
+      name: for messages.
+    """
+    inner = as_transform(inner)
+    check_score(start)
+    check_every(every)
+    check_schedule(sparsity)
+
+    def init(params: Any) -> MaskState:
+        masks = first_masks(start, pattern, params, sparsity)
+        return MaskState(
+            count=jnp.zeros((), jnp.int32),
+            sparsity=jnp.asarray(scheduled(sparsity, 0), jnp.float32),
+            masks=masks,
+            memory=memory(params, masks),
+            inner_state=inner.init(params),
+        )
+
+    def update(
+        updates: Any, state: MaskState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, MaskState]:
+        check_update(name, updates, params, state.masks)
+        step = optax.safe_increment(state.count)
+        raw, remembered = updates, remember(params, updates, state)
+        updates = gradient(params, updates, state)
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        free = trained(state.masks, state.memory)
+        updates = updates if free is None else where_kept(free, updates)
+
+        def chosen(now: jax.Array) -> tuple[Masks, Any, jax.Array]:
+            after = optax.apply_updates(params, updates)
+            evidence = {"grad": raw, "step": step, **extra_args}
+            masks, memory = choose(after, state.masks, remembered, now, **evidence)
+            check_renewed(masks, state.masks)
+            return masks, memory, now
+
+        now = jnp.asarray(scheduled(sparsity, step), jnp.float32)
+        masks, remembered, made_for = jax.lax.cond(
+            is_due(sparsity, step, state.sparsity, every),
+            chosen,
+            lambda now: (state.masks, remembered, state.sparsity),
+            now,
+        )
+        return updates, MaskState(step, made_for, masks, remembered, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
