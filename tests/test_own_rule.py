@@ -134,6 +134,19 @@ norm_p = primitive("own_norm", lambda x, s: x / (1 + jnp.square(x).mean(-1, keep
 swiglu_p = primitive("own_swiglu", lambda g, u: jax.nn.silu(g) * u)
 tanh_p = primitive("own_tanh", jnp.tanh)
 
+attention_p = primitive(
+    "own_attention",
+    lambda q, k, v: jnp.einsum(
+        "bhqk,bkhv->bqhv", jax.nn.softmax(0.3 * jnp.einsum("bqhd,bkhd->bhqk", q, k)), v
+    ),
+)
+
+
+def attend(p, x):
+    q, k, v = (jnp.einsum("ti,ihd->thd", x, p[n])[None] for n in "qkv")
+    return jnp.einsum("bqhv,hvo->bqo", attention_p.bind(q, k, v)[0], p["o"])
+
+
 CASES = {
     # name: (register, fn, parameters, prunable dimensions)
     "a product is a sum of products": (
@@ -157,6 +170,15 @@ CASES = {
         lambda p, x: norm_p.bind(x @ p["a"], p["s"])[0] @ p["b"],
         {"a": (5, 8), "s": (8,), "b": (8, 2)},
         set(),
+    ),
+    "attention passes heads, and sums over their size": (
+        lambda: jp.rules.register(
+            attention_p,
+            jp.rules.named_axes("bqhd, bkhd, bkhv -> bqhv", sums="d", frozen="k"),
+        ),
+        attend,
+        {"q": (5, 4, 6), "k": (5, 4, 6), "v": (5, 4, 2), "o": (4, 2, 3)},
+        {"q:1", "q:2", "v:2"},
     ),
     "a gated unit": (
         lambda: jp.rules.register(swiglu_p, jp.rules.elementwise(zero_if="any")),
