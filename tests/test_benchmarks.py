@@ -22,7 +22,19 @@ from rich.console import Console
 
 import jaxprune as jp
 from benchmarks import __main__ as main_job
-from benchmarks import data, measuring, methods, plots, readme, results, run, table, train
+from benchmarks import (
+    data,
+    measuring,
+    methods,
+    native,
+    native_models,
+    plots,
+    readme,
+    results,
+    run,
+    table,
+    train,
+)
 from benchmarks.model import ResNet
 
 TINY = dataclasses.replace(
@@ -418,3 +430,60 @@ def test_readme_section_is_written_from_the_file(rows, tmp_path, monkeypatch):
     assert "old" not in text
     assert "| structured, Taylor, one-shot | 50.0% |" in text
     assert "(results/cpu/main_accuracy_speedup.png)" in text
+
+
+# -- beside a native module
+
+
+@pytest.fixture(scope="module")
+def beside_native():
+    """Every network of ``benchmarks.native``, as small as it gets: (case, its functions)."""
+    return [(case, native.build(case, batch=2)) for case in native_models.tiny_cases()]
+
+
+def test_the_compact_program_costs_what_the_native_module_does(beside_native):
+    for case, entries in beside_native:
+        found = native.flops(entries)
+        # jnp.tril adds 0 to an iota, once per layer and position: the compact program doesn't
+        added = {"add": 2 * 6 * 6} if case.name.startswith("GPT") else {}
+        assert {n: a - b for n, (a, b) in found["differing"].items()} == added, case.name
+        assert found["native"] - found["compact"] == sum(added.values()), case.name
+        assert found["dense"] > 2.5 * found["compact"], case.name
+
+
+def test_the_compiler_makes_the_same_program_of_both(beside_native):
+    for case, entries in beside_native:
+        compiled = {
+            name: jax.jit(entries[name][0]).lower(*entries[name][1]).compile()
+            for name in (native.NATIVE, native.COMPACT)
+        }
+        found = native.optimized(compiled)
+        assert found["differing"] == {}, case.name
+        assert found["native"] == found["compact"] > 100, case.name
+
+
+def test_operations_are_read_with_their_shapes():
+    text = """
+    %p.1 = f32[2,3]{1,0} parameter(0), metadata={op_name="a(b"}
+    ROOT fusion = f32[2,3]{1,0:T(8,128)} fusion(f32[2,3]{1,0} %p.1), kind=kLoop
+    %t = (s32[], /*index=1*/f32[4]{0}) tuple(%c, %p.1)
+    """
+    assert native.operations(text) == {
+        "parameter f32[2,3]": 1, "fusion f32[2,3]": 1, "tuple (2 arrays)": 1,
+    }  # fmt: skip
+
+
+def test_the_native_command_compares_and_writes(tmp_path, monkeypatch, capsys):
+    command = ["native", "--rounds", "2", "--repetitions", "1", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(native, "BATCHES", (2,))
+    monkeypatch.setattr(native_models, "cases", lambda: native_models.tiny_cases()[:1])
+    native.main()
+    found = results.load(results.folder(tmp_path) / "native.json")
+    row = found["networks"]["small ResNet"]
+    assert {"trace", "lower", "compile", "lower + compile", "all three"} == set(row["stages"])
+    times = row["batches"]["2"]["gradient"]["times"]
+    assert times["native"]["ratio"] == 1
+    assert len(times["compact"]["samples_seconds"]) == 2
+    assert len(found["load_average"]["before"]) == 3
+    assert "forward, batch 2" in capsys.readouterr().out
