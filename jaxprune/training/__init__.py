@@ -1,15 +1,31 @@
 """Masks inside optax: every method keeps its masks in its state under the name ``masks``."""
 
+from jaxprune.training.admm import AdmmMemory as AdmmMemory
+from jaxprune.training.admm import admm as admm
 from jaxprune.training.alternating import ac_dc as ac_dc
 from jaxprune.training.core import MaskState as MaskState
 from jaxprune.training.core import method as method
+from jaxprune.training.dense import dense_method as dense_method
+from jaxprune.training.distillation import activation_map_loss as activation_map_loss
+from jaxprune.training.distillation import attention_loss as attention_loss
+from jaxprune.training.distillation import distill as distill
+from jaxprune.training.distillation import hidden_loss as hidden_loss
+from jaxprune.training.distillation import logit_loss as logit_loss
+from jaxprune.training.distillation import projection as projection
 from jaxprune.training.dynamic import drop as drop
 from jaxprune.training.dynamic import grow as grow
 from jaxprune.training.dynamic import rigl as rigl
 from jaxprune.training.dynamic import set as set
 from jaxprune.training.dynamic import snfs as snfs
 from jaxprune.training.forward import forward_params as forward_params
+from jaxprune.training.movement import movement as movement
+from jaxprune.training.movement import soft_movement as soft_movement
 from jaxprune.training.prune import prune as prune
+from jaxprune.training.rewinding import Round as Round
+from jaxprune.training.rewinding import iterative as iterative
+from jaxprune.training.rewinding import set_masks as set_masks
+from jaxprune.training.soft_threshold import SoftThresholds as SoftThresholds
+from jaxprune.training.soft_threshold import soft_threshold as soft_threshold
 from jaxprune.training.sparse_params import KeepParamsSparseState as KeepParamsSparseState
 from jaxprune.training.sparse_params import keep_params_sparse as keep_params_sparse
 from jaxprune.training.static import one_shot as one_shot

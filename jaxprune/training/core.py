@@ -8,7 +8,6 @@ with :func:`forward_params`. Both have one state, :class:`MaskState`.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -155,9 +154,18 @@ def first_masks(
     masks = all_kept(pattern, params, sparsity)  # asks the pattern for the schedule's end
     if start is None or is_placeholder(params):
         return masks
-    check_evidence(start)
-    scores = scored(start, params, {"step": jnp.zeros((), jnp.int32)})
+    scores = _first_scores(start, params)
     return jax.tree.map(_placed_like, pattern(scores, scheduled(sparsity, 0)), params)
+
+
+def _first_scores(start: ScoreFn, params: Params) -> Scores:
+    try:
+        return scored(start, params, {"step": jnp.zeros((), jnp.int32)})
+    except TypeError as error:
+        raise TypeError(
+            f"init makes the first masks and has params alone, so the score failed: {error}; bind "
+            "its evidence: functools.partial(jp.saliency, grad=jax.grad(loss)(params))"
+        ) from error
 
 
 def _placed_like(mask: jax.Array, param: Any) -> jax.Array:
@@ -183,22 +191,6 @@ def scored(score: ScoreFn, params: Params, evidence: dict[str, Any]) -> Scores:
     scores = score(params, **evidence)
     check_like("scores", scores, params, "return a score for each entry of each leaf")
     return scores
-
-
-def check_evidence(start: ScoreFn) -> None:
-    """Raises ValueError when a score needs more than ``init`` has: params and the step 0."""
-    parameters = inspect.signature(start).parameters.values()
-    needs = [
-        p.name
-        for p in parameters
-        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name != "step"
-    ]
-    if needs:
-        raise ValueError(
-            f"the score of the first masks needs {needs[0]}=, and init has only params; bind it: "
-            f"functools.partial(jp.saliency, grad=jax.grad(loss)(params)), or draw at random: "
-            "functools.partial(jp.random, key=jax.random.key(0))"
-        )
 
 
 def check_renewed(masks: Masks, old: Masks) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import optax
 
-from jaxprune.masks import apply_masks
+from jaxprune.masks import apply_masks, check_masks
+from jaxprune.training.soft_threshold import shrink
 from jaxprune.types import Params
 
 
@@ -19,7 +20,7 @@ def forward_params(params: Params, opt_state: Any) -> Params:
     ``grads = jax.grad(loss)(jp.training.forward_params(params, opt_state), batch)``
 
     For methods that land on masked parameters it returns params as they are, except before the
-    first step, where it makes them sparse.
+    first step, where it makes them sparse. Under soft thresholds it also shrinks what is kept.
 
     Args:
       params: the stored ones.
@@ -41,4 +42,6 @@ def forward_params(params: Params, opt_state: Any) -> Params:
             "opt_state holds no masks; pass the state of an optimizer inside a training method, "
             "such as tx = jp.training.rigl(optax.adam(1e-3), 0.9)"
         )
-    return apply_masks(params, masks)
+    check_masks(masks, params)
+    thresholds = optax.tree_utils.tree_get(opt_state, "thresholds")
+    return apply_masks(params, masks) if thresholds is None else shrink(params, masks, thresholds)

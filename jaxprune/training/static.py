@@ -53,7 +53,8 @@ def static(
       :class:`jp.training.MaskState`.
 
     Raises:
-      ValueError: by ``init``, for a score that needs more evidence; see also :func:`jp.prune`.
+      TypeError: by ``init``, for a score that needs more evidence.
+      ValueError: see :func:`jp.prune`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, optax
