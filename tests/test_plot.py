@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune import plot
+from jaxprune.plot import curves
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
@@ -60,7 +60,7 @@ def test_measured_against_theoretical_marks_what_flops_promise():
 
 
 def test_series_differ_in_colour_and_marker():
-    styles = [(s["color"], s["marker"]) for s in map(plot._style, range(56))]
+    styles = [(s["color"], s["marker"]) for s in map(curves._style, range(56))]
     assert len(set(styles)) == 56
     assert len({colour for colour, _ in styles[:7]}) == len({m for _, m in styles[:7]}) == 7
 
@@ -133,6 +133,8 @@ def test_draws_on_the_given_axes():
     assert jp.plot.measured_theoretical(SERIES, ax=b) is b
     assert jp.plot.densities(jp.summary(PARAMS, MASKS), ax=c) is c
     assert jp.plot.mask(MASKS["v"], ax=d) is d
+    structure = jp.infer_structure(two_layers, TWO_LAYERS, jnp.ones((1, 3)))
+    assert jp.plot.structure(structure, ax=a) is a
     assert len(plt.get_fignums()) == 1
 
 
@@ -149,7 +151,132 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch):
         jp.plot.mask(MASKS["v"])
 
 
+# ------------------------------------------------------------------------------------ dimensions
+
+
+def two_layers(p, x):
+    h = jnp.tanh(x @ p["a"]["kernel"] + p["a"]["bias"])
+    return (h + jnp.tanh(h @ p["b"]["up"]) @ p["b"]["down"]) @ p["z"]["kernel"]
+
+
+TWO_LAYERS = {
+    "a": {"bias": jnp.ones(4), "kernel": jnp.ones((3, 4))},
+    "b": {"down": jnp.ones((8, 4)), "up": jnp.ones((4, 8))},
+    "z": {"kernel": jnp.ones((4, 2))},
+}
+
+
+def texts(ax):
+    return [t.get_text() for t in ax.texts]
+
+
+def picture(ax):
+    """The texts by their rows, from left to right."""
+    ax.figure.canvas.draw()
+    rows = {}
+    for t in ax.texts:
+        x, y = t.get_position()
+        rows.setdefault(round(y), []).append((x, t.get_text()))
+    return [" ".join(text for _, text in sorted(rows[y]) if text) for y in sorted(rows)]
+
+
+def lanes(ax):
+    """The rows of each lane, top to bottom, by colour."""
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    return {line.get_color(): list(line.get_ydata()) for line in dots}
+
+
+def boxes(ax):
+    return [patch.get_facecolor() for patch in ax.patches if patch.get_height() < 0.9]
+
+
+def test_a_structure_is_drawn_in_order_of_use_with_labels_and_reasons():
+    structure = jp.infer_structure(two_layers, TWO_LAYERS, jnp.ones((1, 3)))
+    ax = jp.plot.structure(structure)
+    assert ax.get_title() == "2 of 4 dimensions can be pruned"
+    drawn = picture(ax)
+    assert [row.split(" ")[:3] for row in drawn[:5]] == [
+        ["a", "kernel", r"3$^{\mathregular{a}}$"],
+        ["bias", "4"],
+        ["b", "up", "4"],
+        ["down", "8", "4"],
+        ["z", "kernel", "4"],
+    ]
+    assert drawn[0].endswith("residual width: 4") and drawn[2].endswith("b hidden: 8")
+    assert "a  input 0 of the function" in texts(ax) and "b  output of the function" in texts(ax)
+    blue, orange = curves.COLOURS[:2]
+    assert lanes(ax) == {blue: [0, 1, 2, 3, 4], orange: [2, 3]}
+
+
+def test_a_box_has_the_colour_of_its_lane_and_what_is_fixed_is_grey():
+    from matplotlib.colors import to_rgba
+
+    structure = jp.infer_structure(two_layers, TWO_LAYERS, jnp.ones((1, 3)))
+    blue, orange, grey = map(to_rgba, (*curves.COLOURS[:2], "#DADDE0"))
+    assert boxes(jp.plot.structure(structure)) == [
+        grey, blue, blue, blue, orange, orange, blue, blue, grey,
+    ]  # fmt: skip
+
+
+def test_some_dimensions_only():
+    structure = jp.infer_structure(two_layers, TWO_LAYERS, jnp.ones((1, 3)))
+    ax = jp.plot.structure(structure, "*hidden")
+    assert [row.split(" ")[-1] for row in picture(ax)] == ["8", "4"]
+    assert len(lanes(ax)) == 1
+
+
+def test_lanes_that_do_not_overlap_share_a_column_and_a_kind_its_colour():
+    def fn(p, x):
+        for layer in p:
+            x = x + jnp.tanh(x @ layer["up"]) @ layer["down"]
+        return x.sum()
+
+    layer = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 4))}
+    x = jnp.ones((1, 4))
+    ax = jp.plot.structure(jp.infer_structure(fn, [layer] * 3, x), "*hidden")
+    columns = {
+        (line.get_xdata()[0], line.get_color()) for line in ax.lines if line.get_marker() == "o"
+    }
+    assert len(columns) == 1
+    assert [t for t in texts(ax) if "hidden" in t] == [f"{k} hidden: 8" for k in range(3)]
+
+
+def test_an_axis_of_several_dimensions_is_as_many_boxes():
+    def fn(p, x):
+        q, k = jnp.split(x @ p["qk"], 2, axis=-1)
+        heads = lambda a: a.reshape(-1, 2, 4)  # noqa: E731
+        scores = jnp.einsum("thd,shd->hts", heads(q), heads(k))
+        return jnp.exp(scores).sum((0, 2))
+
+    params = {"qk": jnp.ones((3, 16))}
+    ax = jp.plot.structure(jp.infer_structure(fn, params, jnp.ones((5, 3))))
+    assert picture(ax)[0].startswith(r"qk 3$^{\mathregular{a}}$ 2 · 4 + 2 · 4")
+    assert len(lanes(ax)) == 2
+
+
+def test_everything_lies_within_the_figure():
+    structure = jp.infer_structure(two_layers, TWO_LAYERS, jnp.ones((1, 3)))
+    ax = jp.plot.structure(structure)
+    ax.figure.canvas.draw()
+    for text in ax.texts:
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= ax.figure.bbox.x1, text.get_text()
+        assert box.y0 >= 0 and box.y1 <= ax.figure.bbox.y1, text.get_text()
+
+
 ERRORS = {
+    "no structure": (
+        lambda: jp.plot.structure(PARAMS),
+        TypeError,
+        r"wants jp.infer_structure\(fn, params, ...\), got dict",
+    ),
+    "no dimension": (
+        lambda: jp.plot.structure(
+            jp.infer_structure(two_layers, TWO_LAYERS, jnp.ones((1, 3))), "heads"
+        ),
+        ValueError,
+        "no dimension matches 'heads'",
+    ),
     "no series": (
         lambda: jp.plot.accuracy_speedup({}),
         ValueError,

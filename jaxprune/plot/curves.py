@@ -1,9 +1,4 @@
-"""Pictures: what pruning costs in accuracy and brings in time, and where it cuts.
-
-Colours are Okabe and Ito's, told apart by colour-blind readers, and every series has a marker of
-its own, told apart in print. Each function draws on ``ax`` (a new figure if None) and returns it.
-Needs matplotlib: ``pip install "jaxprune[plot]"``.
-"""
+"""Curves and masks. Every series has a marker of its own, so that it is told apart in print."""
 
 from __future__ import annotations
 
@@ -51,7 +46,7 @@ def accuracy_speedup(series: Series, *, dense: float | None = None, ax: Any = No
                 raise ValueError(
                     f"an accuracy of series {name!r} is {y[1]:g}; wanted a fraction in [0, 1]"
                 )
-    ax = _axes(ax, width=_width(points))
+    ax = new_axes(ax, width=_width(points))
     ax.axvline(1, color="0.8", linewidth=1, zorder=0)
     if dense is not None:
         ax.axhline(100 * dense, color="0.4", linestyle="--", linewidth=1, zorder=0)
@@ -95,7 +90,7 @@ def measured_theoretical(series: Series, *, ax: Any = None) -> Any:
     values = np.concatenate([np.ravel(xy) for xy in points.values()])
     if not (values > 0).all():
         raise ValueError(f"measured_theoretical wants ratios above 0, got {values.min():g}")
-    ax = _axes(ax, width=_width(points))
+    ax = new_axes(ax, width=_width(points))
     ends = [min(values.min(), 1), max(values.max(), 1)]
     ax.plot(ends, ends, "--", color="0.4", linewidth=1, label="as FLOPs promise", zorder=0)
     ax.axhline(1, linestyle=":", color="0.4", linewidth=1, label="as dense", zorder=0)
@@ -139,7 +134,7 @@ def densities(of: Summary | Mapping[str, Summary], *, ax: Any = None) -> Any:
     table = {name: [row.density for row in s.rows] for name, s in several.items()}
     pruned = np.min(list(table.values()), axis=0) < 1
     shown = np.flatnonzero(pruned if pruned.any() else np.ones_like(pruned))
-    ax = _axes(ax, height=1.2 + 0.22 * len(shown))
+    ax = new_axes(ax, height=1.2 + 0.22 * len(shown))
     for k, (name, values) in enumerate(table.items()):
         beside = 0.16 * (k - (len(table) - 1) / 2)  # equal densities don't hide each other
         ax.plot([values[i] for i in shown], np.arange(len(shown)) + beside, **_style(k),
@@ -180,7 +175,7 @@ def mask(mask: Any, *, ax: Any = None) -> Any:
     if array.ndim == 0 or array.size == 0:
         raise ValueError(f"plot.mask wants at least one entry on one axis, got shape {array.shape}")
     rows = array.reshape(-1, array.shape[-1])
-    ax = _axes(ax)
+    ax = new_axes(ax)
     ax.imshow(
         rows.astype(float), cmap=_two_colours(), vmin=0, vmax=1, aspect="auto",
         interpolation="nearest" if max(rows.shape) <= _PIXELS else "hanning",
@@ -246,7 +241,8 @@ def _two_colours() -> Any:
     return LinearSegmentedColormap.from_list("mask", ["#E8EEF2", COLOURS[0]])
 
 
-def _axes(ax: Any, width: float = 6.4, height: float = 4.2) -> Any:
+def new_axes(ax: Any, width: float = 6.4, height: float = 4.2) -> Any:
+    """The given axes, or those of a new figure of this size in inches."""
     if ax is not None:
         return ax
     try:
