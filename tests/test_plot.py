@@ -193,7 +193,7 @@ def boxes(ax):
 def test_a_structure_is_drawn_in_order_of_use_with_labels_and_reasons():
     structure = jp.infer_structure(two_layers, TWO_LAYERS, jnp.ones((1, 3)))
     ax = jp.plot.structure(structure)
-    assert ax.get_title() == "2 of 4 dimensions can be pruned"
+    assert ax.get_title() == "2 of 4 dimensions can be pruned, grey is fixed"
     drawn = picture(ax)
     assert [row.split(" ")[:3] for row in drawn[:5]] == [
         ["a", "kernel", r"3$^{\mathregular{a}}$"],

@@ -72,7 +72,7 @@ def structure(structure: Structure, dims: str = "*", *, ax: Any = None) -> Any:
       >>> fn = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
       >>> ax = jp.plot.structure(jp.infer_structure(fn, params, jnp.ones((1, 3))))
       >>> ax.get_title()
-      '1 of 3 dimensions can be pruned'
+      '1 of 3 dimensions can be pruned, grey is fixed'
     """
     if not isinstance(structure, Structure):
         raise TypeError(
@@ -219,8 +219,8 @@ class _Picture:
         self.rows, self.lanes, self.chosen = rows, lanes, chosen
         self.colours = {axes.find(lane.dim.axis): lane.colour for lane in lanes}
         self.notes: dict[str, str] = {}  # why -> its letter
-        self.names_at: float = 0.6 + _text_width(row.module for row in rows)
-        self.boxes_at = self.names_at + 0.6 + _text_width(row.name for row in rows)
+        self.names_at: float = 0.9 + _text_width(row.module for row in rows)
+        self.boxes_at = self.names_at + 0.8 + _text_width(row.name for row in rows)
         ends = [self.boxes_at + sum(w for *_, w in _cells(row)) for row in rows]
         self.lanes_at = max(ends) + 0.9
         columns = 1 + max((lane.column for lane in lanes), default=-1)
@@ -237,15 +237,13 @@ class _Picture:
         ax = new_axes(ax, _INCHES * self.width, _INCHES * (height + 1.5))
         ax.set(xlim=(-0.4, self.width), ylim=(height, -0.9))
         ax.set_axis_off()
-        free = len(self.lanes)
-        ax.set_title(f"{free} of {len(self.chosen)} dimensions can be pruned", fontsize="medium")
+        title = f"{len(self.lanes)} of {len(self.chosen)} dimensions can be pruned"
+        ax.set_title(title + (", grey is fixed" if self.notes else ""), fontsize="medium")
         self._bands(ax)
         for y, row in enumerate(self.rows):
             self._row(ax, y, row)
         for lane, at in zip(self.lanes, self._label_rows()):
             self._lane(ax, lane, at)
-        if self.notes:
-            ax.text(self.names_at, bottom, "grey: fixed", va="center", fontsize=7.5, color="0.4")
         for k, (reason, letter) in enumerate(self.notes.items()):
             ax.text(self.boxes_at, bottom + 0.85 * k, f"{letter}  {reason}", va="center",
                     fontsize=7.5, color="0.4")  # fmt: skip
