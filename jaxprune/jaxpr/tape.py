@@ -6,6 +6,7 @@ sub-programs are instantiated anew for each call. ``jit`` and its relatives are 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,8 +46,13 @@ class Step:
     eqn: Any
     ins: list[Value]
     outs: list[Value] = field(default_factory=list)
-    where: str = ""  # the user's source line, or the nearest enclosing one
+    around: str = ""  # the nearest enclosing source line
     subs: list[Tape] = field(default_factory=list)  # instantiated sub-programs
+
+    @functools.cached_property
+    def where(self) -> str:
+        """The user's source line, or the nearest enclosing one; read when someone asks."""
+        return compat.source_line(self.eqn) or self.around
 
     @property
     def name(self) -> str:
@@ -62,8 +68,11 @@ class Step:
         axes.freeze(axis, f"{self.name}{at}{': ' + why if why else ''}")
 
     def unify(self, a: Axis, b: Axis) -> None:
+        axes.unify(a, b, self._conflict)
+
+    def _conflict(self) -> str:
         at = f" at {self.where}" if self.where else ""
-        axes.unify(a, b, f"layouts that do not nest in {self.name}{at}")
+        return f"layouts that do not nest in {self.name}{at}"
 
 
 @dataclass(eq=False)
@@ -106,11 +115,11 @@ def _walk(
 
     for eqn in _live(jaxpr):
         args = [read(v) for v in eqn.invars]
-        where = compat.source_line(eqn) or at
         if eqn.primitive.name in INLINED:
+            where = compat.source_line(eqn) or at
             outs = _walk(compat.sub_jaxprs(eqn)[0], (), args, steps, couple, where)
         else:
-            step = Step(eqn, args, where=where)
+            step = Step(eqn, args, around=at)
             results = couple(step)
             step.outs = [Value(v.aval, a) for v, a in zip(eqn.outvars, results, strict=True)]
             steps.append(step)
