@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.scores.weights import root_mean_square
 from jaxprune.selection import keep_counts, kept_count, known
 from jaxprune.types import Distribution, Scores, Sparsities, path_str
 
@@ -119,22 +120,13 @@ def global_threshold(
     double = any(leaf.dtype == jnp.float64 for leaf in leaves)
     wide = [jnp.asarray(leaf, jnp.float64 if double else jnp.float32) for leaf in leaves]
     if normalize:
-        wide = [x / _root_mean_square(x) for x in wide]
+        wide = [x / root_mean_square(x) for x in wide]
     shares = [jnp.asarray(kept_count(x.size, sparsity), jnp.int32) for x in wide]
     least = [jnp.ceil(floor * n.astype(jnp.float32)).astype(jnp.int32) for n in shares]
     least = [jnp.clip(b, jnp.minimum(n, 1), n) for b, n in zip(least, shares, strict=True)]
     kept = keep_counts(wide, shares, least)
     removed = [(x.size - n) / max(x.size, 1) for x, n in zip(wide, kept, strict=True)]
     return jax.tree.unflatten(treedef, removed)
-
-
-def _root_mean_square(x: jax.Array) -> jax.Array:
-    """Over finite entries, the others as zeros; scaled so that no square over- or underflows."""
-    finite = jnp.where(jnp.isfinite(x), x, 0)
-    largest = jnp.max(jnp.abs(finite), initial=0)
-    largest = jnp.where(largest > 0, largest, 1)
-    rms = largest * jnp.sqrt(jnp.mean(jnp.square(finite / largest)))
-    return jnp.where(rms > 0, rms, 1)
 
 
 def by_path(table: Mapping[str, Rule], default: Distribution = uniform) -> Distribution:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.types import Params, Scores, Where, path_str
+from jaxprune.scores.required import required
+from jaxprune.types import Params, Scores
 
 
 def is_float(leaf: Any) -> bool:
@@ -22,7 +24,7 @@ def leaf_name(path: str) -> str:
 
 
 def magnitude(params: Params, **evidence: Any) -> Scores:
-    r"""Returns :math:`|w|` for every entry.
+    r"""Returns :math:`|w|` for every entry: summed over the entries of a unit, its L1 norm.
 
     Leaves that hold no floats are passed through, by this and all scores: no pattern prunes them.
 
@@ -34,7 +36,7 @@ def magnitude(params: Params, **evidence: Any) -> Scores:
       >>> jp.magnitude({"w": jnp.array([-2.0, 1.0])})
       {'w': Array([2., 1.], dtype=float32)}
     """
-    return jax.tree.map(lambda w: jnp.abs(w) if is_float(w) else w, params)
+    return map_floats(jnp.abs, params)
 
 
 def l2(params: Params, **evidence: Any) -> Scores:
@@ -53,7 +55,82 @@ def l2(params: Params, **evidence: Any) -> Scores:
       >>> jp.scores.l2({"w": jnp.array([-2.0, 1.0])})
       {'w': Array([4., 1.], dtype=float32)}
     """
-    return jax.tree.map(lambda w: jnp.square(jnp.abs(widen(w))) if is_float(w) else w, params)
+    return map_floats(lambda w: jnp.square(jnp.abs(widen(w))), params)
+
+
+def rms_normalized(params: Params, **evidence: Any) -> Scores:
+    r"""Returns :math:`|w| / \sqrt{\mathrm{mean}(w^2)}`, the mean over the leaf.
+
+    Makes leaves of different scale comparable under one threshold, whatever their sizes: a leaf
+    multiplied by a number keeps its scores. :func:`jaxprune.global_threshold` does it by itself;
+    this is for patterns that compare scores as they are, such as ``jp.threshold``.
+
+    References:
+      A leaf divided by its L2 norm is known from global magnitude pruning; that norm grows with
+      the leaf's size, the root mean square does not.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> jp.scores.rms_normalized({"w": jnp.array([-7.0, 1.0])})["w"].round(1).astype("float16")
+      Array([1.4, 0.2], dtype=float16)
+    """
+
+    def score(w: Any) -> jax.Array:
+        size = jnp.abs(widen(w))
+        return size / root_mean_square(size)
+
+    return map_floats(score, params)
+
+
+def lamp(params: Params, **evidence: Any) -> Scores:
+    r"""Returns what an entry adds to the squares of all entries of its leaf that are as large.
+
+    .. math:: w_u^2 / \sum_{v \ge u} w_v^2
+
+    with the entries of the leaf in ascending order of their absolute values; among equals the
+    earlier entry counts as the larger, as it does where entries are kept. Within a leaf it ranks
+    as :func:`magnitude` does; its largest entry scores 1. Infinite entries count as 0.
+    Made for one threshold over all leaves, which is what :func:`jaxprune.distributions.lamp` does.
+    Each leaf is sorted.
+
+    References:
+      Lee et al., [Layer-adaptive sparsity](https://arxiv.org/abs/2010.07611), 2021, eq. 4. Here
+      each leaf is divided by its largest entry before it is squared, which changes no score.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> jp.scores.lamp({"w": jnp.array([-1.0, 2.0, 2.0])})["w"]  # 1/9, 4/4, 4/8
+      Array([0.11111111, 1.        , 0.5       ], dtype=float32)
+    """
+    return map_floats(lambda w: lamp_scores(jnp.abs(widen(w))), params)
+
+
+def lamp_scores(sizes: jax.Array) -> jax.Array:
+    """LAMP of one leaf, given the absolute values of its entries."""
+    x = jnp.where(jnp.isfinite(sizes), sizes, 0).ravel()
+    largest = jnp.max(x, initial=0)
+    square = jnp.square(x / jnp.where(largest > 0, largest, 1))
+    order = jnp.argsort(x, descending=True, stable=True)
+    ranked = square[order]
+    # A parallel sum may fall by a rounding; scores must fall as entries do.
+    total = jax.lax.cummax(jnp.cumsum(ranked))
+    score = ranked / jnp.where(total > 0, total, 1)
+    score = jnp.zeros_like(x).at[order].set(score).reshape(sizes.shape)
+    return jnp.where(jnp.isnan(sizes), sizes, score)
+
+
+def map_floats(score: Callable[[Any], Any], params: Params) -> Scores:
+    """Scores each leaf of floats; the others pass through."""
+    return jax.tree.map(lambda w: score(w) if is_float(w) else w, params)
+
+
+def root_mean_square(x: jax.Array) -> jax.Array:
+    """Over finite entries, the others as zeros; scaled so that no square over- or underflows."""
+    finite = jnp.where(jnp.isfinite(x), x, 0)
+    largest = jnp.max(jnp.abs(finite), initial=0)
+    largest = jnp.where(largest > 0, largest, 1)
+    rms = largest * jnp.sqrt(jnp.mean(jnp.square(finite / largest)))
+    return jnp.where(rms > 0, rms, 1)
 
 
 def widen(x: Any) -> jax.Array:
@@ -61,13 +138,16 @@ def widen(x: Any) -> jax.Array:
     return jnp.asarray(x, jnp.float32) if jnp.finfo(x.dtype).bits < 32 else jnp.asarray(x)
 
 
-def random(params: Params, *, key: jax.Array, step: Any = None, **evidence: Any) -> Scores:
+def random(params: Params, *, key: Any = None, step: Any = None, **evidence: Any) -> Scores:
     """Returns uniform scores in [0, 1): the control that every comparison needs.
 
     Args:
       params: any pytree of arrays.
       key: a ``jax.random.key``.
       step: folded into the key where given, so that each renewal of the masks draws anew.
+
+    Raises:
+      TypeError: without ``key``.
 
     Example:
       >>> import functools, jax, jax.numpy as jnp, optax, jaxprune as jp
@@ -76,6 +156,7 @@ def random(params: Params, *, key: jax.Array, step: Any = None, **evidence: Any)
       >>> score = functools.partial(jp.random, key=jax.random.key(0))
       >>> tx = jp.prune(optax.sgd(0.1), score, 0.5)
     """
+    required("random", "key", key, "functools.partial(jp.random, key=jax.random.key(0))")
     if step is not None:
         key = jax.random.fold_in(key, step)
     leaves, treedef = jax.tree.flatten(params)
@@ -84,50 +165,3 @@ def random(params: Params, *, key: jax.Array, step: Any = None, **evidence: Any)
         for i, w in enumerate(leaves)
     ]
     return jax.tree.unflatten(treedef, drawn)
-
-
-def is_norm_scale(path: str, leaf: Any) -> bool:
-    """A leaf named scale or gamma, or a vector named weight (as in Equinox)."""
-    name = leaf_name(path)
-    return is_float(leaf) and (name in ("scale", "gamma") or (name == "weight" and leaf.ndim == 1))
-
-
-def batch_norm_scale(params: Params, *, where: Where = is_norm_scale, **evidence: Any) -> Scores:
-    r"""Returns :math:`|\gamma|` at the scales of normalisation layers, zero elsewhere.
-
-    Made for ``jp.structured(structure, reduce="sum")``: a normalisation shares its dimension with
-    the layer before it, so a channel's score is the sum of the scales that it passes through. In
-    a pattern that ranks kernel entries themselves all of them would tie.
-
-    Args:
-      params: any pytree of arrays.
-      where: (path, leaf) -> whether the leaf is such a scale.
-
-    Raises:
-      ValueError: when ``where`` selects no leaf.
-
-    References:
-      Liu et al., [Network Slimming](https://arxiv.org/abs/1708.06519), 2017, section 3. The L1
-      term that drives scales to zero belongs to the loss, and is not added here.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxprune as jp
-      >>> jp.batch_norm_scale({"scale": jnp.array([-2.0]), "w": jnp.ones(1)})
-      {'scale': Array([2.], dtype=float32), 'w': Array([0.], dtype=float32)}
-    """
-    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-    chosen = [where(path_str(path), w) for path, w in flat]
-    if not any(chosen):
-        raise ValueError(
-            "batch_norm_scale finds no scale of a normalisation among the leaves "
-            f"{[path_str(path) for path, _ in flat][:6]}; pass where=lambda path, leaf: ..., or "
-            "score a network without normalisation with jp.scores.l2"
-        )
-
-    def score(w: Any, is_scale: bool) -> Any:
-        if not is_float(w):
-            return w
-        return jnp.abs(w) if is_scale else jnp.abs(jnp.zeros_like(w))
-
-    scores = [score(w, is_scale) for (_, w), is_scale in zip(flat, chosen, strict=True)]
-    return jax.tree.unflatten(treedef, scores)
