@@ -20,6 +20,12 @@ from jaxprune.training.dynamic import snfs as snfs
 from jaxprune.training.forward import forward_params as forward_params
 from jaxprune.training.movement import movement as movement
 from jaxprune.training.movement import soft_movement as soft_movement
+from jaxprune.training.penalties import AddPenaltyState as AddPenaltyState
+from jaxprune.training.penalties import add_penalty as add_penalty
+from jaxprune.training.penalties import group_lasso as group_lasso
+from jaxprune.training.penalties import l1 as l1
+from jaxprune.training.penalties import network_slimming as network_slimming
+from jaxprune.training.penalties import regularised as regularised
 from jaxprune.training.prune import prune as prune
 from jaxprune.training.rewinding import Round as Round
 from jaxprune.training.rewinding import iterative as iterative

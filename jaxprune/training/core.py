@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.masks import check_masks
+from jaxprune.selection import known
 from jaxprune.training.landing import (
     check_like,
     check_update,
@@ -170,10 +171,10 @@ def _first_scores(start: ScoreFn, params: Params) -> Scores:
 
 def _placed_like(mask: jax.Array, param: Any) -> jax.Array:
     """The mask, distributed over devices as its leaf is."""
-    known = isinstance(param, jax.Array) and not isinstance(param, jax.core.Tracer)
-    if not known or isinstance(mask, jax.core.Tracer) or mask.shape != param.shape:
+    if not (isinstance(param, jax.Array) and known(param) and known(mask)):
         return mask  # under jit the compiler places it
-    return jax.device_put(mask, param.sharding)
+    placed = param.committed and mask.shape == param.shape
+    return jax.device_put(mask, param.sharding) if placed else mask
 
 
 def check_score(score: Any) -> None:
