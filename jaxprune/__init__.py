@@ -4,6 +4,7 @@ from jaxprune import distributions as distributions
 from jaxprune import masks as masks
 from jaxprune import plot as plot
 from jaxprune import rules as rules
+from jaxprune import sanity as sanity
 from jaxprune import schedules as schedules
 from jaxprune import scores as scores
 from jaxprune import training as training
@@ -32,6 +33,7 @@ from jaxprune.scores import batch_norm_scale as batch_norm_scale
 from jaxprune.scores import magnitude as magnitude
 from jaxprune.scores import random as random
 from jaxprune.scores import saliency as saliency
+from jaxprune.scores import wanda as wanda
 from jaxprune.structure.patterns import structured as structured
 from jaxprune.structure.structure import Dimension as Dimension
 from jaxprune.structure.structure import Structure as Structure

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.scores.weights import root_mean_square
+from jaxprune.scores.weights import lamp_scores, root_mean_square, widen
 from jaxprune.selection import keep_counts, kept_count, known
-from jaxprune.types import Distribution, Scores, Sparsities, path_str
+from jaxprune.types import Distribution, Masks, Scores, Sparsities, path_str
 
 Rule = float | Callable[[Any], Any]  # a sparsity, or a function of the global one
 
@@ -127,6 +127,207 @@ def global_threshold(
     kept = keep_counts(wide, shares, least)
     removed = [(x.size - n) / max(x.size, 1) for x, n in zip(wide, kept, strict=True)]
     return jax.tree.unflatten(treedef, removed)
+
+
+def lamp(scores: Scores, sparsity: Any) -> Sparsities:
+    """Returns the sparsities that one threshold over the LAMP scores of all leaves gives.
+
+    For scores that are magnitudes. Free of the scale of each leaf, and no leaf is emptied. Within
+    a leaf the LAMP score ranks as the score itself does. Each leaf is sorted.
+
+    Args:
+      scores: not negative, such as ``jp.magnitude``; other entries count as 0.
+      sparsity: global, in [0, 1].
+
+    References:
+      Lee et al., [Layer-adaptive sparsity](https://arxiv.org/abs/2010.07611), 2021, section 2, see
+      :func:`jaxprune.scores.lamp`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> w = {"flat": jnp.ones(4), "peaked": jnp.array([8.0, 4.0, 0.2, 0.1])}
+      >>> sparsities = jp.distributions.lamp(jp.magnitude(w), 0.5)
+      >>> {path: float(s) for path, s in sparsities.items()}
+      {'flat': 0.25, 'peaked': 0.75}
+    """
+    ranked = jax.tree.map(lambda x: lamp_scores(jnp.maximum(widen(x), 0)), scores)
+    return global_threshold(ranked, sparsity, normalize=False, floor=0)
+
+
+def owl(
+    scores: Scores,
+    sparsity: Any,
+    *,
+    outlier: float = 5.0,
+    spread: float = 0.08,
+    layer: Callable[[str], str] | None = None,
+) -> Sparsities:
+    r"""Returns sparsities that spare layers with many outliers.
+
+    An outlier is an entry whose score exceeds ``outlier`` times the mean of its layer. With
+    :math:`D_l` the fraction of outliers of a layer, scaled over all layers to the range [0, 1],
+
+    .. math:: 1 - s_l = \min(1, \max(0, 2 \lambda D_l + c))
+
+    with the one c for which the mean over all entries is the target. Made for
+    ``jp.scores.wanda``.
+
+    Args:
+      scores: not negative; entries that are not finite count as 0.
+      sparsity: global, in [0, 1].
+      outlier: the multiple of the mean, M in the paper.
+      spread: lambda: sparsities differ by at most twice that.
+      layer: path -> name of the layer that a leaf belongs to, such as
+        ``lambda path: path.split("/")[1]``; its leaves get one sparsity. By default each leaf is
+        its own.
+
+    Raises:
+      ValueError: for a negative spread.
+
+    References:
+      Yin et al., [OWL](https://arxiv.org/abs/2310.05175), 2023, section 4. There layers are blocks
+      of a transformer, all of one size, and the mean is over blocks; here it is over entries, so
+      that the total is the target for leaves of any size. (M and lambda as recommended there for
+      language models at 0.7; numbers not checked.)
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> scores = {"calm": jnp.ones(100), "wild": jnp.ones(100).at[0].set(50.0)}
+      >>> sparsities = jp.distributions.owl(scores, 0.7)
+      >>> {path: round(float(s), 2) for path, s in sparsities.items()}
+      {'calm': 0.78, 'wild': 0.62}
+    """
+    if not spread >= 0:
+        raise ValueError(f"spread is {spread}; wanted a number >= 0 such as 0.08")
+    flat, treedef = jax.tree_util.tree_flatten_with_path(scores)
+    if not flat:
+        return scores
+    names = [layer(path_str(path)) if layer else str(i) for i, (path, _) in enumerate(flat)]
+    members: dict[str, list[jax.Array]] = {}
+    for name, (_, leaf) in zip(names, flat, strict=True):
+        members.setdefault(name, []).append(leaf)
+    part = jnp.stack([_outliers(leaves, outlier) for leaves in members.values()])
+    width = jnp.max(part) - jnp.min(part)
+    wanted = 2 * spread * (part - jnp.min(part)) / jnp.where(width > 0, width, 1)
+    sizes = np.array([sum(x.size for x in leaves) for leaves in members.values()], np.float64)
+    density = _shifted(wanted, sizes / max(sizes.sum(), 1), 1 - jnp.asarray(sparsity, wanted.dtype))
+    of = dict(zip(members, 1 - density))
+    return jax.tree.unflatten(treedef, [of[name] for name in names])
+
+
+def _outliers(leaves: Sequence[jax.Array], multiple: float) -> jax.Array:
+    """The fraction of entries above a multiple of their mean; a scale does no matter."""
+    wide = [jnp.where(jnp.isfinite(x), widen(x), 0) for x in leaves]
+    largest = jnp.stack([jnp.max(x, initial=0) for x in wide]).max()
+    wide = [x / jnp.where(largest > 0, largest, 1) for x in wide]
+    size = max(sum(x.size for x in wide), 1)
+    mean = jnp.stack([jnp.sum(x) for x in wide]).sum() / size
+    above = [jnp.sum(x > multiple * mean).astype(jnp.float32) for x in wide]
+    return jnp.stack(above).sum() / size
+
+
+def _shifted(x: jax.Array, weights: np.ndarray, mean: Any) -> jax.Array:
+    """clip(x + c, 0, 1) with the c for which the weighted mean is as given, by bisection."""
+    share = jnp.asarray(weights, x.dtype)
+
+    def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        c = (low + high) / 2
+        enough = jnp.sum(share * jnp.clip(x + c, 0, 1)) >= mean
+        return jnp.where(enough, low, c), jnp.where(enough, c, high)
+
+    ends = -jnp.max(x), 1 - jnp.min(x)  # all 0, all 1
+    low, high = jax.lax.fori_loop(0, 2 * jnp.finfo(x.dtype).bits, halve, ends)
+    return jnp.clip(x + (low + high) / 2, 0, 1)
+
+
+def without_ends(
+    distribution: Distribution | Mapping[str, Rule] = uniform,
+    *,
+    first: int = 1,
+    last: int = 1,
+    order: Callable[[str], Any] | None = None,
+) -> Distribution:
+    """Returns a distribution that leaves the first and the last layer dense.
+
+    The sparsity is that of the leaves in between, as if ``where`` had left the ends out; their
+    masks keep everything, and count in ``jp.density``. Of the leaves that a pattern prunes the
+    first and last in order of their paths are meant, see ``order``; where names don't tell the
+    order, say what stays dense: ``jp.unstructured({"stem*": 0, "head*": 0})``.
+
+    Args:
+      distribution: what holds for the leaves in between.
+      first, last: how many leaves stay dense at either end.
+      order: sort key for paths, as in :func:`by_depth`.
+
+    Raises:
+      ValueError: for a negative number; on use, when nothing is left in between.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> rule = jp.distributions.without_ends(jp.erk)
+      >>> leaves = {f"Dense_{i}": jnp.ones((10, 10)) for i in (0, 1, 2, 10)}
+      >>> {path: round(float(s), 2) for path, s in rule(leaves, 0.9).items()}
+      {'Dense_0': 0.0, 'Dense_1': 0.9, 'Dense_10': 0.0, 'Dense_2': 0.9}
+      >>> pattern = jp.unstructured(rule)
+    """
+    if first < 0 or last < 0:
+        raise ValueError(f"without_ends has first={first}, last={last}; wanted 0 or more leaves")
+    between = as_distribution(distribution)
+
+    def without(scores: Scores, sparsity: Any) -> Sparsities:
+        flat, treedef = jax.tree_util.tree_flatten_with_path(scores)
+        leaves = {path_str(path): leaf for path, leaf in flat}
+        ranked = sorted(leaves, key=order or _natural)
+        middle = set(ranked[first : len(ranked) - last])
+        if not middle:
+            raise ValueError(
+                f"without_ends leaves nothing to prune: {len(ranked)} leaves {ranked[:8]} with "
+                f"first={first}, last={last}; make these smaller"
+            )
+        inner = between({path: x for path, x in leaves.items() if path in middle}, sparsity)
+        return jax.tree.unflatten(treedef, [inner.get(path, np.zeros(())) for path in leaves])
+
+    return without
+
+
+def like(masks: Masks) -> Distribution:
+    """Returns the distribution of given masks: each leaf's own sparsity, whatever is asked for.
+
+    For the control that keeps the densities and changes the entries: ``jp.random``, or another
+    score, at the densities that SNIP chose.
+
+    Raises:
+      ValueError: on use, for a leaf that masks do not have.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> masks = {"a": jnp.array([True, False]), "b": jnp.array([True, True])}
+      >>> rule = jp.distributions.like(masks)
+      >>> {path: float(s) for path, s in rule({"a": jnp.ones(2), "b": jnp.ones(2)}, 0.9).items()}
+      {'a': 0.5, 'b': 0.0}
+    """
+    flat = jax.tree_util.tree_leaves_with_path(masks)
+    table = {path_str(path): _sparsity(mask) for path, mask in flat}
+
+    def distribution(scores: Scores, sparsity: Any) -> Sparsities:
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(scores)
+        paths = [path_str(path) for path, _ in leaves]
+        missing = [path for path in paths if path not in table]
+        if missing:
+            raise ValueError(
+                f"like: the masks have no leaf {missing[0]!r}, only {list(table)[:8]}; pass masks "
+                "that were made for the same params"
+            )
+        return jax.tree.unflatten(treedef, [table[path] for path in paths])
+
+    return distribution
+
+
+def _sparsity(mask: Any) -> Any:
+    if known(mask):  # in float64: the count of a large leaf is recovered exactly
+        return np.asarray(1 - np.mean(np.asarray(mask, bool))) if np.size(mask) else np.zeros(())
+    return 1 - jnp.mean(jnp.asarray(mask, jnp.float32))
 
 
 def by_path(table: Mapping[str, Rule], default: Distribution = uniform) -> Distribution:

@@ -103,6 +103,90 @@ def exponential(init: Any, final: Any, *, begin: int, end: int) -> Schedule:
     return schedule
 
 
+def rounds(init: Any, final: Any, *, begin: int, every: int, count: int) -> Schedule:
+    r"""Returns ``count`` steps down, each to the same fraction of the density before it.
+
+    .. math:: 1 - s_k = (1 - s_i) \left(\frac{1 - s_f}{1 - s_i}\right)^{k / n}
+
+    from step ``begin + (k - 1) every`` on, k = 1, ..., n: the first round prunes at ``begin``, the
+    last one at ``begin + (count - 1) every``.
+
+    Args:
+      init, final: sparsities in [0, 1); may be traced hyperparameters.
+      begin: the step of the first round.
+      every: steps from one round to the next.
+      count: the number of rounds, n.
+
+    Raises:
+      ValueError: for every or count below 1, or a sparsity that :func:`exponential` refuses.
+
+    References:
+      Frankle and Carbin, [Lottery Tickets](https://arxiv.org/abs/1803.03635), 2019, section 1:
+      p^{1/n} of the weights that are left go in each of n rounds.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> schedule = jp.schedules.rounds(0.0, 0.75, begin=5, every=10, count=2)
+      >>> [round(float(schedule(t)), 3) for t in (4, 5, 14, 15, 99)]
+      [0.0, 0.5, 0.5, 0.75, 0.75]
+    """
+    if not (every >= 1 and count >= 1):
+        raise ValueError(
+            f"rounds has every={every}, count={count}; wanted at least one step from round to "
+            "round, and at least one round"
+        )
+    curve = exponential(init, final, begin=0, end=count)
+
+    def schedule(step: Any) -> jax.Array:
+        # Clipped before it is divided: begin may lie far from the step.
+        since = jnp.clip(jnp.asarray(step) - begin, -1, (count - 1) * every)
+        return curve(since // every + 1)
+
+    return schedule
+
+
+def cyclic(schedule: Schedule, *, period: int, count: int, begin: int = 0) -> Schedule:
+    """Returns ``count`` repetitions of a schedule, each starting again at the schedule's step 0.
+
+    The last one is not cut off: it goes on, and rests where the schedule rests. Before ``begin``
+    the value is that of step 0. It is ``optax.join_schedules`` of copies, at the price of one.
+
+    With ``jp.schedules.cubic`` it is cyclical pruning; with ``jp.schedules.one_shot`` it
+    alternates between a dense and a pruned phase, as AC/DC does. Where a schedule falls,
+    ``jp.prune`` lets all entries compete again.
+
+    Args:
+      schedule: step -> sparsity.
+      period: steps of one cycle.
+      count: the number of cycles.
+      begin: where the first one starts.
+
+    Raises:
+      ValueError: for a period or count below 1.
+
+    References:
+      Srinivas et al., [Cyclical Pruning](https://arxiv.org/abs/2202.01290), 2022, section 3.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> half = jp.schedules.one_shot(0.5, at=3)
+      >>> schedule = jp.schedules.cyclic(half, period=5, count=2)
+      >>> [float(schedule(t)) for t in (0, 3, 4, 5, 7, 8, 99)]
+      [0.0, 0.5, 0.5, 0.0, 0.0, 0.5, 0.5]
+    """
+    if not (period >= 1 and count >= 1):
+        raise ValueError(
+            f"cyclic has period={period}, count={count}; wanted at least one step a cycle, and at "
+            "least one cycle"
+        )
+
+    def repeated(step: Any) -> jax.Array:
+        since = jnp.maximum(jnp.asarray(step) - begin, 0)
+        return schedule(since - period * jnp.minimum(since // period, count - 1))
+
+    return repeated
+
+
 def one_shot(final: Any, *, at: int) -> Schedule:
     """Returns zero before step ``at`` and ``final`` from then on.
 
