@@ -292,6 +292,22 @@ def test_entries_that_do_not_broadcast_stay_opaque():
     assert small.certificate.check() < 1e-9
 
 
+def test_a_primitive_of_ones_own_inside_a_loop_and_a_branch():
+    jp.rules.register(bias_gelu_p, jp.rules.elementwise(zero_if="all"))
+    jp.rules.register(bias_gelu_grad_p, jp.rules.elementwise())
+
+    def layer(x, p):
+        deep = jax.lax.cond(p["bias"].sum() > 0, bias_gelu, bias_gelu, x @ p["up"], p["bias"])
+        return x + deep @ p["down"], None
+
+    fn = lambda params, x: jax.lax.scan(layer, x, params)[0]  # noqa: E731
+    params = draw(up=(3, 5, 8), bias=(3, 8), down=(3, 8, 5))
+    small, masked, free = half(fn, params, X)
+    assert list(free) == ["bias:1"] and small.certificate.check() < 1e-9
+    assert small.params["up"].shape[-1] == 4
+    same_gradients(fn, small, masked, X)
+
+
 # ------------------------------------------------------------ kernels
 
 

@@ -112,18 +112,22 @@ def _in_order_of_use(structure: Structure) -> list[str]:
     Where they tell nothing, a dimension is made before it is read, kernels go first, and paths are
     in their order.
     """
+    rank = dict(zip(structure.paths, map(len, structure.shapes)))
+
+    def makes(slot: Slot) -> bool:  # kernels are (..., in, out)
+        return rank[slot.path] > 1 and slot.axis == rank[slot.path] - 1
+
     known = {path: set[str]() for path in structure.paths}
     guessed = {path: set[str]() for path in structure.paths}
-    for slots in [[d.slots[0] for d in structure.dims.values()], *_slots(structure)]:
-        first, then = (
-            list(dict.fromkeys(s.path for s in slots if _makes(structure, s) == makes))
-            for makes in (True, False)
-        )
+    by_dim = [d.slots for d in structure.dims.values()]
+    for slots in [[of_dim[0] for of_dim in by_dim], *by_dim]:
+        first = list(dict.fromkeys(s.path for s in slots if makes(s)))
+        then = list(dict.fromkeys(s.path for s in slots if not makes(s)))
         for a, b in [*itertools.pairwise(first), *itertools.pairwise(then)]:
             known[b].add(a)
         for reader in then:
             guessed[reader].update({*first[:1]} - {reader})
-    makers = {s.path for slots in _slots(structure) for s in slots if _makes(structure, s)}
+    makers = {s.path for slots in by_dim for s in slots if makes(s)}
     place = {
         path: (path not in makers, *map(_natural, _module_and_name(path)))
         for path in structure.paths
@@ -132,16 +136,6 @@ def _in_order_of_use(structure: Structure) -> list[str]:
         return _sorted({path: known[path] | guessed[path] for path in known}, place)
     except graphlib.CycleError:
         return _sorted(known, place)
-
-
-def _slots(structure: Structure) -> list[Sequence[Slot]]:
-    return [d.slots for d in structure.dims.values()]
-
-
-def _makes(structure: Structure, slot: Slot) -> bool:
-    """Kernels are (..., in, out)."""
-    rank = len(structure.shapes[structure.paths.index(slot.path)])
-    return rank > 1 and slot.axis == rank - 1
 
 
 def _sorted(before: dict[str, set[str]], place: dict[str, Any]) -> list[str]:
@@ -160,7 +154,7 @@ def _sorted(before: dict[str, set[str]], place: dict[str, Any]) -> list[str]:
 
 def _natural(path: str) -> list[Any]:
     """layer_2 before layer_10."""
-    return [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", path)]
+    return [int(t) if k % 2 else t for k, t in enumerate(re.split(r"(\d+)", path))]
 
 
 def _lanes(rows: Sequence[_Row], chosen: dict[Axis, Dimension]) -> list[_Lane]:
