@@ -10,6 +10,8 @@ from jaxprune import scores as scores
 from jaxprune import training as training
 from jaxprune.compact.compact import Compact as Compact
 from jaxprune.compact.compact import compact as compact
+from jaxprune.compact.store import load as load
+from jaxprune.compact.store import save as save
 from jaxprune.cost import Cost as Cost
 from jaxprune.cost import cost as cost
 from jaxprune.distributions import erk as erk

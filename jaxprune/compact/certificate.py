@@ -12,6 +12,11 @@ import numpy as np
 
 from jaxprune.compact.plan import Decision
 
+NOT_COMPARABLE = (
+    'a model compacted with semantics="kept" is not the masked model: compare it with a module '
+    'written at the small size, or compact with semantics="masked"'
+)
+
 
 @dataclass(frozen=True)
 class Entry:

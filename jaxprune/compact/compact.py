@@ -13,6 +13,7 @@ import numpy as np
 from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.compact import certificate as _certificate
+from jaxprune.compact import counts as _counts
 from jaxprune.compact import plan
 from jaxprune.compact.blocks import Split, View
 from jaxprune.compact.certificate import Certificate
@@ -42,7 +43,11 @@ class Compact:
     certificate: Certificate
     keep: dict[str, np.ndarray]
     _structure: Structure = field(repr=False)
-    _view: View = field(repr=False)
+    _plan: plan.Plan = field(repr=False)
+
+    @property
+    def _view(self) -> View:
+        return self._plan.split.view(KEPT)
 
     def restrict(self, tree: Any) -> Any:
         """Slices any tree shaped like params, or one that holds such trees (optimizer states).
@@ -124,7 +129,9 @@ class Compact:
         return jnp.zeros(self._structure.shapes[i], leaf.dtype).at[index].set(leaf)
 
 
-def compact(fn: Callable[..., Any], params: Any, masks: Any, *args: Any) -> Compact:
+def compact(
+    fn: Callable[..., Any], params: Any, masks: Any, *args: Any, semantics: str = plan.MASKED
+) -> Compact:
     """Evaluates ``fn`` at the smaller dense shapes that the masks leave, provably equal.
 
     The reference is the masked model ``fn(apply_masks(params, masks), *args)``. A unit of a
@@ -138,12 +145,16 @@ def compact(fn: Callable[..., Any], params: Any, masks: Any, *args: Any) -> Comp
       masks: a tree like params, True = kept.
       *args: example arguments, arrays or ``jax.ShapeDtypeStruct``. The result works for every
         batch size and length that ``fn`` takes.
+      semantics: "masked" equals the masked model. "kept" is for models that will be trained on:
+        removed units count as not there, whatever their values, and means and variances over a
+        cut axis divide by what is left, as in a module written at the small size. Other constants
+        stay, the square root of the head size in attention among them.
 
     Returns:
       A :class:`Compact` with ``fn``, ``params``, ``certificate``, ``restrict`` and ``expand``.
 
     Raises:
-      ValueError: for masks that do not fit params.
+      ValueError: for masks that do not fit params, or semantics of another name.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -158,28 +169,47 @@ def compact(fn: Callable[..., Any], params: Any, masks: Any, *args: Any) -> Comp
       >>> bool(jnp.allclose(small.fn(small.params, x), fn(jp.apply_masks(params, masks), x)))
       True
     """
+    if semantics not in (plan.MASKED, plan.KEPT_ONLY):
+        raise ValueError(f'semantics is {semantics!r}; wanted "masked" or "kept"')
     program = _infer.infer(fn, params, args)
     structure = from_program(program, params)
     structure.mask_leaves(masks)  # errors first
-    planned = plan.decide(program, structure, params, masks)
-    decisions, view = planned.decisions, planned.split.view(KEPT)
+    planned = plan.decide(program, structure, params, masks, semantics)
+    return assemble(fn, structure, planned, args, (params, masks))
+
+
+def assemble(
+    fn: Callable[..., Any],
+    structure: Structure,
+    planned: plan.Plan,
+    args: Any,
+    source: tuple[Any, Any] | None = None,
+    params: Any = None,
+) -> Compact:
+    """A compact model from its plan and from what its parameters are cut of: (params, masks).
+
+    Without a source, ``params`` are small already, and the masked model is their expansion.
+    """
+
+    def masked() -> Any:
+        return apply_masks(*source) if source else small.expand(small.params)
+
+    def compare(seed: int, i: int) -> float:
+        if planned.semantics == plan.KEPT_ONLY:
+            raise ValueError(_certificate.NOT_COMPARABLE)
+        return _certificate.compare(fn, masked(), small, args, seed, i)
+
+    decisions = planned.decisions
     keep = {
         name: decisions[name].kept if name in decisions else np.ones(dim.size, bool)
         for name, dim in structure.dims.items()
     }
-
-    def compare(seed: int, i: int) -> float:
-        return _certificate.compare(fn, apply_masks(params, masks), small, args, seed, i)
-
+    certificate = _certificate.of_decisions(decisions, compare)
     small = Compact(
-        fn=_SmallFunction(fn, structure, planned),
-        params=None,
-        certificate=_certificate.of_decisions(decisions, compare),
-        keep=keep,
-        _structure=structure,
-        _view=view,
+        _SmallFunction(fn, structure, planned), params, certificate, keep, structure, planned
     )
-    object.__setattr__(small, "params", small.restrict_masked(params, masks))
+    if source:
+        object.__setattr__(small, "params", small.restrict_masked(*source))
     return small
 
 
@@ -201,11 +231,11 @@ class _SmallFunction:
     def __call__(self, small_params: Any, *args: Any) -> Any:
         leaves, treedef = jax.tree.flatten(small_params)
         _check_params(self._structure, self._plan.split.view(KEPT), leaves, treedef)
-        program, demand = self._traced(leaves, args)
+        program, demand, counts = self._traced(leaves, args)
         xs = [*leaves, *jax.tree.leaves(args)]
         ins = [(i, KEPT) for i in range(len(xs))]
         outs = [(i, KEPT) for i in range(len(program.tape.outputs))]
-        results = Evaluator(demand).run(program.tape, ins, xs, outs)
+        results = Evaluator(demand, counts).run(program.tape, ins, xs, outs)
         return jax.tree.unflatten(program.out_tree, results)
 
     def _traced(self, leaves: list[Any], args: Any) -> _Traced:
@@ -238,13 +268,15 @@ class _SmallFunction:
             ),
             self._plan.zero_slices,
             self._structure.paths,
+            self._plan.semantics,
         )
         for dimension, _, why in demand.refusals:
             raise ValueError(_NEW_ARGUMENTS.format(why=f"dimension of {dimension.size}: {why}"))
-        return program, demand
+        absent = self._plan.semantics == plan.KEPT_ONLY
+        return program, demand, _counts.find(program.tape, demand.split) if absent else {}
 
 
-_Traced = tuple[_infer.Program, Demand]
+_Traced = tuple[_infer.Program, Demand, _counts.Counts]
 _NEW_ARGUMENTS = (
     "these arguments tie or freeze a pruned dimension that the arguments given to compact left "
     "free ({why}); call compact with arguments like these"

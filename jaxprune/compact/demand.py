@@ -53,8 +53,9 @@ class Demand:
       carried: dimension -> which of its units contribute somewhere although removed.
     """
 
-    def __init__(self, split: Split, flow: ZeroFlow):
+    def __init__(self, split: Split, flow: ZeroFlow, absent: bool = False):
         self.split, self.flow = split, flow
+        self.absent = absent  # removed units count as not there at all, whatever their values
         self.needed: dict[Value, set[Block]] = {}
         self.parts: dict[Step, dict[Block, list[Part]]] = {}
         self.passed: dict[tuple[Step, Block], Value] = {}
@@ -140,7 +141,7 @@ class Demand:
     def _parts(self, step: Step, block: Block) -> list[Part]:
         """The base evaluation, then one for each set of mixed dimensions that contributes."""
         mixes = [m for m in self.flow.mixes.get(step, ()) if self.split.pruned(m.axis)]
-        if not mixes:
+        if not mixes or self.absent:
             return [Part(block)]
         options = self._options(step, mixes, block)
         parts = [Part(block)]
@@ -303,7 +304,7 @@ class Demand:
         """Whether a block of a value is zero whatever the inputs are, or has no entries."""
         known = self._zero.setdefault(value, {})
         if block not in known:
-            known[block] = self._find_zero(value, block)
+            known[block] = bool(self.absent and block) or self._find_zero(value, block)
         return known[block]
 
     def _find_zero(self, value: Value, block: Block) -> bool:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxprune.axes import Axis
 from jaxprune.compact.blocks import View
+from jaxprune.compact.counts import Counts
 from jaxprune.compact.demand import Demand, Part, wires
 from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step, Tape, Value
@@ -28,8 +29,9 @@ COMBINE: dict[str, Callable[[Any, Any], Any]] = {
 class Evaluator:
     """Runs what a :class:`Demand` asks for."""
 
-    def __init__(self, demand: Demand):
+    def __init__(self, demand: Demand, counts: Counts | None = None):
         self._demand, self._split = demand, demand.split
+        self._counts = counts or {}
 
     def size(self, axis: Axis) -> int:
         return self._split.view(KEPT).size(axis)
@@ -94,6 +96,8 @@ class Evaluator:
         xs = [self._read(env, v, part.block & self._split.dims(v)) for v in step.ins]
         for operand, axis, positions in part.picks:
             xs[operand] = xs[operand].take(positions, axis=axis)
+        if step in self._counts:
+            xs = self._counts[step].put(xs, self._split.view(KEPT))
         rule = registry.rule_of(step)
         if isinstance(rule, Nested):  # untouched: the original equation, whole
             return compat.bind(step.eqn, xs)

@@ -22,6 +22,7 @@ from jaxprune.structure.infer import Program
 from jaxprune.structure.structure import Dimension, Structure
 
 EMPTY = "all units are masked; one (of zeros) stays so that none is empty"
+MASKED, KEPT_ONLY = "masked", "kept"  # semantics
 GONE = "all units are masked; what they feed is gone from the program"
 
 
@@ -42,6 +43,7 @@ class Plan:
 
     decisions: dict[str, Decision]
     zero_slices: list[list[np.ndarray]]  # per leaf and axis: slices that are zero in params
+    semantics: str  # "masked", or "kept": as if the removed units had never been there
     demand: Demand
 
     @property
@@ -49,7 +51,9 @@ class Plan:
         return self.demand.split
 
 
-def decide(program: Program, structure: Structure, params: Any, masks: Any) -> Plan:
+def decide(
+    program: Program, structure: Structure, params: Any, masks: Any, semantics: str = MASKED
+) -> Plan:
     """Removes candidates, then takes back those that a result would miss, until none is left."""
     whole = structure.fully_kept(masks)
     decisions = {
@@ -62,7 +66,7 @@ def decide(program: Program, structure: Structure, params: Any, masks: Any) -> P
             _stay(decision, np.ones(decision.dim.size, bool), decision.dim.frozen)
     zero_slices = _zero_slices(structure, params, masks)
     while True:
-        demand = evaluation(program, _split(decisions), zero_slices, structure.paths)
+        demand = evaluation(program, _split(decisions), zero_slices, structure.paths, semantics)
         if not _take_back(decisions, demand):
             break
     for decision in decisions.values():
@@ -70,9 +74,19 @@ def decide(program: Program, structure: Structure, params: Any, masks: Any) -> P
         decision.carried = demand.carried.get(axes.find(decision.dim.axis), none) & ~decision.kept
         if not decision.kept.any():
             decision.reasons.append(GONE)
-    return Plan(
-        decisions, zero_slices, evaluation(program, _split(decisions), zero_slices, structure.paths)
-    )
+    return again(program, structure.paths, decisions, zero_slices, semantics)
+
+
+def again(
+    program: Program,
+    paths: Sequence[str],
+    decisions: dict[str, Decision],
+    zero_slices: list[list[np.ndarray]],
+    semantics: str,
+) -> Plan:
+    """The evaluation that decisions lead to, made now or read from a file."""
+    demand = evaluation(program, _split(decisions), zero_slices, paths, semantics)
+    return Plan(decisions, zero_slices, semantics, demand)
 
 
 def _split(decisions: dict[str, Decision]) -> Split:
@@ -110,18 +124,22 @@ def evaluation(
     split: Split,
     zero_slices: Sequence[Sequence[np.ndarray]],
     paths: Sequence[str],
+    semantics: str = MASKED,
     doubted: frozenset[Step] = frozenset(),
 ) -> Demand:
-    """What has to be evaluated so that the outputs are those of the masked model."""
+    """What has to be evaluated so that the outputs are those of the masked model.
+
+    With the semantics "kept" nothing is carried, and means divide by what is left.
+    """
     flow = ZeroFlow(doubted)
     pairs = zip(program.param_values, zero_slices, strict=True)
     known = [_known(split, value, slices) for value, slices in pairs]
     others = [zeros.unknown(v.shape) for v in program.tape.inputs[len(known) :]]
     flow.run(program.tape, [*known, *others])
-    demand = Demand(split, flow)
+    demand = Demand(split, flow, absent=semantics == KEPT_ONLY)
     needed = demand.through(program.tape, [{KEPT} for _ in program.tape.outputs])
     if not demand.doubted <= doubted:
-        return evaluation(program, split, zero_slices, paths, doubted | demand.doubted)
+        return evaluation(program, split, zero_slices, paths, semantics, doubted | demand.doubted)
     for path, value, zero, blocks in zip(paths, program.param_values, known, needed):
         for dimension in frozenset().union(*blocks):
             _refuse_nonzero(demand, path, value, zero, dimension)

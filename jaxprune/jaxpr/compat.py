@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core, source_info_util
 
 
@@ -93,7 +94,7 @@ class CustomVjp(NamedTuple):
 
     fwd: Any  # jaxpr: operands -> residuals..., outputs...
     fwd_consts: Sequence[Any]
-    bwd: Callable[..., Any]  # residuals..., cotangents... -> cotangents of the operands
+    bwd: Callable[..., Any]  # residuals..., cotangents... -> one for each operand of the rule
     forwarded: Sequence[int | None]  # residuals that are operands passed through
 
 
@@ -103,9 +104,14 @@ def custom_vjp_parts(eqn: Any) -> CustomVjp:
     jaxpr, consts = p["fwd_jaxpr_thunk"].call_wrapped(*_all_move(eqn))
     forwarded = p["out_trees"]()[2]
 
+    own = [v.aval for v in rule_operands(eqn, eqn.invars)]
+
     def bwd(*args: Any) -> list[Any]:
         out = p["bwd"].call_wrapped(*args)
-        return list(out[0] if isinstance(out, tuple) else out)  # 0.12 adds a second result
+        given = list(out[0] if isinstance(out, tuple) else out)  # 0.12 adds a second result
+        found = iter(given)
+        every = [next(found) if len(given) == len(own) or _moves(aval) else None for aval in own]
+        return [_array(x, aval) for x, aval in zip(every, own)]
 
     return CustomVjp(jaxpr, consts, bwd, forwarded)
 
@@ -130,6 +136,16 @@ def kernel_name(eqn: Any) -> str:
 def kernel_text(eqn: Any) -> str:
     """What tells kernels of one name apart: a Pallas kernel's program, a target's attributes."""
     return str(eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params.get("attributes"))
+
+
+def _moves(aval: Any) -> bool:
+    return jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+def _array(cotangent: Any, aval: Any) -> Any:
+    """Zeros for what JAX leaves symbolic: closed-over arrays and operands that can't move."""
+    symbolic = not isinstance(cotangent, jax.Array)
+    return jnp.zeros(aval.shape, aval.dtype if _moves(aval) else bool) if symbolic else cotangent
 
 
 def source_line(eqn: Any) -> str:

@@ -149,9 +149,7 @@ def _build_vjp(step: Step, function: Tape) -> list[Tape]:
         return []
     backward = build(step, closed, [*(Value(v.aval, v.axes) for v in residuals), *moving])
     tie(step, function.outputs, results)
-    for v, grad in zip(_of_cotangents(step, backward, step.ins), backward.outputs):
-        if v.shape == grad.shape:
-            tie(step, [v], [grad])
+    tie(step, own, backward.outputs)
     return [forward, backward]
 
 
@@ -181,7 +179,7 @@ def demand_custom_vjp(needs: Needs, step: Step, outs: Blocks) -> Blocks:
     needs.restart(backward, [*residuals, *moving])
     ins = [a | b for a, b in zip(ins, _moved(needs, step, backward), strict=True)]
     while True:
-        asked = needs.through(backward, _of_cotangents(step, backward, ins))
+        asked = needs.through(backward, compat.rule_operands(step.eqn, ins))
         if any(not more <= has for more, has in zip(asked[count:], outs, strict=True)):
             needs.doubt(step)
         more = needs.through(forward, [*outs, *asked[:count]])
@@ -196,17 +194,10 @@ def demand_custom_vjp(needs: Needs, step: Step, outs: Blocks) -> Blocks:
 def _moved(needs: Needs, step: Step, backward: Tape) -> Blocks:
     """Blocks of the operands that the function may not read and that still get a cotangent."""
     blocks: Blocks = [set() for _ in step.ins]
-    for group, v, grad in zip(
-        *(_of_cotangents(step, backward, xs) for xs in (blocks, step.ins)), backward.outputs
-    ):
-        group |= needs.alive(v) & needs.alive(grad)
+    pairs = compat.rule_operands(step.eqn, list(zip(blocks, step.ins, strict=True)))
+    for (group, v), grad in zip(pairs, backward.outputs, strict=True):
+        group |= needs.alive(v) & needs.alive(grad) if _inexact(v) else set()
     return blocks
-
-
-def _of_cotangents(step: Step, backward: Tape, ins: Sequence[Any]) -> list[Any]:
-    """What belongs to the operands that the backward rule gives a cotangent for."""
-    own = compat.rule_operands(step.eqn, list(zip(ins, step.ins, strict=True)))
-    return [x for x, v in own if len(own) == len(backward.outputs) or _inexact(v)]
 
 
 def _inexact(value: Value) -> bool:
@@ -233,11 +224,11 @@ def run_custom_vjp(
 
     def bwd(saved: Any, cotangents: Any) -> Any:
         wires = [*residuals, *((j + count, block) for j, block in outs)]
-        given = _of_cotangents(step, backward, range(len(step.ins)))
-        wanted = [(given.index(i), block) for i, block in ins if i in given]
+        closed = len(step.ins) - len(backward.outputs)  # over arrays, which get no gradient
+        moves = [i >= closed and _inexact(step.ins[i]) for i, _ in ins]
+        wanted = [(i - closed, block) for (i, block), moving in zip(ins, moves) if moving]
         results = iter(runner.run(backward, wires, [*saved, *cotangents], wanted))
-        grads = [next(results) if i in given else None for i, _ in ins]
-        return tuple(g if _inexact(step.ins[i]) else None for g, (i, _) in zip(grads, ins))
+        return tuple(next(results) if moving else None for moving in moves)
 
     small = jax.custom_vjp(function)
     small.defvjp(fwd, bwd)

@@ -1,0 +1,80 @@
+"""``semantics="kept"``: the result is the module that one would write at the small size."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+
+X = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+
+
+class Norms(nn.Module):
+    width: int
+    groups: int = 2
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Conv(self.width, (3, 3))(x)
+        h = nn.GroupNorm(self.groups)(h)
+        h = nn.Dense(2 * self.width)(jnp.cos(h))
+        h = nn.RMSNorm()(nn.LayerNorm()(h))
+        h = h - h.mean(-1, keepdims=True)
+        h = h / jnp.std(h, axis=-1, ddof=1, keepdims=True)
+        return nn.Dense(4)(h.mean((1, 2)))
+
+
+def test_norms_over_what_is_kept_equal_the_native_module():
+    big, native = Norms(8), Norms(4)
+    params = jax.tree.map(
+        lambda w: w + 0.1 * jax.random.normal(jax.random.key(w.size), w.shape),
+        big.init(jax.random.key(1), X),
+    )
+    structure = jp.infer_structure(big.apply, params, X)
+    names = [n for n, d in structure.dims.items() if not d.frozen and "groups" not in d.label]
+    masks = structure.masks({n: np.arange(structure.dims[n].size) % 2 == 0 for n in names})
+    small = jp.compact(big.apply, params, masks, X, semantics="kept")
+    fresh = native.init(jax.random.key(1), X)
+    assert jax.tree.map(jnp.shape, small.params) == jax.tree.map(jnp.shape, fresh)
+    np.testing.assert_allclose(
+        small.fn(small.params, X), native.apply(small.params, X), rtol=1e-4, atol=1e-5
+    )
+    ours, theirs = (jp.cost(f, small.params, X).flops for f in (small.fn, native.apply))
+    assert 0.98 * theirs < ours <= theirs  # RMSNorm subtracts a zero, which is left out
+    masked = big.apply(jp.apply_masks(params, masks), X)
+    assert not np.allclose(masked, small.fn(small.params, X), rtol=1e-2)
+    with pytest.raises(ValueError, match='semantics="kept" is not the masked model'):
+        small.certificate.check()
+
+
+def test_units_go_whatever_their_values():
+    """Masking the producer alone leaves a constant behind: masked semantics keeps the units."""
+    params = {"up": jnp.ones((3, 8)), "bias": jnp.ones(8), "down": jnp.ones((8, 2))}
+    x, keep = jnp.ones((1, 3)), np.arange(8) < 2
+
+    def fn(p, x):
+        return jnp.tanh(x @ p["up"] + p["bias"]) @ p["down"]
+
+    masks = {"up": jnp.asarray(keep[None]), "bias": jnp.asarray(True), "down": jnp.asarray(True)}
+    assert jp.compact(fn, params, masks, x).params["up"].shape == (3, 8)
+    small = jp.compact(fn, params, masks, x, semantics="kept")
+    assert small.params["down"].shape == (2, 2)
+
+
+def test_other_semantics_are_refused():
+    with pytest.raises(ValueError, match='semantics is \'small\'; wanted "masked" or "kept"'):
+        jp.compact(lambda p: p, jnp.ones(3), jnp.ones(3, bool), semantics="small")
+
+
+def test_saved_models_keep_their_semantics(tmp_path):
+    big = Norms(8)
+    params = big.init(jax.random.key(1), X)
+    structure = jp.infer_structure(big.apply, params, X)
+    name = next(n for n, d in structure.dims.items() if not d.frozen and d.size == 16)
+    masks = structure.masks({name: np.arange(16) < 4})
+    small = jp.compact(big.apply, params, masks, X, semantics="kept")
+    jp.save(small, tmp_path)
+    again = jp.load(tmp_path, big.apply, params, X)
+    np.testing.assert_array_equal(again.fn(again.params, X), small.fn(small.params, X))
