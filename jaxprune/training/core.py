@@ -26,7 +26,7 @@ from jaxprune.training.landing import (
 )
 from jaxprune.training.moments import check_moments, reset_moments
 from jaxprune.training.renewal import all_kept, check_every, check_schedule, is_due, scheduled
-from jaxprune.types import Masks, Params, Pattern, Schedule, ScoreFn, Scores
+from jaxprune.types import Masks, Params, Pattern, Schedule, ScoreFn, Scores, path_str
 
 Renew = Callable[..., Masks]  # (params, masks, sparsity, **evidence) -> masks
 Due = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (step, sparsity, last) -> bool
@@ -195,9 +195,16 @@ def scored(score: ScoreFn, params: Params, evidence: dict[str, Any]) -> Scores:
 
 
 def check_renewed(masks: Masks, old: Masks) -> None:
-    """Raises ValueError unless renewed masks have the shapes of those in the state."""
+    """Raises ValueError unless new masks have the shapes of those in the state."""
     check_masks(masks, old)
-    check_like("renewed masks", masks, old, "return masks that the pattern of this method makes")
+    flat = jax.tree_util.tree_leaves_with_path(masks)
+    for (path, mask), before in zip(flat, jax.tree.leaves(old), strict=True):
+        if jnp.shape(mask) != jnp.shape(before):
+            raise ValueError(
+                f"the new mask of {path_str(path)} has the shape {jnp.shape(mask)}, that in the "
+                f"state {jnp.shape(before)}; make new masks with the pattern of the method, for a "
+                "state never changes its shapes"
+            )
 
 
 def as_transform(inner: Any) -> optax.GradientTransformationExtraArgs:

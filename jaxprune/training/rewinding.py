@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.masks import apply_masks, check_masks
+from jaxprune.masks import apply_masks
 from jaxprune.patterns import unstructured
 from jaxprune.schedules import exponential
 from jaxprune.scores.weights import magnitude
-from jaxprune.training.core import MaskState, check_score, scored
+from jaxprune.training.core import MaskState, check_renewed, check_score, scored
 from jaxprune.training.landing import hold
 from jaxprune.training.sparse_params import KeepParamsSparseState
 from jaxprune.types import Masks, Params, Pattern, ScoreFn
@@ -54,7 +54,7 @@ def set_masks(opt_state: Any, masks: Masks) -> Any:
         if not isinstance(state, kinds):
             return state
         found.append(state)
-        check_masks(masks, state.masks)
+        check_renewed(masks, state.masks)
         return state._replace(masks=masks)
 
     opt_state = jax.tree.map(node, opt_state, is_leaf=lambda x: isinstance(x, kinds))
