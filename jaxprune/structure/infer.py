@@ -53,7 +53,7 @@ def infer(
     if param_axes is not None:
         for value, axs in zip(values, param_axes):
             value.axes = tuple(axs)
-    with _collecting_later():
+    with collecting_later():
         program = tape.build(closed, values, registry.couple)
     count = len(jax.tree.leaves(params))
     result = Program(program, count, jax.tree.structure(out_shape))
@@ -62,7 +62,7 @@ def infer(
 
 
 @contextlib.contextmanager
-def _collecting_later() -> Iterator[None]:
+def collecting_later() -> Iterator[None]:
     """A tape grows without garbage: searching it for some half-way would double the time."""
     was = gc.isenabled()
     gc.disable()
@@ -107,7 +107,7 @@ def followed(outputs: Shapes, params: Shapes) -> list[str | None]:
     shapes = dict(params)
     names = [ending_in(path, shapes) for path, _ in outputs]
     names = [n if n and shapes[n] == shape else None for n, (_, shape) in zip(names, outputs)]
-    whole = all(name in names for name in shapes)
+    whole = shapes.keys() <= set(names)
     return [n if n and (whole or "/" in n) else None for n in names]
 
 
