@@ -254,6 +254,15 @@ def test_an_axis_of_several_dimensions_is_as_many_boxes():
     assert len(lanes(ax)) == 2
 
 
+def test_a_long_label_keeps_its_end():
+    name = "a_module_of_a_name_that_nobody_would_want_to_read"
+    fn = lambda p, x: jnp.tanh(x @ p[name]["up"]) @ p[name]["down"]  # noqa: E731
+    params = {name: {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}}
+    ax = jp.plot.structure(jp.infer_structure(fn, params, jnp.ones((1, 3))))
+    (label,) = [t for t in texts(ax) if t.endswith("hidden: 8")]
+    assert label.startswith("...") and len(label) < 52
+
+
 def test_everything_lies_within_the_figure():
     structure = jp.infer_structure(two_layers, TWO_LAYERS, jnp.ones((1, 3)))
     ax = jp.plot.structure(structure)

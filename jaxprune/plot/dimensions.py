@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import graphlib
-import heapq
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,9 @@ _INK = "#30363C"
 _LETTER = 0.25  # width of a letter, in heights of a row
 _WIDEST = 46  # letters of a label
 _INCHES = 0.27  # height of a row
+
+
+Before = dict[str, set[str]]  # path -> paths that come before it
 
 
 @dataclass
@@ -58,7 +60,7 @@ def structure(structure: Structure, dims: str = "*", *, ax: Any = None) -> Any:
     Args:
       structure: what ``jp.infer_structure`` found.
       dims: names or labels of the dimensions to draw, with wildcards; rows that carry none of
-        them are left out.
+        them are left out. A deep network is best drawn by parts: ``"layer_0*"``.
       ax: matplotlib axes, a new figure of fitting size if None.
 
     Raises:
@@ -117,8 +119,8 @@ def _in_order_of_use(structure: Structure) -> list[str]:
     def makes(slot: Slot) -> bool:  # kernels are (..., in, out)
         return rank[slot.path] > 1 and slot.axis == rank[slot.path] - 1
 
-    known = {path: set[str]() for path in structure.paths}
-    guessed = {path: set[str]() for path in structure.paths}
+    known: Before = {path: set() for path in structure.paths}
+    guessed: Before = {path: set() for path in structure.paths}
     by_dim = [d.slots for d in structure.dims.values()]
     for slots in [[of_dim[0] for of_dim in by_dim], *by_dim]:
         first = list(dict.fromkeys(s.path for s in slots if makes(s)))
@@ -132,24 +134,22 @@ def _in_order_of_use(structure: Structure) -> list[str]:
         path: (path not in makers, *map(_natural, _module_and_name(path)))
         for path in structure.paths
     }
-    try:
-        return _sorted({path: known[path] | guessed[path] for path in known}, place)
-    except graphlib.CycleError:
-        return _sorted(known, place)
+    return _sorted(known, guessed, place)
 
 
-def _sorted(before: dict[str, set[str]], place: dict[str, Any]) -> list[str]:
-    sorter = graphlib.TopologicalSorter(before)
+def _sorted(known: Before, guessed: Before, place: dict[str, Any]) -> list[str]:
+    """Keeps what is known, goes by guesses where possible, then by ``place``."""
+    sorter = graphlib.TopologicalSorter(known)
     sorter.prepare()
-    ready: list[tuple[Any, str]] = []
-    found = []
+    ready: set[str] = set()
+    found: dict[str, None] = {}  # an ordered set
     while sorter.is_active():
-        for path in sorter.get_ready():
-            heapq.heappush(ready, (place[path], path))
-        _, path = heapq.heappop(ready)
-        found.append(path)
-        sorter.done(path)
-    return found
+        ready.update(sorter.get_ready())
+        best = min(ready, key=lambda path: (not guessed[path] <= found.keys(), place[path]))
+        ready.remove(best)
+        found[best] = None
+        sorter.done(best)
+    return list(found)
 
 
 def _natural(path: str) -> list[Any]:
@@ -324,9 +324,8 @@ def _pieces(axis: Axis) -> Iterator[tuple[str, Any, float]]:
 
 
 def _label(lane: _Lane) -> str:
-    text = (
-        lane.dim.label if len(lane.dim.label) <= _WIDEST else lane.dim.label[: _WIDEST - 3] + "..."
-    )
+    text = lane.dim.label  # what it is stands at its end
+    text = text if len(text) <= _WIDEST else "..." + text[3 - _WIDEST :]
     return f"{text}: {lane.dim.size:,}"
 
 
