@@ -49,11 +49,13 @@ class TransformerBlock(nn.Module):
 
     widths: Widths
     causal: bool
+    two_pass: bool = False  # variance after the mean: what is removed still counts there
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + Attention(self.widths, self.causal)(nn.LayerNorm()(x))
-        hidden = nn.gelu(nn.Dense(self.widths.hidden)(nn.LayerNorm()(x)))
+        norms = [nn.LayerNorm(use_fast_variance=not self.two_pass) for _ in range(2)]
+        x = x + Attention(self.widths, self.causal)(norms[0](x))
+        hidden = nn.gelu(nn.Dense(self.widths.hidden)(norms[1](x)))
         return x + nn.Dense(self.widths.residual)(hidden)
 
 
@@ -64,6 +66,7 @@ class ViT(nn.Module):
     widths: Widths
     layers: int
     patch: int
+    two_pass: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -74,8 +77,9 @@ class ViT(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, x.shape[-1])), x], 1)
         x = x + self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         for _ in range(self.layers):
-            x = TransformerBlock(self.widths, causal=False)(x)
-        return nn.Dense(self.classes)(nn.LayerNorm()(x[:, 0]))
+            x = TransformerBlock(self.widths, False, self.two_pass)(x)
+        norm = nn.LayerNorm(use_fast_variance=not self.two_pass)
+        return nn.Dense(self.classes)(norm(x[:, 0]))
 
 
 class _ScannedBlock(nn.Module):
@@ -139,10 +143,11 @@ def resnet(name: str, size: int, channels: int, widths: tuple[int, ...], **more:
     return Case(name, dense, native, images(size, channels), settings)
 
 
-def vit(widths: Widths, layers: int, size: int, patch: int) -> Case:
-    dense, native = (ViT(10, w, layers, patch) for w in (widths, widths.half()))
+def vit(widths: Widths, layers: int, size: int, patch: int, two_pass: bool = False) -> Case:
+    dense, native = (ViT(10, w, layers, patch, two_pass) for w in (widths, widths.half()))
     settings = {"widths": vars(widths), "layers": layers, "image": [size, size, 3], "patch": patch}
-    return Case("ViT", dense, native, images(size, 3), settings)
+    name = "ViT, two-pass LayerNorm" if two_pass else "ViT"
+    return Case(name, dense, native, images(size, 3), settings)
 
 
 def gpt(widths: Widths, layers: int, length: int, words: int, scanned: bool) -> Case:
@@ -159,6 +164,7 @@ def cases() -> list[Case]:
         resnet("small ResNet", 28, 1, (64, 128)),
         resnet("ResNet", 32, 3, (32, 64, 128), blocks=2, stem_strides=1),
         vit(widths, layers=4, size=64, patch=8),
+        vit(widths, layers=4, size=64, patch=8, two_pass=True),
         gpt(widths, layers=4, length=64, words=1000, scanned=False),
         gpt(widths, layers=4, length=64, words=1000, scanned=True),
     ]
@@ -170,6 +176,7 @@ def tiny_cases() -> list[Case]:
     return [
         resnet("small ResNet", 8, 1, (4, 8)),
         vit(widths, layers=1, size=8, patch=4),
+        vit(widths, layers=1, size=8, patch=4, two_pass=True),
         gpt(widths, layers=2, length=6, words=11, scanned=False),
         gpt(widths, layers=2, length=6, words=11, scanned=True),
     ]

@@ -441,8 +441,13 @@ def beside_native():
     return [(case, native.build(case, batch=2)) for case in native_models.tiny_cases()]
 
 
-def test_the_compact_program_costs_what_the_native_module_does(beside_native):
-    for case, entries in beside_native:
+@pytest.fixture(scope="module")
+def nothing_carried(beside_native):
+    return [(case, entries) for case, entries in beside_native if "two-pass" not in case.name]
+
+
+def test_the_compact_program_costs_what_the_native_module_does(nothing_carried):
+    for case, entries in nothing_carried:
         found = native.flops(entries)
         # jnp.tril adds 0 to an iota, once per layer and position: the compact program doesn't
         added = {"add": 2 * 6 * 6} if case.name.startswith("GPT") else {}
@@ -451,8 +456,18 @@ def test_the_compact_program_costs_what_the_native_module_does(beside_native):
         assert found["dense"] > 2.5 * found["compact"], case.name
 
 
-def test_the_compiler_makes_the_same_program_of_both(beside_native):
-    for case, entries in beside_native:
+def test_a_variance_after_the_mean_costs_its_removed_part_and_no_more(beside_native):
+    (entries,) = (entries for case, entries in beside_native if "two-pass" in case.name)
+    found = native.flops(entries)
+    # three norms; 4 channels of 5 tokens in two of them and of 1 in the last, in a batch of 2:
+    # the mean is subtracted, squared and summed once more there, and the two sums are added
+    rows = 2 * (5 + 5 + 1)
+    parts = {"add": rows, "reduce_sum": 4 * rows, "square": 4 * rows, "sub": 4 * rows}
+    assert {n: b - a for n, (a, b) in found["differing"].items()} == parts
+
+
+def test_the_compiler_makes_the_same_program_of_both(nothing_carried):
+    for case, entries in nothing_carried:
         compiled = {
             name: jax.jit(entries[name][0]).lower(*entries[name][1]).compile()
             for name in (native.NATIVE, native.COMPACT)
