@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from benchmarks import training_overhead
+from benchmarks import training as benchmark
 from jaxprune.training.landing import land_on_masked
 from jaxprune.training.renewal import is_due
 
@@ -493,15 +493,25 @@ def test_keep_params_sparse_leaves_the_masks_to_their_owner() -> None:
 def test_the_overhead_is_measured_where_masks_are_kept_and_where_they_are_renewed(
     monkeypatch: Any,
 ) -> None:
-    monkeypatch.setattr(training_overhead, "WIDTHS", (8, 16, 4))
-    entries = training_overhead.entries()
-    for name, renewed in (("prune, masks kept", False), ("prune, masks renewed", True)):
+    monkeypatch.setattr(benchmark, "WIDTHS", (8, 16, 4))
+    names = ("prune", "rigl", "sr_ste, 2:4")
+    entries = benchmark.entries(names)
+    steps = ["prune, masks kept", "prune, masks renewed", "rigl, masks kept", "rigl, masks renewed"]
+    assert list(entries) == ["adamw", *steps, "sr_ste, 2:4, masks renewed"]
+    for name in steps:
         step, (params, state, *batch) = entries[name]
-        _, after = step(jax.tree.map(jnp.flip, params), state, *batch)
-        assert (after.masks[0]["kernel"] != state.masks[0]["kernel"]).any() == renewed
-        assert int(after.masks[0]["kernel"].sum()) == round(0.1 * 8 * 16)
-    found = training_overhead.measure(rounds=3)
+        everything = state._replace(masks=jax.tree.map(jnp.ones_like, state.masks))
+        _, after = step(params, everything, *batch)
+        kept = int(after.masks[0]["kernel"].sum())
+        assert kept == (round(0.1 * 8 * 16) if name.endswith("renewed") else 8 * 16), name
+    found = benchmark.measure(names, rounds=3)
     assert set(found) == set(entries) and found["adamw"]["ratio"] == 1.0
+
+
+def test_a_mask_update_is_measured_against_sorting() -> None:
+    found = benchmark.measure_update(4096, rounds=3)
+    assert found["argsort"]["argsort_over_this"] == 1.0
+    assert all(row["temporary_bytes_per_entry"] is not None for row in found.values())
 
 
 # ---- errors ---------------------------------------------------------------------------------
