@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from jaxprune.distributions import by_depth, by_path
+from jaxprune.distributions import by_depth, by_path, lamp, like, owl, without_ends
 
 SHAPES = st.lists(
     st.lists(st.integers(1, 40), min_size=1, max_size=4).map(tuple), min_size=1, max_size=6
@@ -23,7 +23,12 @@ ALL = {
     "global": jp.global_threshold,
     "by_path": by_path({"*": lambda s: s / 2}),
     "by_depth": by_depth(lambda depth, s: s * depth),
+    "lamp": lamp,
+    "owl": owl,
+    "without_ends": without_ends(first=1, last=0),
+    "without_ends of a mapping": without_ends({"*": 0.5}, first=0, last=1),
 }
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def ones(shapes):
@@ -61,7 +66,8 @@ def test_erk_power_0_is_uniform():
 
 @pytest.mark.parametrize("name", ALL)
 def test_any_tree_one_scalar_a_leaf_traced_or_not(name):
-    for tree in ((jnp.ones((3, 4)), [jnp.ones(5), None]), {"a": {"b": jnp.ones((2, 2))}}):
+    leaf = jnp.ones((2, 2))
+    for tree in ((jnp.ones((3, 4)), [jnp.ones(5), None]), {"a": {"b": leaf, "c": leaf}}):
         known = ALL[name](tree, 0.5)
         traced = jax.jit(lambda t, s: ALL[name](t, s))(tree, 0.5)
         for sparsities in (known, traced):
@@ -161,6 +167,111 @@ def test_by_depth_counts_numbers_as_numbers_or_takes_an_order():
     assert float(by_depth(rule)({"one": jnp.ones(2)}, 0.5)["one"]) == 0.0
 
 
+def lamp_oracle(leaves, sparsity):
+    """Sorts all LAMP scores together, and counts those of each leaf below the cut."""
+    flat = [np.sort(np.ravel(x).astype(np.float64) ** 2) for x in leaves]
+    scores = [x / np.cumsum(x[::-1])[::-1] for x in flat]
+    total = sum(x.size for x in flat)
+    removed = round(total * sparsity)
+    cut = np.sort(np.concatenate(scores))[removed] if removed < total else np.inf
+    return [float((x < cut).mean()) for x in scores]
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9, 0.98])
+def test_lamp_is_one_cut_over_the_scores_of_the_paper(sparsity):
+    scores = jp.magnitude({"a": NORMAL["small"], "b": NORMAL["small"][:50] ** 3})
+    got = jax.jit(lamp)(scores, sparsity)
+    wanted = lamp_oracle(scores.values(), sparsity)
+    np.testing.assert_allclose([float(s) for s in got.values()], wanted, atol=1e-3)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32 - 1), FRACTION, st.sampled_from([1e-20, 1e-3, 1e10]))
+def test_lamp_is_free_of_scale_hits_the_target_and_empties_no_leaf(seed, sparsity, scale):
+    rng = np.random.default_rng(seed)
+    scores = {
+        n: jnp.asarray(np.abs(rng.normal(size=s)), jnp.float32)
+        for n, s in (("a", (30, 20)), ("b", (7, 3)), ("c", (2, 2)))
+    }
+    got = lamp(scores, sparsity)
+    scaled = lamp({**scores, "b": scores["b"] * scale}, sparsity)
+    for path in scores:
+        assert float(scaled[path]) == pytest.approx(float(got[path]), abs=2 / scores[path].size)
+    masks = jp.unstructured(lamp)(scores, sparsity)
+    shares = [oracles.kept_count(x.size, sparsity) for x in scores.values()]
+    assert sum(int(m.sum()) for m in masks.values()) == sum(shares)
+    assert all(m.any() for m in masks.values()) or sparsity == 1
+
+
+def owl_oracle(leaves, sparsity, outlier, spread):
+    """Tries shifts on a grid: the first that keeps enough."""
+    parts = np.array([(x > outlier * x.mean()).mean() for x in leaves])
+    sizes = np.array([x.size for x in leaves], float)
+    width = np.ptp(parts) or 1
+    wanted = 2 * spread * (parts - parts.min()) / width
+    density = np.clip(wanted + np.linspace(-1.2, 1.2, 24_001)[:, None], 0, 1)
+    enough = density @ sizes >= (1 - sparsity) * sizes.sum() - 1e-6
+    return 1 - density[np.argmax(enough)]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.7, 0.97, 1.0])
+def test_owl_spares_what_has_outliers_and_averages_to_the_target(sparsity):
+    rng = np.random.default_rng(0)
+    leaves = {f"w{i}": np.abs(rng.normal(size=s)) ** (i + 1) for i, s in enumerate((400, 90, 60))}
+    scores = {path: jnp.asarray(x) for path, x in leaves.items()}
+    for run in (owl, jax.jit(owl)):
+        got = np.array([float(s) for s in run(scores, sparsity).values()])
+        wanted = owl_oracle(list(leaves.values()), sparsity, 5.0, 0.08)
+        np.testing.assert_allclose(got, wanted, atol=2e-4)
+        mean = mean_density([x.shape for x in leaves.values()], got)
+        assert mean == pytest.approx(1 - sparsity, abs=1e-5)
+        assert np.ptp(got) <= 0.16 + 1e-5
+
+
+def test_owl_by_layer_does_not_see_scale_and_is_uniform_where_layers_are_alike():
+    wild = jnp.ones(50).at[0].set(100.0)
+    scores = {"l0": {"q": wild, "k": jnp.ones(50)}, "l1": {"q": jnp.ones(50), "k": jnp.ones(50)}}
+    layer = lambda path: path.split("/")[0]  # noqa: E731
+    got = owl(scores, 0.5, layer=layer)
+    assert float(got["l0"]["q"]) == float(got["l0"]["k"]) == pytest.approx(0.42, abs=1e-5)
+    assert float(got["l1"]["q"]) == float(got["l1"]["k"]) == pytest.approx(0.58, abs=1e-5)
+    for scale in (1e-30, 1e30):
+        louder = jax.tree.map(functools.partial(jnp.multiply, scale), scores)
+        scaled = owl(louder, 0.5, layer=layer)
+        np.testing.assert_allclose(*map(jax.tree.leaves, (scaled, got)), atol=1e-6)
+    alike = owl({"a": jnp.ones(10), "b": jnp.ones(90)}, 0.7)
+    np.testing.assert_allclose([float(s) for s in alike.values()], 0.7, atol=1e-6)
+    assert owl({}, 0.5) == {}
+
+
+def test_the_ends_stay_dense_and_what_lies_between_has_the_target():
+    names = ["Conv_0", "Conv_2", "Conv_10", "Dense_0"]
+    scores = {name: jnp.arange(40.0).reshape(4, 10) for name in names}
+    masks = jp.unstructured(without_ends(jp.erk))(scores, 0.9)
+    assert {name: int(m.sum()) for name, m in masks.items()} == {
+        "Conv_0": 40,
+        "Conv_2": 4,
+        "Conv_10": 4,
+        "Dense_0": 40,
+    }
+    order = names[::-1].index
+    rule = without_ends(first=1, last=0, order=order)(scores, 0.5)
+    assert {n for n, s in rule.items() if float(s) == 0} == {"Dense_0"}
+    assert all(float(s) == 0.5 for s in without_ends(first=0, last=0)(scores, 0.5).values())
+
+
+def test_like_gives_each_leaf_its_own_density_in_any_pattern():
+    scores = {"large": jnp.abs(NORMAL["small"]), "small": jnp.abs(NORMAL["small"][:9]) ** 2}
+    masks = jp.unstructured(functools.partial(jp.global_threshold, normalize=False))(scores, 0.9)
+    again = jp.unstructured(like(masks))(jp.random(scores, key=jax.random.key(0)), 0.123)
+    for path in scores:
+        assert int(again[path].sum()) == int(masks[path].sum())
+    traced = jax.jit(lambda m: jp.unstructured(like(m))(scores, 0.0))(masks)
+    assert int(traced["small"].sum()) == int(masks["small"].sum())
+    empty = like({"w": jnp.zeros((0, 2), bool)})({"w": jnp.ones((0, 2))}, 0.5)
+    assert float(empty["w"]) == 0
+
+
 W = {"conv": jnp.ones((2, 2)), "dense": jnp.ones((2, 2))}
 
 
@@ -177,6 +288,16 @@ W = {"conv": jnp.ones((2, 2)), "dense": jnp.ones((2, 2))}
         ),
         (lambda: by_path({"conv": 1.5}), "'conv' has sparsity 1.5; wanted a fraction in"),
         (lambda: jp.global_threshold(W, 0.5, floor=2.0), "floor is 2.0; wanted the fraction"),
+        (lambda: owl(W, 0.5, spread=-1.0), "spread is -1.0; wanted a number >= 0"),
+        (lambda: without_ends(first=-1), "first=-1, last=1; wanted 0 or more leaves"),
+        (
+            lambda: without_ends()(W, 0.5),
+            r"leaves nothing to prune: 2 leaves \['conv', 'dense'\] with first=1, last=1; make",
+        ),
+        (
+            lambda: like({"conv": jnp.ones((2, 2), bool)})(W, 0.5),
+            r"the masks have no leaf 'dense', only \['conv'\]; pass masks that were made for",
+        ),
         (
             lambda: jp.unstructured(lambda scores, s: {"conv": s})(W, 0.5),
             r"distribution returned .*wanted one sparsity for each of \['conv', 'dense'\]",
@@ -201,5 +322,5 @@ def test_strict_promotion_and_64_bit_types(x64):
         for dtype in (jnp.float32, jnp.float64):
             scores = {"w": jnp.arange(12.0).astype(jnp.bfloat16), "v": jnp.arange(5.0, dtype=dtype)}
             for name, distribution in ALL.items():
-                known, traced = distribution(scores, 0.5), jax.jit(distribution)(scores, 0.5)
+                known, traced = distribution(scores, 0.5), jit(distribution)(scores, 0.5)
                 assert float(known["w"]) == pytest.approx(float(traced["w"])), name

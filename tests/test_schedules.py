@@ -47,11 +47,15 @@ def test_formula_ends_and_direction(name, init, final, begin, length):
     assert ((values >= 0) & (values <= 1)).all()
 
 
-@pytest.mark.parametrize("name", [*RAMPS, "one_shot", "constant"])
+@pytest.mark.parametrize("name", [*RAMPS, "one_shot", "constant", "rounds", "cyclic"])
 def test_arrays_in_every_transform(name):
     schedule = {
         "one_shot": schedules.one_shot(0.9, at=3),
         "constant": schedules.constant(0.9),
+        "rounds": schedules.rounds(0.1, 0.9, begin=1, every=3, count=3),
+        "cyclic": schedules.cyclic(
+            schedules.linear(0, 0.9, begin=1, end=3), period=4, count=2, begin=1
+        ),
         **{n: ramp(0.1, 0.9, begin=2, end=7) for n, ramp in RAMPS.items()},
     }[name]
     steps = jnp.arange(10)
@@ -73,12 +77,73 @@ def test_one_shot_and_constant():
     assert float(schedules.constant(1)(3)) == 1.0
 
 
+@settings(max_examples=40)
+@given(FRACTION, FRACTION, st.integers(0, 50), st.integers(1, 20), st.integers(1, 12))
+def test_rounds_prune_the_same_fraction_of_what_is_left(init, final, begin, every, count):
+    schedule = schedules.rounds(init, final, begin=begin, every=every, count=count)
+    ratio = ((1 - final) / (1 - init)) ** (1 / count)
+    assert float(schedule(begin - 1)) == np.float32(init)
+    for k in range(1, count + 1):
+        first = begin + (k - 1) * every
+        for step in (first, first + every - 1):  # a round's first and last step
+            wanted = 1 - (1 - init) * ratio**k
+            assert float(schedule(step)) == pytest.approx(wanted, abs=1e-6)
+    for step in (begin + (count - 1) * every, begin + count * every, 2**31 - 1):
+        assert float(schedule(step)) == np.float32(final)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 7), st.integers(1, 12))
+def test_a_cycle_is_what_optax_joins(period, count, begin, end):
+    """The oracle evaluates a copy of the schedule for each cycle."""
+    schedule = schedules.cubic(0.1, 0.9, begin=0, end=end)
+    cyclic = schedules.cyclic(schedule, period=period, count=count, begin=begin)
+    joined = optax.join_schedules(
+        [schedules.constant(0.1)] + [schedule] * count,
+        [begin + k * period for k in range(count)],
+    )
+    steps = jnp.arange(70)
+    np.testing.assert_array_equal(jax.vmap(cyclic)(steps), jax.vmap(joined)(steps))
+    assert float(cyclic(2**31 - 1)) == np.float32(0.9)
+
+
+def test_alternating_phases_are_a_cycle_of_one_shots():
+    phases = schedules.cyclic(schedules.one_shot(0.9, at=2), period=4, count=2)
+    got = [round(float(phases(t)), 1) for t in range(10)]
+    assert got == [0, 0, 0.9, 0.9, 0, 0, 0.9, 0.9, 0.9, 0.9]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.rounds(0.0, 0.75, begin=1, every=3, count=2),
+        schedules.cyclic(schedules.one_shot(0.5, at=1), period=4, count=2),
+    ],
+)
+def test_prune_follows_them_step_by_step(schedule):
+    params = {"w": jax.random.normal(jax.random.key(0), (10, 10))}
+    tx = jp.prune(optax.sgd(0.1), jp.magnitude, schedule, regrow=True)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for t in range(9):
+        params, state = step(params, state)
+        kept = int(optax.tree_utils.tree_get(state, "masks")["w"].sum())
+        assert kept == round(100 * (1 - float(schedule(t))))
+
+
 def test_hyperparameters_may_be_traced():
     def value(final, step):
         return schedules.cubic(0.0, final, begin=0, end=10)(step)
 
     assert jax.jit(value)(0.5, 10) == 0.5
     assert jax.jit(lambda f: schedules.exponential(0.0, f, begin=0, end=2)(1))(0.75) == 0.5
+    final = jax.jit(lambda f: schedules.rounds(0.0, f, begin=0, every=5, count=2)(4))(0.75)
+    assert float(final) == 0.5
 
 
 def test_optax_joins_them():
@@ -101,6 +166,23 @@ def test_optax_joins_them():
         (lambda: schedules.constant(float("nan")), "sparsity is nan"),
         (lambda: schedules.polynomial(0, 1, begin=0, end=1, power=0), "power is 0; wanted a pos"),
         (lambda: schedules.exponential(0, 1, begin=0, end=1), "final is 1, a density of 0"),
+        (
+            lambda: schedules.rounds(0, 0.5, begin=0, every=0, count=2),
+            "every=0, count=2; wanted at least one step from round to round",
+        ),
+        (
+            lambda: schedules.rounds(0, 0.5, begin=0, every=1, count=0),
+            "every=1, count=0; wanted .* at least one round",
+        ),
+        (lambda: schedules.rounds(0, 1, begin=0, every=1, count=2), "final is 1, a density of 0"),
+        (
+            lambda: schedules.cyclic(schedules.constant(0.5), period=0, count=1),
+            "period=0, count=1; wanted at least one step a cycle",
+        ),
+        (
+            lambda: schedules.cyclic(schedules.constant(0.5), period=1, count=0),
+            "period=1, count=0; wanted .* at least one cycle",
+        ),
     ],
 )
 def test_errors(call, text):

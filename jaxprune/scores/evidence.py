@@ -186,14 +186,12 @@ def _hvp(grad: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
 
 
 def _mean(one: Callable[..., list[Any]], batches: Batches) -> list[Any]:
-    total: list[Any] | None = None
+    total: list[Any] = []
     count = 0
     for batch in check_batches(batches):
         new = [widen(x) for x in one(*batch)]
-        total = new if total is None else [a + b for a, b in zip(total, new)]
+        total = [a + b for a, b in zip(total, new)] if count else new
         count += 1
-    if total is None:
-        raise ValueError("batches is empty; pass at least one tuple: [(x, y)]")
     return [x / count for x in total]
 
 
@@ -202,6 +200,7 @@ def check_batches(batches: Batches) -> Iterator[tuple[Any, ...]]:
         raise TypeError(
             f"batches is a {type(batches).__name__}, used up after one pass; write list(batches)"
         )
+    batch = None
     for batch in batches:
         if not isinstance(batch, tuple):
             raise TypeError(
@@ -209,6 +208,8 @@ def check_batches(batches: Batches) -> Iterator[tuple[Any, ...]]:
                 "loss(params, *batch), such as (x, y) or (x,)"
             )
         yield batch
+    if batch is None:
+        raise ValueError("batches is empty; pass at least one tuple: [(x, y)]")
 
 
 def _examples(batch: tuple[Any, ...]) -> tuple[Any, ...]:
