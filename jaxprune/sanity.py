@@ -16,7 +16,7 @@ import numpy as np
 from jaxprune.distributions import like
 from jaxprune.masks import apply_masks, check_masks, overlap
 from jaxprune.patterns import unstructured
-from jaxprune.scores.flow import synflow
+from jaxprune.scores.flow import synflow, total_flow
 from jaxprune.scores.weights import is_float, random
 from jaxprune.selection import known
 from jaxprune.types import Masks, Params, path_str
@@ -179,7 +179,7 @@ def active(fn: Callable[..., Any], masks: Masks, params: Params, *args: Any) -> 
     """
     check_masks(masks, params)
     paths = jax.tree.map(lambda w: _paths(w) if is_float(w) else w, apply_masks(params, masks))
-    flow = synflow(paths, fn=fn, args=args)
+    flow = synflow(_levelled(fn, paths, args), fn=fn, args=args)
 
     def one(mask: Any, score: Any) -> Any:
         return mask if not np.shape(mask) or not is_float(score) else mask & (score > 0)
@@ -240,7 +240,25 @@ def _named(masks: Masks) -> list[tuple[str, Any]]:
     return [(path_str(path), mask) for path, mask in jax.tree_util.tree_leaves_with_path(masks)]
 
 
-def _paths(w: jax.Array) -> jax.Array:
-    """Equal weights, of sum 1 per output on average: no flow leaves the range of float32."""
+def _paths(w: Any) -> Any:
+    """Equal weights: each output of each matrix gets about as much as came in."""
     there = (w != 0).astype(jnp.float32)
-    return there / jnp.maximum(jnp.sum(there) / (max(w.shape[-1], 1) if w.ndim else 1), 1)
+    if there.ndim < 2 or not there.size:
+        return there
+    each = jnp.sum(there, (-2, -1), keepdims=True) / there.shape[-1]
+    return there / jnp.maximum(each, 1)
+
+
+def _levelled(fn: Callable[..., Any], params: Params, args: tuple[Any, ...]) -> Params:
+    """Params times the one number for which the total flow is about 1, found by bisection."""
+
+    def scaled(exponent: jax.Array) -> Params:
+        return jax.tree.map(lambda w: w * 2.0**exponent if is_float(w) else w, params)
+
+    def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        middle = (ends[0] + ends[1]) / 2
+        much = ~(total_flow(fn, scaled(middle), args) < 1)  # infinite and NaN are much, too
+        return jnp.where(much, ends[0], middle), jnp.where(much, middle, ends[1])
+
+    ends = jax.lax.fori_loop(0, 12, halve, (jnp.float32(-32), jnp.float32(32)))
+    return scaled(ends[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -55,17 +56,18 @@ def synflow(
     """
     how = "functools.partial(jp.scores.synflow, fn=model.apply, args=(x,))"
     required("synflow", "fn", fn, how)
-    ones = jax.tree.map(_one, args)
     sizes, join = split(map_floats(lambda w: jnp.abs(widen(w)), params))
+    grad = jax.grad(lambda sizes: total_flow(fn, join(sizes), args))(sizes)
+    return join([w * g for w, g in zip(sizes, grad)])
 
-    def flow(sizes: list[Any]) -> jax.Array:
-        outputs = [y for y in jax.tree.leaves(fn(join(sizes), *ones)) if is_float(y)]
-        return sum((jnp.sum(jnp.real(y), dtype=float) for y in outputs), jnp.zeros((), float))
 
-    return join([w * g for w, g in zip(sizes, jax.grad(flow)(sizes))])
+def total_flow(fn: Callable[..., Any], params: Params, args: tuple[Any, ...]) -> jax.Array:
+    """R: the sum of all outputs for inputs of ones."""
+    outputs = [y for y in jax.tree.leaves(fn(params, *jax.tree.map(_one, args))) if is_float(y)]
+    return sum((jnp.sum(jnp.real(y), dtype=float) for y in outputs), jnp.zeros((), float))
 
 
 def _one(x: Any) -> Any:
     if is_float(x):
-        return jnp.ones(x.shape, x.dtype)
+        return jnp.ones(x.shape, jnp.promote_types(x.dtype, jnp.float32))  # as params are
     return jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
