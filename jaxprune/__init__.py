@@ -10,6 +10,9 @@ from jaxprune import scores as scores
 from jaxprune import training as training
 from jaxprune.compact.compact import Compact as Compact
 from jaxprune.compact.compact import compact as compact
+from jaxprune.compact.export import Exported as Exported
+from jaxprune.compact.export import export as export
+from jaxprune.compact.export import load_exported as load_exported
 from jaxprune.compact.store import load as load
 from jaxprune.compact.store import save as save
 from jaxprune.cost import Cost as Cost

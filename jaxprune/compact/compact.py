@@ -14,7 +14,7 @@ from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.compact import certificate as _certificate
 from jaxprune.compact import counts as _counts
-from jaxprune.compact import plan
+from jaxprune.compact import plan, symbolic
 from jaxprune.compact.blocks import Split, View
 from jaxprune.compact.certificate import Certificate
 from jaxprune.compact.demand import Demand
@@ -252,11 +252,24 @@ class _SmallFunction:
         return self._known[key]
 
     def _trace(self, leaves: list[Any], args: Any) -> _Traced:
-        shapes = zip(self._structure.shapes, leaves, strict=True)
-        full = [jax.ShapeDtypeStruct(shape, x.dtype) for shape, x in shapes]
+        full = self._full(leaves)
+        closed, out_shape = jax.make_jaxpr(self._fn, return_shape=True)(full, *args)
+        if not symbolic.has_names(jax.tree.leaves(args)):
+            return self._decide(closed, out_shape, full, args)
+        numbers = symbolic.Numbers(closed, args)
+        traced = self._decide(numbers.closed, out_shape, full, numbers.args)
+        numbers.give_names(traced[0].tape)
+        return traced
+
+    def _full(self, leaves: list[Any]) -> Any:
+        """The types of the parameters at their full shapes."""
+        pairs = zip(self._structure.shapes, leaves, strict=True)
+        full = [jax.ShapeDtypeStruct(shape, x.dtype) for shape, x in pairs]
+        return jax.tree.unflatten(self._structure.treedef, full)
+
+    def _decide(self, closed: Any, out_shape: Any, full: Any, args: Any) -> _Traced:
         param_axes, fresh = _infer.copy_axes(self._structure.param_axes)
-        tree = jax.tree.unflatten(self._structure.treedef, full)
-        program = _infer.infer(self._fn, tree, args, param_axes)
+        program = _infer.couple(closed, out_shape, full, args, param_axes)
         split = self._plan.split
         for old in split.kept:
             _check_still_free(fresh[axes.find(old)])

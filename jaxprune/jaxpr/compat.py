@@ -7,7 +7,8 @@ readable message when a release renames what this module reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -146,6 +147,20 @@ def _array(cotangent: Any, aval: Any) -> Any:
     """Zeros for what JAX leaves symbolic: closed-over arrays and operands that can't move."""
     symbolic = not isinstance(cotangent, jax.Array)
     return jnp.zeros(aval.shape, aval.dtype if _moves(aval) else bool) if symbolic else cotangent
+
+
+def names_in(size: Any) -> set[str]:
+    """The names in a symbolic size such as ``2*b`` or ``floordiv(t, 4)``."""
+    return set(re.findall(r"[A-Za-z_]\w*(?!\w*\()", str(size)))
+
+
+SIZE = "dim_as_value"  # the primitive that makes a number of a symbolic size
+
+
+def size_at(size: Any, numbers: Mapping[str, int]) -> int:
+    """A symbolic size with numbers for names; JAX prints sizes as Python expressions."""
+    functions = {"floordiv": int.__floordiv__, "mod": int.__mod__, "max": max, "min": min}
+    return int(eval(str(size), {"__builtins__": {}, **functions, **numbers}))
 
 
 def source_line(eqn: Any) -> str:

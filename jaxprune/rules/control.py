@@ -213,7 +213,8 @@ def run_scan(
     kinds = [0 if i < p.num_consts else 1 if i < held else 2 for i, _ in ins]
     consts, carry, rows = ([x for x, k in zip(xs, kinds) if k == kind] for kind in range(3))
     along = step_length(step)
-    length = p.length if along is None else runner.size(along)
+    # What is scanned says how often, if it is there: a length may be a name, see jax.export.
+    length = None if rows else p.length if along is None else runner.size(along)
 
     def one(carry: Any, rows: Any) -> Any:
         results = runner.run(body, ins, [*consts, *carry, *rows], outs)

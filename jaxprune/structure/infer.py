@@ -49,6 +49,17 @@ def infer(
     if not jax.tree.leaves(params):
         raise ValueError("params has no array leaf; pass the variables that fn takes first")
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *args)
+    return couple(closed, out_shape, params, args, param_axes)
+
+
+def couple(
+    closed: Any,
+    out_shape: Any,
+    params: Any,
+    args: Sequence[Any],
+    param_axes: Sequence[Sequence[Axis]] | None = None,
+) -> Program:
+    """As :func:`infer`, from a trace."""
     values = [Value(v.aval) for v in closed.jaxpr.invars]
     if param_axes is not None:
         for value, axs in zip(values, param_axes):

@@ -1,0 +1,116 @@
+"""Exported models: any batch size, no code. The reference is the compact model in this process."""
+
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+
+
+class Image(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(8, (3, 3))(x)))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        x = x + nn.Conv(8, (3, 3))(nn.relu(nn.GroupNorm(2)(x)))
+        return nn.Dense(5)(x.reshape(x.shape[0], -1))
+
+
+class Text(nn.Module):
+    @nn.compact
+    def __call__(self, ids):
+        x = nn.Embed(11, 16)(ids)
+        x = x + nn.Embed(16, 16)(jnp.arange(ids.shape[1]))
+        mask = nn.make_causal_mask(ids)
+        x = x + nn.MultiHeadDotProductAttention(num_heads=4)(nn.LayerNorm()(x), mask=mask)
+        x = x + nn.Dense(16)(nn.gelu(nn.Dense(32)(nn.LayerNorm()(x))))
+        return nn.Dense(11)(x)
+
+
+class Sound(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.RNN(nn.OptimizedLSTMCell(8))(nn.silu(nn.Conv(6, (3,))(x)))
+        return nn.Dense(3)(x[:, -1])
+
+
+MODELS = {
+    "image": (Image(), jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32), "b, ..."),
+    "text": (Text(), jax.ShapeDtypeStruct((2, 8), jnp.int32), "b, t"),
+    "sound": (Sound(), jax.ShapeDtypeStruct((2, 6, 4), jnp.float32), "b, ..."),
+}
+
+
+def halved(net, spec):
+    x = jnp.ones(spec.shape, spec.dtype)
+    params = jax.jit(net.init)(jax.random.key(1), x)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda w: w + 0.1 * rng.normal(size=w.shape).astype(w.dtype), params)
+    structure = jp.infer_structure(net.apply, params, x)
+    free = [d for d in structure.dims.values() if not d.frozen]
+    masks = structure.masks({d.name: np.arange(d.size) % 2 == 0 for d in free})
+    return jp.compact(net.apply, params, masks, x)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_batch_and_length(tmp_path, name):
+    net, spec, shapes = MODELS[name]
+    small = halved(net, spec)
+    jp.export(small, tmp_path, spec, shapes=shapes)
+    model = jp.load_exported(tmp_path)
+    same = jax.jit(small.fn)
+    for batch in (1, 5):
+        shape = (batch, *spec.shape[1:]) if name != "text" else (batch, 3 * batch)
+        x = jax.random.randint(jax.random.key(batch), shape, 0, 11).astype(spec.dtype)
+        np.testing.assert_allclose(
+            jax.jit(model.fn)(model.params, x), same(small.params, x), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_it_runs_in_a_process_without_the_code(tmp_path):
+    small = halved(*MODELS["image"][:2])
+    jp.export(small, tmp_path, jnp.ones((2, 8, 8, 3)))
+    code = (
+        "import sys, jax, jax.numpy as jnp, jaxprune as jp; m = jp.load_exported(sys.argv[1]);"
+        "assert 'flax' not in sys.modules; x = jnp.ones((2, 8, 8, 3));"
+        "print(float(m.fn(m.params, x).sum()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    expected = float(small.fn(small.params, jnp.ones((2, 8, 8, 3))).sum())
+    assert float(done.stdout.split()[-1]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_sizes_used_as_numbers(tmp_path):
+    """The batch size itself enters the result, and a loop runs over a length that is a name."""
+
+    def fn(p, x):
+        def step(state, row):
+            return jnp.tanh(row @ p["up"] + state @ p["again"]), state.mean()
+
+        last, means = jax.lax.scan(step, jnp.zeros((x.shape[0], 8)), x.swapaxes(0, 1))
+        return last[-1:] @ p["down"] / x.shape[0], means + jnp.arange(x.shape[1])
+
+    rng = np.random.default_rng(0)
+    shapes = {"up": (3, 8), "again": (8, 8), "down": (8, 2)}
+    params = {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
+    x = jnp.asarray(rng.normal(size=(2, 4, 3)), jnp.float32)
+    structure = jp.infer_structure(fn, params, x)
+    small = jp.compact(fn, params, structure.masks({"again:1": np.arange(8) < 3}), x)
+    assert small.params["again"].shape == (3, 3)
+    jp.export(small, tmp_path, x, shapes="b, t, ...")
+    model = jp.load_exported(tmp_path)
+    y = jnp.asarray(rng.normal(size=(5, 7, 3)), jnp.float32)
+    for a, b in zip(model.fn(model.params, y), small.fn(small.params, y)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match="export.json is missing"):
+        jp.load_exported(tmp_path)
