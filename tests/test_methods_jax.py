@@ -19,16 +19,21 @@ import jaxprune as jp
 training = jp.training
 fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 SHAPE = (6, 4)
-METHODS: dict[str, Any] = {
-    "set": training.set(optax.adam(0.1), 0.5, every=2),
-    "rigl": training.rigl(optax.adam(0.1), 0.5, every=2),
-    "snfs": training.snfs(optax.adam(0.1), 0.5, every=2),
-    "ac_dc": training.ac_dc(optax.adam(0.1), 0.5, begin=1, end=5, sparse_steps=2, dense_steps=1),
-    "top_kast": training.top_kast(optax.adam(0.1), 0.5, backward=0.25),
-    "movement": training.movement(optax.adam(0.1), jp.schedules.cubic(0.0, 0.5, begin=0, end=4)),
-    "soft_threshold": training.soft_threshold(optax.adam(0.1), 0.5),
-    "admm": training.admm(optax.adam(0.1), 0.5, every=2),
+MAKE: dict[str, Any] = {
+    "set": lambda inner: training.set(inner, 0.5, every=2),
+    "rigl": lambda inner: training.rigl(inner, 0.5, every=2),
+    "snfs": lambda inner: training.snfs(inner, 0.5, every=2),
+    "ac_dc": lambda inner: training.ac_dc(
+        inner, 0.5, begin=1, end=5, sparse_steps=2, dense_steps=1
+    ),
+    "top_kast": lambda inner: training.top_kast(inner, 0.5, backward=0.25),
+    "movement": lambda inner: training.movement(
+        inner, jp.schedules.cubic(0.0, 0.5, begin=0, end=4)
+    ),
+    "soft_threshold": lambda inner: training.soft_threshold(inner, 0.5),
+    "admm": lambda inner: training.admm(inner, 0.5, every=2),
 }
+METHODS = {name: make(optax.adam(0.1)) for name, make in MAKE.items()}
 STEPS = 7
 
 
@@ -77,6 +82,16 @@ def test_the_state_is_arrays_of_fixed_types(name: str) -> None:
     _, after = jax.eval_shape(functools.partial(step, tx), params, state, 0.0)
     for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert (old.shape, old.dtype, old.weak_type) == (new.shape, new.dtype, new.weak_type)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", METHODS)
+def test_types_are_never_promoted_by_accident(name: str, dtype: Any) -> None:
+    tx = MAKE[name](optax.sgd(0.1, momentum=0.9))  # Adam itself mixes types
+    params = jax.tree.map(lambda p: p.astype(dtype), make_params())
+    with jax.numpy_dtype_promotion("strict"), jax.checking_leaks():
+        state = jax.eval_shape(tx.init, params)
+        jax.eval_shape(tx.update, params, state, params)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -191,6 +206,21 @@ def test_a_sharded_leaf_stays_where_it_is() -> None:
     env = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
     run = subprocess.run([sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True)
     assert run.stdout.strip().endswith("sharded 8"), run.stdout + run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["rigl", "top_kast"])
+def test_packed_masks_are_the_same_masks(name: str) -> None:
+    tx, params = training.packed(METHODS[name]), make_params()
+    state, one = tx.init(params), fast_jit(functools.partial(step, tx))
+    for t in range(STEPS):
+        params, state = one(params, state, jnp.float32(t))
+    wanted = trained(name)
+    assert one._cache_size() == 1
+    assert state.masks["w"].bits.nbytes == 3  # 24 entries
+    assert_equal_bits(jp.masks.unpack(state.masks), wanted[1].masks)
+    chex.assert_trees_all_close(params, wanted[0], rtol=1e-4, atol=1e-6)
+    used = training.forward_params(params, state)
+    assert not np.asarray(used["w"])[~np.asarray(wanted[1].masks["w"])].any()
 
 
 # ---- what is trained in place of what ------------------------------------------------------
@@ -342,6 +372,11 @@ STRUCTURE = jp.infer_structure(
             ),
             ValueError,
             "add_penalty computes the penalty of params, and params is None; write",
+        ),
+        (
+            lambda: training.packed(ADAM).init(W),
+            ValueError,
+            "packed finds no masks in the state; wrap a training method",
         ),
         (
             lambda: training.forward_params(W, ADAM.init(W)),

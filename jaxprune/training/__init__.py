@@ -20,6 +20,7 @@ from jaxprune.training.dynamic import snfs as snfs
 from jaxprune.training.forward import forward_params as forward_params
 from jaxprune.training.movement import movement as movement
 from jaxprune.training.movement import soft_movement as soft_movement
+from jaxprune.training.packing import packed as packed
 from jaxprune.training.penalties import AddPenaltyState as AddPenaltyState
 from jaxprune.training.penalties import add_penalty as add_penalty
 from jaxprune.training.penalties import group_lasso as group_lasso

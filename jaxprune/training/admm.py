@@ -84,7 +84,7 @@ def admm(
 
         def leaf(g: Any, w: Any, z: Any, u: Any, mask: Any) -> jax.Array:
             pull = price * (w.astype(jnp.float32) - z + u)
-            return g if mask.ndim == 0 else (g + pull).astype(g.dtype)
+            return g if mask.ndim == 0 else g + pull.astype(g.dtype)
 
         return jax.tree.map(leaf, grad, params, *state.memory, state.masks)
 

@@ -66,8 +66,9 @@ def _drop_entries(fraction: Any, score: Any, mask: jax.Array) -> jax.Array:
         return mask
     axes = tuple(i for i, n in enumerate(mask.shape) if n == 1 != score.shape[i])
     score = jnp.mean(score, axes, keepdims=True) if axes else score  # of the mask's own entries
-    wanted = _count(mask) - jnp.round(fraction * _count(mask)).astype(jnp.int32)
-    return keep_largest(jnp.where(mask, score, -jnp.inf), jnp.maximum(wanted, 1)) & mask
+    kept = _count(mask)
+    gone = jnp.round(fraction * kept.astype(jnp.float32)).astype(jnp.int32)
+    return keep_largest(jnp.where(mask, score, -jnp.inf), jnp.maximum(kept - gone, 1)) & mask
 
 
 def grow(scores: Scores, masks: Masks, sparsity: Any, pattern: Pattern) -> Masks:
@@ -295,7 +296,7 @@ def _grow_where_momentum_is(momentum: Scores, masks: Masks, sparsity: Any) -> Ma
     kept = jnp.stack([_count(m) for m, _ in pairs])
     sizes = np.array([m.size for m, _ in pairs], np.int32)
     total = sum(kept_count(int(n), sparsity) for n in sizes)
-    means = [jnp.sum(jnp.where(m, widen(v), 0)) / jnp.maximum(_count(m), 1) for m, v in pairs]
+    means = [jnp.nan_to_num(jnp.mean(widen(v), where=m)) for m, v in pairs]
     more = shares(total - jnp.sum(kept), jnp.stack(means), sizes - kept)
     grown = iter(
         keep_largest(jnp.where(m, jnp.inf, v), k + extra)
@@ -307,6 +308,7 @@ def _grow_where_momentum_is(momentum: Scores, masks: Masks, sparsity: Any) -> Ma
 def shares(total: Any, weights: jax.Array, room: Any) -> jax.Array:
     """Integers that sum to ``total``, in proportion to ``weights``, none above its ``room``."""
     weights, room = jnp.maximum(weights, 1e-30), room.astype(jnp.float32)
+    total = jnp.asarray(total, jnp.float32)
 
     def spread(_: Any, given: jax.Array) -> jax.Array:
         free = jnp.where(given < room, weights, 0)

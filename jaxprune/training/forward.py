@@ -7,6 +7,7 @@ from typing import Any
 import optax
 
 from jaxprune.masks import apply_masks, check_masks
+from jaxprune.training.packing import unpacked
 from jaxprune.training.soft_threshold import shrink
 from jaxprune.types import Params
 
@@ -42,6 +43,7 @@ def forward_params(params: Params, opt_state: Any) -> Params:
             "opt_state holds no masks; pass the state of an optimizer inside a training method, "
             "such as tx = jp.training.rigl(optax.adam(1e-3), 0.9)"
         )
+    masks = unpacked(masks)
     check_masks(masks, params)
     thresholds = optax.tree_utils.tree_get(opt_state, "thresholds")
     return apply_masks(params, masks) if thresholds is None else shrink(params, masks, thresholds)

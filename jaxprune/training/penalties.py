@@ -121,7 +121,7 @@ def add_penalty(
 
         def pulled(updates: Any) -> Any:
             slopes = jax.grad(penalty)(params)
-            return jax.tree.map(lambda u, s: u + (now * s).astype(u.dtype), updates, slopes)
+            return jax.tree.map(lambda u, s: u + (now * widen(s)).astype(u.dtype), updates, slopes)
 
         updates = jax.lax.cond(now > 0, pulled, lambda updates: updates, updates)
         return updates, AddPenaltyState(optax.safe_increment(state.count))
