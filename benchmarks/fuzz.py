@@ -33,6 +33,7 @@ TOLERANCE = 1e-9  # of the largest result
 SMALLEST = 1e-3  # results below this are compared with an absolute error of TOLERANCE times it
 PATIENCE = 120  # seconds for one program
 XLA_SHARE = 50  # one program in so many is run by XLA, too, to check numpy's evaluation
+ROUND = 25  # chunks for each worker, then it is replaced
 CHUNK = 20  # programs that a worker takes at once, before it clears JAX's caches
 
 
@@ -294,13 +295,15 @@ def work(seeds: Sequence[int], count: int) -> Chunk:
 
 
 def run_all(first: int, programs: int, count: int, workers: int) -> Iterator[Chunk]:
-    """Chunks as they are done. A worker is replaced now and then, so that memory stays bounded."""
+    """Chunks as they are done. Workers are new for each round, so that memory stays bounded."""
     seeds = range(first, first + programs)
     shares = [seeds[i : i + CHUNK] for i in range(0, programs, CHUNK)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=25) as pool:
-        for future in as_completed([pool.submit(work, share, count) for share in shares]):
-            yield future.result()
+    for start in range(0, len(shares), ROUND * workers):
+        some = shares[start : start + ROUND * workers]
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            for future in as_completed([pool.submit(work, share, count) for share in some]):
+                yield future.result()
 
 
 def summary(chunks: Sequence[Chunk]) -> dict[str, Any]:

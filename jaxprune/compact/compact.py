@@ -23,6 +23,7 @@ from jaxprune.jaxpr.tape import holds_tracers
 from jaxprune.masks import apply_masks
 from jaxprune.rules.registry import KEPT
 from jaxprune.structure import infer as _infer
+from jaxprune.structure.parents import independent
 from jaxprune.structure.structure import Structure, from_program
 from jaxprune.types import ending_in, path_str
 
@@ -35,7 +36,8 @@ class Compact:
       fn: ``fn(params, *args)`` at the small sizes; jit, grad and vmap work on it.
       params: the kept slices of the masked parameters, in the same tree.
       certificate: why it equals the masked model, or which units had to stay.
-      keep: dimension name -> which units are in.
+      keep: dimension name -> which units are in: a vector, or a matrix with a row for each unit
+        of a parent where they differ (per scanned layer, per head).
     """
 
     fn: Callable[..., Any]
@@ -97,6 +99,8 @@ class Compact:
                 f"restrict got shape {np.shape(leaf)} for {path}, wanted {shape}; for a state "
                 "that is not shaped like params (factored moments) call init(small.params)"
             )
+        for order in self._plan.orders.values():
+            leaf = order.apply(leaf, self._structure.param_axes[i])
         for k, axis in enumerate(self._structure.param_axes[i]):
             if self._view.size(axis) != axis.size:
                 leaf = leaf.take(self._view.index(axis), axis=k)
@@ -126,7 +130,10 @@ class Compact:
         if self._view.shape(axs) == self._structure.shapes[i]:
             return leaf
         index = np.ix_(*(self._view.index(a) for a in axs))
-        return jnp.zeros(self._structure.shapes[i], leaf.dtype).at[index].set(leaf)
+        full = jnp.zeros(self._structure.shapes[i], leaf.dtype).at[index].set(leaf)
+        for order in reversed(self._plan.orders.values()):
+            full = order.apply(full, axs, back=True)
+        return full
 
 
 def compact(
@@ -201,7 +208,7 @@ def assemble(
 
     decisions = planned.decisions
     keep = {
-        name: decisions[name].kept if name in decisions else np.ones(dim.size, bool)
+        name: planned.kept(name) if name in decisions else np.ones(dim.size, bool)
         for name, dim in structure.dims.items()
     }
     certificate = _certificate.of_decisions(decisions, compare)
@@ -273,6 +280,10 @@ class _SmallFunction:
         split = self._plan.split
         for old in split.kept:
             _check_still_free(fresh[axes.find(old)])
+        for order in self._plan.orders.values():
+            pair = (fresh[axes.find(axis)] for axis in (order.dimension, order.parent))
+            if not independent(program.tape, *pair):
+                raise ValueError(_NEW_ARGUMENTS.format(why="its units differ under a parent"))
         demand = plan.evaluation(
             program,
             Split(

@@ -19,6 +19,7 @@ from jaxprune.rules.flow import ZeroFlow
 from jaxprune.rules.registry import KEPT
 from jaxprune.rules.zeros import Zeros
 from jaxprune.structure.infer import Program
+from jaxprune.structure.parents import Order, independent, kept_under, order_of
 from jaxprune.structure.structure import Dimension, Structure
 
 EMPTY = "all units are masked; one (of zeros) stays so that none is empty"
@@ -45,16 +46,53 @@ class Plan:
     zero_slices: list[list[np.ndarray]]  # per leaf and axis: slices that are zero in params
     semantics: str  # "masked", or "kept": as if the removed units had never been there
     demand: Demand
+    orders: dict[str, Order] = field(default_factory=dict)  # of units that differ under a parent
+
+    def kept(self, name: str) -> np.ndarray:
+        """Units in, as a vector, or as a matrix with a row for each unit of the parent."""
+        kept = self.decisions[name].kept
+        if name not in self.orders:
+            return kept
+        return np.take_along_axis(kept[None], np.argsort(self.orders[name].order, axis=1), 1)
 
     @property
     def split(self) -> Split:
         return self.demand.split
 
 
+def find_orders(program: Program, structure: Structure, masks: Any) -> dict[str, Order]:
+    """Dimensions of which the masks remove other units under each unit of a parent, provably."""
+    leaves = structure.mask_leaves(masks)
+    found: dict[str, Order] = {}
+    for name in (n for n, d in structure.dims.items() if not d.frozen):
+        for above in structure.parents(name):
+            own, parent = (axes.find(structure.dims[n].axis) for n in (name, above))
+            kept = kept_under(leaves, structure.shapes, structure.param_axes, own, parent)
+            order = order_of(kept, own, parent)
+            if name not in found and order and independent(program.tape, own, parent):
+                found[name] = order
+    return found
+
+
+def in_order(structure: Structure, orders: dict[str, Order], leaves: list[Any]) -> list[Any]:
+    """Leaves at full shapes, with what is to be removed last under each parent."""
+    for order in orders.values():
+        pairs = zip(leaves, structure.param_axes, strict=True)
+        leaves = [order.apply(leaf, axs) for leaf, axs in pairs]
+    return leaves
+
+
 def decide(
     program: Program, structure: Structure, params: Any, masks: Any, semantics: str = MASKED
 ) -> Plan:
     """Removes candidates, then takes back those that a result would miss, until none is left."""
+    orders = find_orders(program, structure, masks)
+    if orders:
+        shapes = zip(structure.mask_leaves(masks), structure.shapes, strict=True)
+        full = [np.broadcast_to(mask, shape) for mask, shape in shapes]
+        masks = jax.tree.unflatten(structure.treedef, in_order(structure, orders, full))
+        moved = in_order(structure, orders, jax.tree.leaves(params))
+        params = jax.tree.unflatten(structure.treedef, moved)
     whole = structure.fully_kept(masks)
     decisions = {
         name: Decision(dim, ~whole[name], whole[name].copy(), ~whole[name])
@@ -74,7 +112,7 @@ def decide(
         decision.carried = demand.carried.get(axes.find(decision.dim.axis), none) & ~decision.kept
         if not decision.kept.any():
             decision.reasons.append(GONE)
-    return again(program, structure.paths, decisions, zero_slices, semantics)
+    return again(program, structure.paths, decisions, zero_slices, semantics, orders)
 
 
 def again(
@@ -83,10 +121,11 @@ def again(
     decisions: dict[str, Decision],
     zero_slices: list[list[np.ndarray]],
     semantics: str,
+    orders: dict[str, Order],
 ) -> Plan:
     """The evaluation that decisions lead to, made now or read from a file."""
     demand = evaluation(program, _split(decisions), zero_slices, paths, semantics)
-    return Plan(decisions, zero_slices, semantics, demand)
+    return Plan(decisions, zero_slices, semantics, demand, orders)
 
 
 def _split(decisions: dict[str, Decision]) -> Split:

@@ -16,9 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import axes
+from jaxprune.axes import Axis
 from jaxprune.compact import compact as _compact
 from jaxprune.compact import plan
 from jaxprune.structure import infer as _infer
+from jaxprune.structure.parents import Order
 from jaxprune.structure.structure import Structure, from_program
 
 FORMAT, VERSION = "jaxprune compact model", 1
@@ -49,6 +52,8 @@ def save(small: _compact.Compact, folder: str | Path) -> None:
     arrays = params_to_arrays(structure.paths, small.params)
     for name, d in decisions.items():
         arrays |= {f"{kind}/{name}": getattr(d, kind) for kind in VECTORS}
+    for name, order in planned.orders.items():
+        arrays[f"order/{name}"] = order.order
     for i, vectors in enumerate(planned.zero_slices):
         arrays |= {f"zeros/{i}/{k}": v for k, v in enumerate(vectors)}
     text = {
@@ -58,6 +63,7 @@ def save(small: _compact.Compact, folder: str | Path) -> None:
         "semantics": planned.semantics,
         "leaves": describe_leaves(structure, small.params),
         "dimensions": [_describe(structure, name, d.reasons) for name, d in decisions.items()],
+        "parents": {name: _name_of(structure, o.parent) for name, o in planned.orders.items()},
     }
     write(folder, PLAN, text, arrays)
 
@@ -88,7 +94,12 @@ def load(folder: str | Path, fn: Callable[..., Any], params: Any, *args: Any) ->
         [arrays[f"zeros/{i}/{k}"] for k in range(len(shape))]
         for i, shape in enumerate(structure.shapes)
     ]
-    planned = plan.again(program, structure.paths, decisions, zero_slices, text["semantics"])
+    orders = {
+        name: _order(structure, name, above, arrays) for name, above in text["parents"].items()
+    }
+    planned = plan.again(
+        program, structure.paths, decisions, zero_slices, text["semantics"], orders
+    )
     for dimension, _, why in planned.demand.refusals:
         raise ValueError(_stale(f"a dimension of {dimension.size} can't be cut any more ({why})"))
     leaves = arrays_to_params(text["leaves"], arrays)
@@ -143,6 +154,17 @@ def _decision(
         raise ValueError(_stale(f"dimension {name!r} can't be cut any more ({dim.frozen})"))
     candidates, kept, carried = (arrays[f"{kind}/{name}"] for kind in VECTORS)
     return plan.Decision(dim, candidates, kept, carried, list(row["reasons"]))
+
+
+def _name_of(structure: Structure, axis: Axis) -> str:
+    return next(n for n, d in structure.dims.items() if axes.find(d.axis) is axes.find(axis))
+
+
+def _order(structure: Structure, name: str, above: str, arrays: Mapping[str, np.ndarray]) -> Order:
+    if above not in structure.parents(name):
+        raise ValueError(_stale(f"{above!r} is no parent of {name!r}"))
+    own, parent = (axes.find(structure.dims[n].axis) for n in (name, above))
+    return Order(own, parent, arrays[f"order/{name}"])
 
 
 def _stale(what: str) -> str:

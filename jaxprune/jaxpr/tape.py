@@ -104,9 +104,9 @@ def _walk(
     closed: Any, consts: Sequence[Any], ins: list[Value], steps: list[Step], couple: Couple, at: str
 ) -> list[Value]:
     jaxpr, own_consts = compat.open_jaxpr(closed)
-    env: dict[Any, Value] = dict(zip(jaxpr.invars, ins, strict=True))
-    for var, const in zip(jaxpr.constvars, own_consts or consts, strict=True):
-        env[var] = Value(var.aval, const=const)
+    variables = [*jaxpr.constvars, *jaxpr.invars]  # 0.12 makes closed-over arrays the first inputs
+    known = [Value(v.aval, const=c) for v, c in zip(variables, own_consts or consts)]
+    env: dict[Any, Value] = dict(zip(variables, [*known, *ins], strict=True))
 
     def read(atom: Any) -> Value:
         if isinstance(atom, core.Literal):

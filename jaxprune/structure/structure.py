@@ -17,7 +17,7 @@ from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.masks import fits
 from jaxprune.structure import infer as _infer
-from jaxprune.structure import labels, table, usage
+from jaxprune.structure import labels, parents, table, usage
 
 
 class Slot(NamedTuple):
@@ -73,16 +73,62 @@ class Structure:
 
         Args:
           keep: dimension name -> boolean vector of its size, True = kept. Dimensions that are
-            not named stay whole.
+            not named stay whole. ``{parent name: matrix}`` instead of a vector keeps other units
+            under each unit of a parent (per scanned layer, per head), one row for each; see
+            :meth:`parents`.
 
         Returns:
           A tree like params: a mask with size-1 untouched axes, or a scalar True.
 
         Raises:
           ValueError: for an unknown or frozen dimension, a vector of another length, or one that
-            keeps nothing.
+            keeps nothing; for a parent that does not stand beside the dimension everywhere.
         """
-        return self.traced_masks({d.name: v for d, v in self._checked(keep) if not v.all()})
+        plain = {name: v for name, v in keep.items() if not isinstance(v, Mapping)}
+        masks = self.traced_masks({d.name: v for d, v in self._checked(plain) if not v.all()})
+        under = {name: v for name, v in keep.items() if isinstance(v, Mapping)}
+        return self._masks_under(under, masks) if under else masks
+
+    def parents(self, name: str) -> list[str]:
+        """Dimensions that stand beside this one in all of its leaves.
+
+        Whether its units may differ under each of a parent's units is for ``compact`` to prove.
+        """
+        own, paths = self.dims[name].axis, {slot.path for slot in self.dims[name].slots}
+        beside = [n for n, d in self.dims.items() if paths <= {slot.path for slot in d.slots}]
+        return [n for n in beside if parents.possible(self.param_axes, own, self.dims[n].axis)]
+
+    def _masks_under(self, keep: Mapping[str, Any], masks: Any) -> Any:
+        leaves = self.mask_leaves(masks)
+        for name, given in keep.items():
+            for dim, parent, kept in self._checked_under(name, given):
+                for i, axs in enumerate(self.param_axes):
+                    found = parents.pair(axs, dim.axis, parent.axis)
+                    if found is not None:
+                        leaves[i] = leaves[i] & found.spread(kept, len(axs), True)
+        return jax.tree.unflatten(self.treedef, [jnp.asarray(leaf) for leaf in leaves])
+
+    def _checked_under(
+        self, name: str, given: Mapping[str, Any]
+    ) -> Iterator[tuple[Dimension, Dimension, np.ndarray]]:
+        for above, matrix in given.items():
+            dim = next(d for d, _ in self._checked({name: True}, shaped=False))
+            if above not in self.parents(name):
+                raise ValueError(
+                    f"{above!r} is no parent of {name!r}; parents are: {self.parents(name)}"
+                )
+            parent, kept = self.dims[above], np.asarray(matrix, bool)
+            if kept.shape != (parent.size, dim.size) or not kept.any(1).all():
+                raise ValueError(
+                    f"keep[{name!r}][{above!r}] has shape {kept.shape}, wanted "
+                    f"{(parent.size, dim.size)} with at least one True in each row"
+                )
+            if len(set(kept.sum(1))) > 1:
+                raise ValueError(
+                    f"keep[{name!r}][{above!r}] keeps between {kept.sum(1).min()} and "
+                    f"{kept.sum(1).max()} units; keep equally many under each unit of {above!r}"
+                )
+            yield dim, parent, kept
 
     def traced_masks(self, keep: Mapping[str, Any]) -> Any:
         """As :meth:`masks`, for vectors that may be traced; names and contents are not checked."""
@@ -90,13 +136,15 @@ class Structure:
         leaves = [jnp.asarray(_leaf_mask(axs, kept), bool) for axs in self.param_axes]
         return jax.tree.unflatten(self.treedef, leaves)
 
-    def _checked(self, keep: Mapping[str, Any]) -> Iterator[tuple[Dimension, np.ndarray]]:
+    def _checked(
+        self, keep: Mapping[str, Any], shaped: bool = True
+    ) -> Iterator[tuple[Dimension, np.ndarray]]:
         for name, given in keep.items():
             if name not in self.dims:
                 near = difflib.get_close_matches(name, self.dims, 3, 0.3)
                 raise ValueError(f"no dimension is named {name!r}; near names: {near}")
             dim, vector = self.dims[name], np.asarray(given, bool)
-            if vector.shape != (dim.size,):
+            if shaped and vector.shape != (dim.size,):
                 raise ValueError(
                     f"keep[{name!r}] has shape {vector.shape}, wanted ({dim.size},): one boolean "
                     "per unit, True = kept"
@@ -211,6 +259,7 @@ def _leaf_mask(axs: tuple[Axis, ...], kept: dict[Axis, Any]) -> Any:
     return mask
 
 
+@_infer.collecting_later()
 def infer_structure(
     fn: Callable[..., Any],
     params: Any,
