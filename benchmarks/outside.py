@@ -53,7 +53,11 @@ def rows_of(group: str, names: str, seed: int, float64: bool) -> Iterator[tuple[
     """Measures the models of a group in this process."""
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_disable_most_optimizations", True)  # most of the time is compilation
-    models = importlib.import_module(f"benchmarks.outside_models.{group}").MODELS
+    try:
+        models = importlib.import_module(f"benchmarks.outside_models.{group}").MODELS
+    except ImportError as reason:
+        yield group, {"status": "skipped", "why": str(reason)}
+        return
     for name, build in models.items():
         if fnmatch.fnmatchcase(name, names):
             yield name, outside_check.row_of(build, seed, float64)

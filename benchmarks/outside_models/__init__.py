@@ -1,7 +1,8 @@
 """Small instances of models in Flax Linen, NNX, Haiku, Equinox and plain JAX, by group.
 
-A module of this package is a group: it holds ``MODELS``, from names to builders. A builder
-imports its framework inside, so that a package that is missing costs its rows only.
+A module of this package is a group: it holds ``MODELS``, from names to builders. Where a group
+takes its models from several packages, builders import them inside: one that is missing costs
+its rows only.
 """
 
 GROUPS = (
@@ -10,6 +11,7 @@ GROUPS = (
     "haiku",
     "equinox",
     "plain",
+    "papers",
     "states",
     "hugging_face",
     "equinox_packages",
