@@ -110,7 +110,8 @@ def test_shapes_other_than_matrices(shape):
 
 # ---- laws -----------------------------------------------------------------------------------
 
-ENTRIES = st.lists(st.integers(-50, 50), min_size=1, max_size=12)
+ENTRIES = st.lists(st.integers(-50, 50), min_size=8, max_size=8)  # one shape compiles once
+DISTINCT = st.lists(st.integers(0, 50), min_size=8, max_size=8, unique=True)
 BY_ENTRY = {  # the score of one entry, of evidence that is shaped like params
     "magnitude": (jp.magnitude, {}),
     "l2": (jp.scores.l2, {}),
@@ -149,11 +150,10 @@ def scored(name, w):
 
 @pytest.mark.parametrize("name", BY_ENTRY)
 @settings(max_examples=10)
-@given(ENTRIES, st.randoms(use_true_random=False))
-def test_scores_move_with_their_entries_and_equals_score_equal(name, entries, random):
-    w = np.array([x + 0.5 for x in entries])
-    if name == "lamp":
-        w = np.unique(np.abs(w))  # among equals the earlier one scores more
+@given(ENTRIES, DISTINCT, st.randoms(use_true_random=False))
+def test_scores_move_with_their_entries_and_equals_score_equal(name, entries, distinct, random):
+    # LAMP: among equals the earlier one scores more
+    w = np.array([x + 0.5 for x in (distinct if name == "lamp" else entries)])
     order = np.array(random.sample(range(w.size), w.size))
     scores = scored(name, w)
     np.testing.assert_allclose(scored(name, w[order]), scores[order], rtol=1e-5)
@@ -182,7 +182,7 @@ def test_scale(name, entries, c):
 @settings(max_examples=50)
 @given(
     st.lists(
-        st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False), min_size=1, max_size=40
+        st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False), min_size=9, max_size=9
     )
 )
 def test_lamp_ranks_as_magnitude_does_and_its_largest_is_1(entries):
@@ -282,7 +282,7 @@ def test_synflow_is_the_sum_over_paths():
     np.testing.assert_allclose(got["l1"], second, rtol=1e-5)
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(st.integers(0, 1000))
 def test_synflow_is_conserved_from_layer_to_layer_and_through_units(seed):
     scores = jp.scores.synflow(deep(seed=seed), fn=relu_net, args=(jnp.zeros((1, 4)),))
@@ -306,13 +306,13 @@ def test_synflow_takes_shapes_and_leaves_integers_alone():
 
 
 def test_synflow_in_rounds_keeps_every_layer_alive_where_one_cut_over_magnitudes_does_not():
-    params = deep((16, 64, 16, 8))
-    score = functools.partial(jp.scores.synflow, fn=relu_net, args=(jnp.zeros((1, 16)),))
-    masks = jit(lambda p: jp.scores.in_rounds(score, ONE_CUT, rounds=20)(p, 0.98))(params)
-    assert jp.sanity.collapsed(jp.sanity.active(relu_net, masks, params, jnp.ones((1, 16)))) == []
+    params = deep((8, 32, 4))
+    score = functools.partial(jp.scores.synflow, fn=relu_net, args=(jnp.zeros((1, 8)),))
+    masks = jit(lambda p: jp.scores.in_rounds(score, ONE_CUT, rounds=20)(p, 0.97))(params)
+    assert jp.sanity.collapsed(jp.sanity.active(relu_net, masks, params, jnp.ones((1, 8)))) == []
     sizes = {name: w / 100 if name == "l1" else w for name, w in params.items()}
     (found,) = jp.sanity.collapsed(ONE_CUT(jp.magnitude(sizes), 0.9), least=2)
-    assert found == ("l1", 1, 1024)  # the one entry that no leaf loses
+    assert found == ("l1", 1, 128)  # the one entry that no leaf loses
 
 
 def test_rounds_prune_a_little_at_a_time_and_never_bring_back():
