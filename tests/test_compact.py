@@ -355,7 +355,7 @@ def test_the_check_reports_nan_and_draws_each_argument_anew():
     masks = structure.masks({"up:1": np.arange(8) < 3})
     small = jp.compact(fn, dense_params(), masks, ROWS, ROWS)
     with jax.enable_x64(True):
-        drawn = certificate.draw(jax.random.key(0), (ROWS, ROWS))
+        drawn = certificate.draw(jax.random.key(0), (ROWS, ROWS), jnp.float64)
     assert not np.array_equal(*drawn)
     assert small.certificate.check() < 1e-12
     good, bad = jnp.array([1.0, 2.0]), jnp.array([1.0, jnp.nan])
@@ -379,3 +379,34 @@ def test_results_of_one_step_keep_their_own_blocks():
         assert small.certificate.exact and "corrected" in str(small.certificate)
         got = small.fn(small.params, ROWS)
         assert relative(fn(jp.apply_masks(params, masks), ROWS), got) < 1e-6
+
+
+def test_the_certificate_states_what_carried_units_cost():
+    params, x = {"up": jnp.ones((3, 64)), "down": jnp.ones((64, 2))}, jnp.ones((1, 3))
+
+    def fn(p, x):
+        return jax.nn.softmax(x @ p["up"]) @ p["down"]
+
+    masks = jp.infer_structure(fn, params, x).masks({"up:1": np.arange(64) < 16})
+    certificate = jp.compact(fn, params, masks, x).certificate
+    (entry,) = certificate.entries
+    assert (entry.status, entry.carried) == ("corrected", 48) and entry.evaluations > 0
+    assert 1.0 < certificate.overhead < 2.0
+    assert f"corrected: 48 units carried through {entry.evaluations} operations" in str(certificate)
+    assert f"FLOPs {certificate.overhead:.3g} x" in str(certificate)
+    plain = jp.compact(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, masks, x)
+    assert plain.certificate.overhead == 1.0
+
+
+def test_functions_that_fix_their_types_are_compared_in_them():
+    """A loop whose carry is float32 by declaration can't be traced in float64."""
+    params, x = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}, jnp.ones((1, 3))
+
+    def fn(p, x):
+        start = jnp.zeros((1, 8), jnp.float32)
+        hidden = jax.lax.fori_loop(0, 2, lambda i, h: h + jnp.tanh(x @ p["up"]), start)
+        return hidden @ p["down"]
+
+    masks = jp.infer_structure(fn, params, x).masks({"up:1": np.arange(8) < 2})
+    with pytest.warns(UserWarning, match="compared in the given types, for float64 fails"):
+        assert jp.compact(fn, params, masks, x).certificate.check() < 1e-6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.compact.plan import Decision
+from jaxprune import axes
+from jaxprune.compact.plan import Plan
 
 NOT_COMPARABLE = (
     'a model compacted with semantics="kept" is not the masked model: compare it with a module '
@@ -28,6 +30,8 @@ class Entry:
     removed: int
     status: str  # "exact", "corrected" (removed units are carried where they count) or "kept"
     reason: str
+    carried: int = 0  # removed units that are evaluated beside the kept ones
+    evaluations: int = 0  # equations that are evaluated for them
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +45,12 @@ class Certificate:
 
     entries: tuple[Entry, ...]
     _compare: Callable[[int, int], float] = field(repr=False)
+    _overhead: Callable[[], float] = field(repr=False)
+
+    @property
+    def overhead(self) -> float:
+        """FLOPs of the compact program over those without its carried parts; 1.0 for none."""
+        return self._overhead() if any(e.carried for e in self.entries) else 1.0
 
     @property
     def exact(self) -> bool:
@@ -48,6 +58,8 @@ class Certificate:
 
     def check(self, n: int = 1, seed: int = 0) -> float:
         """Largest relative error against the masked model on ``n`` random inputs in float64.
+
+        A function that can't be traced in float64 is compared in the given types, with a warning.
 
         Each floating argument is drawn from a normal distribution, others are taken as they were
         given to ``compact``. The error is max|compact - masked| / max|masked|.
@@ -62,43 +74,61 @@ class Certificate:
         width = max([len(e.name) for e in self.entries] + [9])
         lines = [f"{'dimension':<{width}}  {'size':>6}  {'masked':>6}  {'removed':>7}  status"]
         for e in self.entries:
-            why = f"{e.status}{': ' + e.reason if e.reason else ''}"
-            lines.append(f"{e.name:<{width}}  {e.size:>6}  {e.masked:>6}  {e.removed:>7}  {why}")
+            lines.append(
+                f"{e.name:<{width}}  {e.size:>6}  {e.masked:>6}  {e.removed:>7}  {_why(e)}"
+            )
+        if any(e.carried for e in self.entries):
+            lines.append(f"carried units make the FLOPs {self.overhead:.3g} x")
         return "\n".join(lines)
 
 
-def of_decisions(decisions: dict[str, Decision], compare: Any) -> Certificate:
+def _why(e: Entry) -> str:
+    carried = f"{e.carried} units carried through {e.evaluations} operations" if e.carried else ""
+    return ": ".join(filter(None, [e.status, "; ".join(filter(None, [carried, e.reason]))]))
+
+
+def of_plan(plan: Plan, compare: Any, overhead: Any) -> Certificate:
     """Reads the entries off the decisions."""
     entries = []
-    for name, d in decisions.items():
+    for name, d in plan.decisions.items():
         removed, masked = int((~d.kept).sum()), int(d.candidates.sum())
-        status = "kept" if removed < masked else "corrected" if d.carried.any() else "exact"
-        entries.append(Entry(name, d.dim.size, masked, removed, status, "; ".join(d.reasons)))
-    return Certificate(tuple(entries), compare)
+        carried = int((d.carried & ~d.kept).sum())
+        status = "kept" if removed < masked else "corrected" if carried else "exact"
+        count = plan.demand.evaluations(axes.find(d.dim.axis)) if carried else 0
+        why = "; ".join(d.reasons)
+        entries.append(Entry(name, d.dim.size, masked, removed, status, why, carried, count))
+    return Certificate(tuple(entries), compare, overhead)
 
 
 def compare(fn: Any, masked: Any, small: Any, args: Any, seed: int, i: int) -> float:
     """One random input in float64 through both models."""
-    with jax.enable_x64(True):
-        key = jax.random.fold_in(jax.random.key(seed), i)
-        drawn = draw(key, args)
-        wide = jax.tree.map(_widen, masked)
-        expected = jax.tree.leaves(small.restrict_outputs(fn(wide, *drawn)))
-        got = jax.tree.leaves(small.fn(jax.tree.map(_widen, small.params), *drawn))
-        return max(map(error, expected, got), default=0.0)
+    key = jax.random.fold_in(jax.random.key(seed), i)
+    try:
+        with jax.enable_x64(True):
+            wide = jax.tree.map(_widen, masked), jax.tree.map(_widen, small.params)
+            return difference(fn, *wide, small, draw(key, args, jnp.float64))
+    except (TypeError, ValueError) as error:  # a function that fixes its types, say a loop's carry
+        warnings.warn(f"compared in the given types, for float64 fails: {error}", stacklevel=4)
+        return difference(fn, masked, small.params, small, draw(key, args, None))
 
 
-def draw(key: Any, args: Any) -> Any:
-    """Random floats in float64, each array from a key of its own; other arrays as they are."""
+def difference(fn: Any, masked: Any, params: Any, small: Any, args: Any) -> float:
+    """The largest relative error of any output."""
+    expected = jax.tree.leaves(small.restrict_outputs(fn(masked, *args)))
+    return max(map(error, expected, jax.tree.leaves(small.fn(params, *args))), default=0.0)
+
+
+def draw(key: Any, args: Any, dtype: Any) -> Any:
+    """Random floats, each array from a key of its own; other arrays as they are."""
     leaves, treedef = jax.tree.flatten(args)
     keys = jax.random.split(key, max(len(leaves), 1))
-    return jax.tree.unflatten(treedef, [_draw(k, a) for k, a in zip(keys, leaves)])
+    return jax.tree.unflatten(treedef, [_draw(k, a, dtype) for k, a in zip(keys, leaves)])
 
 
-def _draw(key: Any, a: Any) -> Any:
+def _draw(key: Any, a: Any, dtype: Any) -> Any:
     if not jnp.issubdtype(a.dtype, jnp.floating):
         return jnp.zeros(a.shape, a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a
-    return jax.random.normal(key, a.shape, jnp.float64)
+    return jax.random.normal(key, a.shape, dtype or a.dtype)
 
 
 def _widen(leaf: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from jaxprune.compact.blocks import Split, View
 from jaxprune.compact.certificate import Certificate
 from jaxprune.compact.demand import Demand
 from jaxprune.compact.evaluate import Evaluator
+from jaxprune.cost import cost
 from jaxprune.jaxpr.tape import holds_tracers
 from jaxprune.masks import apply_masks
 from jaxprune.rules.registry import KEPT
@@ -206,12 +208,18 @@ def assemble(
             raise ValueError(_certificate.NOT_COMPARABLE)
         return _certificate.compare(fn, masked(), small, args, seed, i)
 
+    def overhead() -> float:
+        without = dataclasses.replace(planned, semantics=plan.KEPT_ONLY)
+        functions = small.fn, _SmallFunction(fn, structure, without)
+        ours, bare = (cost(f, small.params, *args).flops for f in functions)
+        return ours / max(bare, 1)
+
     decisions = planned.decisions
     keep = {
         name: planned.kept(name) if name in decisions else np.ones(dim.size, bool)
         for name, dim in structure.dims.items()
     }
-    certificate = _certificate.of_decisions(decisions, compare)
+    certificate = _certificate.of_plan(planned, compare, overhead)
     small = Compact(
         _SmallFunction(fn, structure, planned), params, certificate, keep, structure, planned
     )

@@ -113,6 +113,11 @@ class Demand:
             for v, blocks in ((v, self.needed.get(v, set())) for v in [*step.ins, *step.outs])
         )
 
+    def evaluations(self, dimension: Axis) -> int:
+        """How many equations are evaluated at the removed units of a dimension."""
+        parts = (part for plan in self.parts.values() for ps in plan.values() for part in ps)
+        return sum(dimension in part.block for part in parts)
+
     def remember(self, step: Step, ins: list[set[Block]], outs: list[set[Block]]) -> None:
         """Keeps the operand and result wires of a nested step, in a fixed order."""
         self.wires[step] = wires(ins), wires(outs)
