@@ -222,6 +222,25 @@ def test_packed_masks_are_the_same_masks(name: str) -> None:
     assert not np.asarray(used["w"])[~np.asarray(wanted[1].masks["w"])].any()
 
 
+@pytest.mark.parametrize("name", ["rigl", "top_kast", "soft_threshold"])
+def test_a_method_may_have_a_part_of_the_leaves(name: str) -> None:
+    """In optax.masked and in optax.partition."""
+    params = make_params()
+    matrices = {"w": "matrix", "b": "vector"}
+    for tx in (
+        optax.masked(METHODS[name], {"w": True, "b": False}),
+        optax.partition({"matrix": METHODS[name], "vector": optax.sgd(0.1)}, matrices),
+    ):
+        after, state = fast_jit(functools.partial(step, tx))(params, tx.init(params), 1.0)
+        used = training.forward_params(after, state)
+        np.testing.assert_array_equal(used["b"], after["b"])
+        assert int((used["w"] == 0).sum()) == 12 or name == "soft_threshold"
+    tx, nested = optax.masked(METHODS[name], {"net": True, "rest": False}), {"net": params}
+    nested["rest"] = [jnp.ones(2), jnp.ones(3)]  # a branch that is left out as one
+    used = training.forward_params(nested, tx.init(nested))
+    assert jax.tree.structure(used) == jax.tree.structure(nested)
+
+
 # ---- what is trained in place of what ------------------------------------------------------
 
 

@@ -49,7 +49,8 @@ def admm(
     Args:
       inner: any optax transformation.
       sparsity: fraction of entries to remove, in [0, 1], or a schedule.
-      rho: the penalty, or a schedule of it.
+      rho: the penalty, or a schedule of it. It has to grow until params and the sparse network
+        meet: compare them by ``jp.training.forward_params``.
       every: steps between two projections.
       score: of w + u; sees the gradient as ``grad``.
       pattern: ``(scores, sparsity) -> masks``.
@@ -63,7 +64,8 @@ def admm(
 
     Example:
       >>> import jaxprune as jp, optax
-      >>> tx = jp.training.admm(optax.adam(1e-3), 0.9, rho=1e-2, every=100)
+      >>> rho = optax.linear_schedule(0.0, 1.0, 10_000)
+      >>> tx = jp.training.admm(optax.adam(1e-3), 0.9, rho=rho, every=100)
 
     References:
       Boyd et al., Distributed Optimization and Statistical Learning via ADMM, 2011, section 9.1;

@@ -55,7 +55,7 @@ def dense_method(
 
     ``update`` takes the gradient at ``jp.training.forward_params(params, state)``. Masks are chosen
     *after* the step, from the params that it leads to, so that those in the state always belong to
-    the next forward pass.
+    the next forward pass. It must be the last transformation that changes updates.
 
     Args:
       inner: any optax transformation.

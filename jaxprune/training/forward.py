@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from jaxprune.masks import apply_masks, check_masks
@@ -43,7 +45,23 @@ def forward_params(params: Params, opt_state: Any) -> Params:
             "opt_state holds no masks; pass the state of an optimizer inside a training method, "
             "such as tx = jp.training.rigl(optax.adam(1e-3), 0.9)"
         )
-    masks = unpacked(masks)
+    masks = _filled(unpacked(masks), params, True)
     check_masks(masks, params)
     thresholds = optax.tree_utils.tree_get(opt_state, "thresholds")
-    return apply_masks(params, masks) if thresholds is None else shrink(params, masks, thresholds)
+    if thresholds is None:
+        return apply_masks(params, masks)
+    return shrink(params, masks, _filled(thresholds, params, 0.0))
+
+
+def _filled(tree: Any, params: Params, value: Any) -> Any:
+    """``tree`` with one value where ``optax.masked`` or ``partition`` left leaves out."""
+
+    def left_out(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    def fill(node: Any, part: Any) -> Any:
+        return jax.tree.map(lambda _: jnp.asarray(value), part) if left_out(node) else node
+
+    if not any(map(left_out, jax.tree.leaves(tree, is_leaf=left_out))):
+        return tree
+    return jax.tree.map(fill, tree, params, is_leaf=left_out)
