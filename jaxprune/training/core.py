@@ -24,7 +24,7 @@ from jaxprune.training.landing import (
     land_on_masked,
     where_kept,
 )
-from jaxprune.training.moments import check_moments, reset_moments
+from jaxprune.training.moments import check_moments, forget_pruned
 from jaxprune.training.renewal import all_kept, check_every, check_schedule, is_due, scheduled
 from jaxprune.types import Masks, Params, Pattern, Schedule, ScoreFn, Scores, path_str
 
@@ -78,9 +78,9 @@ def method(
         the first masks with it, and the first renewal is at step ``every``.
       every: steps between two renewals of the masks.
       due: ``(step, sparsity, last) -> bool``, in place of ``every``.
-      moments: "reset": the inner optimizer sees no gradient of pruned entries, and what it has
-        accumulated for an entry is 0 when the entry comes back. "inherit": it always sees the whole
-        gradient, and an entry comes back with the moments that it would have.
+      moments: "reset": the inner optimizer sees no gradient of pruned entries and forgets what it
+        has accumulated for them, so that they come back with moments of 0. "inherit": it always
+        sees the whole gradient, and an entry comes back with the moments that it would have.
       memory: a transformation that sees all gradients, such as ``optax.ema(0.9)``; what it makes of
         them is the evidence ``memory``.
       name: for messages.
@@ -140,8 +140,9 @@ def method(
         )
         if moments == "reset":
             updates = where_kept(masks, updates)
-            inner_state = reset_moments(inner, inner_state, old, masks)
         updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
+        if moments == "reset":
+            inner_state = forget_pruned(inner, inner_state, masks)
         state = MaskState(optax.safe_increment(count), made_for, masks, remembered, inner_state)
         return land_on_masked(updates, params, masks), state
 

@@ -11,24 +11,24 @@ import optax
 from jaxprune.types import Masks
 
 
-def reset_moments(inner: Any, state: optax.OptState, old: Masks, new: Masks) -> optax.OptState:
-    """``state`` of ``inner`` with 0 for each entry that ``new`` keeps and ``old`` doesn't.
+def forget_pruned(inner: Any, state: optax.OptState, masks: Masks) -> optax.OptState:
+    """``state`` of ``inner`` with 0 for each pruned entry, so that it comes back with nothing.
 
     Done where the state has a tree like params with leaves of the same shapes: momenta, second
     moments, accumulated gradients, copies of params. What Adafactor keeps per row and column
     belongs to no single entry and stays.
     """
 
-    def leaf(moment: Any, before: Any, after: Any) -> Any:
-        masked = isinstance(moment, optax.MaskedNode)  # a leaf of another group
-        if masked or np.ndim(after) == 0 or not _fits(after, moment):
+    def leaf(moment: Any, mask: Any) -> Any:
+        left_out = isinstance(moment, optax.MaskedNode)  # a leaf of another group
+        if left_out or np.ndim(mask) == 0 or not _fits(mask, moment):
             return moment
-        return jnp.where(after & ~before, jnp.zeros_like(moment), moment)
+        return jnp.where(mask, moment, jnp.zeros_like(moment))
 
     def is_leaf(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)
 
-    return optax.tree_map_params(inner, leaf, state, old, new, is_leaf=is_leaf)
+    return optax.tree_map_params(inner, leaf, state, masks, is_leaf=is_leaf)
 
 
 def _fits(mask: Any, moment: Any) -> bool:
