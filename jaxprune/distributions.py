@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.scores.weights import lamp_scores, root_mean_square, widen
+from jaxprune.scores.weights import lamp_of_sorted, root_mean_square, widen
 from jaxprune.selection import keep_counts, kept_count, known
 from jaxprune.types import Distribution, Masks, Scores, Sparsities, path_str
 
@@ -140,7 +140,7 @@ def lamp(scores: Scores, sparsity: Any) -> Sparsities:
       sparsity: global, in [0, 1].
 
     References:
-      Lee et al., [Layer-adaptive sparsity](https://arxiv.org/abs/2010.07611), 2021, section 2, see
+      Lee et al., [Layer-adaptive sparsity](https://arxiv.org/abs/2010.07611), 2021, see
       :func:`jaxprune.scores.lamp`.
 
     Example:
@@ -150,8 +150,13 @@ def lamp(scores: Scores, sparsity: Any) -> Sparsities:
       >>> {path: float(s) for path, s in sparsities.items()}
       {'flat': 0.25, 'peaked': 0.75}
     """
-    ranked = jax.tree.map(lambda x: lamp_scores(jnp.maximum(widen(x), 0)), scores)
-    return global_threshold(ranked, sparsity, normalize=False, floor=0)
+
+    def ranked(x: jax.Array) -> jax.Array:
+        finite = jnp.where(jnp.isfinite(x), jnp.maximum(widen(x), 0), 0)
+        return lamp_of_sorted(jnp.sort(finite.ravel(), descending=True))  # only counts matter
+
+    lamps = jax.tree.map(ranked, scores)
+    return global_threshold(lamps, sparsity, normalize=False, floor=0)
 
 
 def owl(
@@ -185,10 +190,9 @@ def owl(
       ValueError: for a negative spread.
 
     References:
-      Yin et al., [OWL](https://arxiv.org/abs/2310.05175), 2023, section 4. There layers are blocks
-      of a transformer, all of one size, and the mean is over blocks; here it is over entries, so
-      that the total is the target for leaves of any size. (M and lambda as recommended there for
-      language models at 0.7; numbers not checked.)
+      Yin et al., [OWL](https://arxiv.org/abs/2310.05175), 2023. There layers are blocks of a
+      transformer, all of one size, and the mean is over blocks; here it is over entries, so that
+      the total is the target for leaves of any size. M = 5 and lambda = 0.08 are used there, too.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

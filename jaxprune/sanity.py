@@ -29,8 +29,8 @@ def shuffle(masks: Masks, *, key: jax.Array) -> Masks:
     several leaves share no longer agree.
 
     References:
-      Frankle et al., [Missing the Mark](https://arxiv.org/abs/2009.08576), 2021, section 5; Su et
-      al., [Sanity-Checking Pruning](https://arxiv.org/abs/2009.11094), 2020 (layerwise rearrange).
+      Frankle et al., [Missing the Mark](https://arxiv.org/abs/2009.08576), 2021; Su et al.,
+      [Sanity-Checking Pruning](https://arxiv.org/abs/2009.11094), 2020 (layerwise rearrange).
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -53,9 +53,9 @@ def reinitialize(params: Params, *, key: jax.Array) -> Params:
       key: a ``jax.random.key``.
 
     References:
-      Frankle and Carbin, [Lottery Tickets](https://arxiv.org/abs/1803.03635), 2019, section 2, and
-      Frankle et al., [Missing the Mark](https://arxiv.org/abs/2009.08576), 2021, section 5, which
-      draw from the initialiser again.
+      Frankle and Carbin, [Lottery Tickets](https://arxiv.org/abs/1803.03635), 2019, and Frankle et
+      al., [Missing the Mark](https://arxiv.org/abs/2009.08576), 2021, which draw
+      from the initialiser again.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp

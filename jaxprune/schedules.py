@@ -165,7 +165,7 @@ def cyclic(schedule: Schedule, *, period: int, count: int, begin: int = 0) -> Sc
       ValueError: for a period or count below 1.
 
     References:
-      Srinivas et al., [Cyclical Pruning](https://arxiv.org/abs/2202.01290), 2022, section 3.
+      Srinivas et al., [Cyclical Pruning](https://arxiv.org/abs/2202.01290), 2022.
 
     Example:
       >>> import jaxprune as jp

@@ -326,3 +326,28 @@ def test_nnx_gradients_match_their_state():
     grad = jax.grad(lambda s: nnx.merge(graphdef, s)(jnp.ones((1, 3))).sum())(state)
     scores = jp.saliency(state, grad=grad)
     np.testing.assert_allclose(*(jax.tree.leaves(t)[1] for t in (scores, jp.magnitude(state))))
+
+
+def test_evidence_reaches_scores_inside_prune_through_extra_arguments():
+    params = {"w": jax.random.normal(KEY, (6, 10))}
+    fn = lambda p, x: jax.nn.relu(x @ p["w"])  # noqa: E731
+    synflow = functools.partial(jp.scores.synflow, fn=fn, args=(jnp.ones((1, 6)),))
+    schedule = jp.schedules.exponential(0.0, 0.7, begin=0, end=3)
+
+    def run(score, extra):
+        tx = jp.prune(optax.adam(1e-2), score, schedule)
+
+        @jit
+        def step(params, state):
+            updates, state = tx.update(params, state, params, **extra(state))
+            return optax.apply_updates(params, updates), state
+
+        state, now = tx.init(params), params
+        for _ in range(4):
+            now, state = step(now, state)
+        return int((now["w"] != 0).sum())
+
+    nu = lambda state: {"nu": optax.tree_utils.tree_get(state, "nu")}  # noqa: E731
+    assert run(jp.scores.adam_fisher, nu) == 18
+    assert run(jp.wanda, lambda state: {"input_norms": {"w": jnp.arange(6.0)}}) == 18
+    assert run(synflow, lambda state: {}) == 18

@@ -102,7 +102,8 @@ def apoz(params: Params, *, zeros: Any = None, **evidence: Any) -> Scores:
       ValueError: for another structure, or vectors that do not fit.
 
     References:
-      Hu et al., [Network Trimming](https://arxiv.org/abs/1607.03250), 2016, eq. 1.
+      Hu et al., [Network Trimming](https://arxiv.org/abs/1607.03250), 2016, eq. 1
+      (number not checked).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -127,8 +128,8 @@ def mean_activation(params: Params, *, means: Any = None, **evidence: Any) -> Sc
       ValueError: for another structure, or vectors that do not fit.
 
     References:
-      Molchanov et al., [Pruning CNNs](https://arxiv.org/abs/1611.06440), 2017, section 2.2, after
-      a ReLU; of absolute values, it is meant for other activations, too.
+      Molchanov et al., [Pruning CNNs](https://arxiv.org/abs/1611.06440), 2017, after a
+      ReLU; of absolute values, it is meant for other activations, too.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -154,8 +155,8 @@ def wanda(params: Params, *, input_norms: Any = None, **evidence: Any) -> Scores
       ValueError: for another structure, or norms that do not fit.
 
     References:
-      Sun et al., [Wanda](https://arxiv.org/abs/2306.11695), 2023, eq. 1, for kernels that are the
-      transposes of the paper's.
+      Sun et al., [Wanda](https://arxiv.org/abs/2306.11695), 2023, eq. 1 (number not checked), for
+      kernels that are the transposes of the paper's.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

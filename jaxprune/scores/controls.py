@@ -31,8 +31,8 @@ def inverted(score: ScoreFn) -> ScoreFn:
     pruned entry, which counts as 0, would come back.
 
     References:
-      Frankle et al., [Missing the Mark](https://arxiv.org/abs/2009.08576), 2021, section 5, which
-      inverts SNIP, GraSP and SynFlow.
+      Frankle et al., [Missing the Mark](https://arxiv.org/abs/2009.08576), 2021, which inverts
+      SNIP, GraSP and SynFlow.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

@@ -55,8 +55,8 @@ def fisher(params: Params, *, fisher: Any = None, **evidence: Any) -> Scores:
       ValueError: for a ``fisher`` of another structure or shape.
 
     References:
-      Theis et al., [Fisher pruning](https://arxiv.org/abs/1801.05787), 2018, section 2, there for
-      whole feature maps; here per entry.
+      Theis et al., [Fisher pruning](https://arxiv.org/abs/1801.05787), 2018, there for whole
+      feature maps; here per entry.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -132,7 +132,7 @@ def woodfisher(
       ValueError: for ``grads`` of another structure or shape, a block below 1, or damping <= 0.
 
     References:
-      Singh and Alistarh, [WoodFisher](https://arxiv.org/abs/2004.14340), 2020, section 4, after
+      Singh and Alistarh, [WoodFisher](https://arxiv.org/abs/2004.14340), 2020, after
       Hassibi and Stork, Optimal Brain Surgeon, 1992. There :math:`\lambda` is absolute and the
       inverse is built up by rank-one updates; here each block is factorised. The update of the
       other weights, :math:`-w_q F^{-1} e_q / [F^{-1}]_{qq}`, is not applied.

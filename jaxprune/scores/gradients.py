@@ -124,8 +124,8 @@ def movement(
       ValueError: for a gradient or previous scores of another structure or shape.
 
     References:
-      Sanh et al., [Movement Pruning](https://arxiv.org/abs/2005.07683), 2020, section 4. There the
-      masks' gradient passes straight through to the scores and is scaled by a learning rate, and
+      Sanh et al., [Movement Pruning](https://arxiv.org/abs/2005.07683), 2020. There the masks'
+      gradient passes straight through to the scores and is scaled by a learning rate, and
       pruned weights are trained on; here the sum alone.
 
     Example:

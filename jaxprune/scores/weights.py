@@ -94,29 +94,32 @@ def lamp(params: Params, **evidence: Any) -> Scores:
     Each leaf is sorted.
 
     References:
-      Lee et al., [Layer-adaptive sparsity](https://arxiv.org/abs/2010.07611), 2021, eq. 4. Here
-      each leaf is divided by its largest entry before it is squared, which changes no score.
+      Lee et al., [Layer-adaptive sparsity](https://arxiv.org/abs/2010.07611), 2021, eq. 4
+      (number not checked). Here each leaf is divided by its largest entry before it is squared,
+      which changes no score.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> jp.scores.lamp({"w": jnp.array([-1.0, 2.0, 2.0])})["w"]  # 1/9, 4/4, 4/8
       Array([0.11111111, 1.        , 0.5       ], dtype=float32)
     """
-    return map_floats(lambda w: lamp_scores(jnp.abs(widen(w))), params)
+    return map_floats(lambda w: _lamp(jnp.abs(widen(w))), params)
 
 
-def lamp_scores(sizes: jax.Array) -> jax.Array:
-    """LAMP of one leaf, given the absolute values of its entries."""
+def _lamp(sizes: jax.Array) -> jax.Array:
     x = jnp.where(jnp.isfinite(sizes), sizes, 0).ravel()
-    largest = jnp.max(x, initial=0)
-    square = jnp.square(x / jnp.where(largest > 0, largest, 1))
     order = jnp.argsort(x, descending=True, stable=True)
-    ranked = square[order]
-    # A parallel sum may fall by a rounding; scores must fall as entries do.
-    total = jax.lax.cummax(jnp.cumsum(ranked))
-    score = ranked / jnp.where(total > 0, total, 1)
-    score = jnp.zeros_like(x).at[order].set(score).reshape(sizes.shape)
+    score = jnp.zeros_like(x).at[order].set(lamp_of_sorted(x[order])).reshape(sizes.shape)
     return jnp.where(jnp.isnan(sizes), sizes, score)
+
+
+def lamp_of_sorted(sizes: jax.Array) -> jax.Array:
+    """The LAMP scores of one leaf whose entries, finite and not negative, come largest first."""
+    largest = jnp.max(sizes, initial=0)
+    square = jnp.square(sizes / jnp.where(largest > 0, largest, 1))
+    # A parallel sum may fall by a rounding; scores must fall as entries do.
+    total = jax.lax.cummax(jnp.cumsum(square))
+    return square / jnp.where(total > 0, total, 1)
 
 
 def map_floats(score: Callable[[Any], Any], params: Params) -> Scores:
