@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 
 import jaxprune as jp
 
@@ -239,6 +240,25 @@ def test_a_method_may_have_a_part_of_the_leaves(name: str) -> None:
     nested["rest"] = [jnp.ones(2), jnp.ones(3)]  # a branch that is left out as one
     used = training.forward_params(nested, tx.init(nested))
     assert jax.tree.structure(used) == jax.tree.structure(nested)
+
+
+@pytest.mark.parametrize("name", ["top_kast", "soft_threshold"])
+def test_nnx_optimizer_trains_at_the_forward_weights(name: str) -> None:
+    model = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, METHODS[name], wrt=nnx.Param)
+    state = nnx.state(model, nnx.Param)
+    used = training.forward_params(state, optimizer.opt_state)
+    assert jax.tree.structure(used) == jax.tree.structure(state)
+    graph = nnx.graphdef(model)
+
+    @nnx.jit
+    def one(model: Any, optimizer: Any, x: Any) -> Any:
+        used = training.forward_params(nnx.state(model, nnx.Param), optimizer.opt_state)
+        optimizer.update(model, jax.grad(lambda p: jnp.mean(nnx.merge(graph, p)(x) ** 2))(used))
+
+    before = np.asarray(model.kernel[...])
+    one(model, optimizer, jnp.ones((2, 6)))
+    assert (np.asarray(model.kernel[...]) != before).any()
 
 
 # ---- what is trained in place of what ------------------------------------------------------

@@ -45,12 +45,12 @@ def forward_params(params: Params, opt_state: Any) -> Params:
             "opt_state holds no masks; pass the state of an optimizer inside a training method, "
             "such as tx = jp.training.rigl(optax.adam(1e-3), 0.9)"
         )
-    masks = _filled(unpacked(masks), params, True)
+    masks = _hung_on(params, _filled(unpacked(masks), params, True))
     check_masks(masks, params)
     thresholds = optax.tree_utils.tree_get(opt_state, "thresholds")
     if thresholds is None:
         return apply_masks(params, masks)
-    return shrink(params, masks, _filled(thresholds, params, 0.0))
+    return shrink(params, masks, _hung_on(params, _filled(thresholds, params, 0.0)))
 
 
 def _filled(tree: Any, params: Params, value: Any) -> Any:
@@ -65,3 +65,14 @@ def _filled(tree: Any, params: Params, value: Any) -> Any:
     if not any(map(left_out, jax.tree.leaves(tree, is_leaf=left_out))):
         return tree
     return jax.tree.map(fill, tree, params, is_leaf=left_out)
+
+
+def _hung_on(params: Params, tree: Any) -> Any:
+    """``tree`` in params' structure, where it has the same leaves at the same paths.
+
+    ``nnx.Optimizer`` wraps the leaves of its state in variables of another type than params have.
+    """
+    paths = [[path for path, _ in jax.tree_util.tree_leaves_with_path(t)] for t in (params, tree)]
+    if paths[0] != paths[1]:
+        return tree
+    return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(tree))
