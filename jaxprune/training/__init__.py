@@ -1,4 +1,24 @@
-"""Masks inside optax: every method keeps its masks in its state under the name ``masks``."""
+"""Masks inside optax: every method keeps its masks in its state under the name ``masks``.
+
+=================  ==============================================================  ==============
+method             masks                                                           params hold
+=================  ==============================================================  ==============
+static             made by ``init``, at random or by any score, for good           zeros
+one_shot           made at one step                                                zeros
+prune              follow a score and a schedule (GMP)                             zeros
+iterative          one set per round of training, with rewinding (a driver)        zeros
+set, rigl, snfs    drop the smallest, grow at random / by gradient / by momentum   zeros
+ac_dc              sparse and dense phases take turns                              zeros
+regularised        one_shot after a penalty: l1, group_lasso, network_slimming     zeros
+ste, sr_ste        the best of the stored weights, after each step                 all weights
+top_kast           two nested sets: used, and learning                             all weights
+movement           by where weights go; soft_movement with a threshold             all weights
+soft_threshold     each leaf learns the threshold that shrinks it (STR)            all weights
+admm               those of the sparse network that params are drawn to            all weights
+=================  ==============================================================  ==============
+
+Where params hold all weights, the network computes with ``forward_params(params, opt_state)``.
+"""
 
 from jaxprune.training.admm import AdmmMemory as AdmmMemory
 from jaxprune.training.admm import admm as admm
