@@ -187,6 +187,7 @@ def widened(model: Model) -> Model:
 
 def compared_float64(masked: Model, smaller: Model, small: jp.Compact) -> Any:
     """The same in float64; None for models that fix float32 inside and refuse it."""
+    jax.clear_caches()  # JAX would take a 32-bit program for 64-bit indices
     with contextlib.suppress(Exception), jax.enable_x64(True):
         return compared(widened(masked), widened(smaller), small)
     return None

@@ -8,7 +8,6 @@ from typing import Any
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks.outside_models.model import (
     Model,
@@ -103,7 +102,7 @@ def haiku_transformer() -> Model:
         h = hk.Embed(50, 16)(ids) + hk.get_parameter(
             "positions", (8, 16), init=hk.initializers.RandomNormal()
         )
-        causal = np.tril(np.ones((1, 1, 8, 8)))
+        causal = jnp.tril(jnp.ones((1, 1, 8, 8)))
         norm = partial(hk.LayerNorm, axis=-1, create_scale=True, create_offset=True)
         for _ in range(2):
             x = norm()(h)
@@ -116,7 +115,7 @@ def haiku_transformer() -> Model:
 
 
 def haiku_norms(norm: str) -> Model:
-    norms = {
+    norms: dict[str, Any] = {
         "GroupNorm": lambda: hk.GroupNorm(4),
         "InstanceNorm": lambda: hk.InstanceNorm(True, True),
         "RMSNorm": lambda: hk.RMSNorm(-1),

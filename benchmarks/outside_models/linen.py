@@ -60,7 +60,7 @@ def conv_lstm() -> Model:
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x: Any) -> Any:
-            y = nn.RNN(nn.ConvLSTMCell(6, (3, 3)))(x)
+            y: Any = nn.RNN(nn.ConvLSTMCell(6, (3, 3)))(x)
             return nn.Dense(3)(y.mean((2, 3)))
 
     return linen(Net(), floats(2, 3, 6, 6, 4))
@@ -103,7 +103,8 @@ def gpt(way: str) -> Model:
                 for _ in range(2):
                     x, _ = block()(x)
             else:
-                axes, rngs = {"params": 0}, {"params": True}
+                axes: Any = {"params": 0}
+                rngs: Any = {"params": True}
                 x, _ = nn.scan(block, axes, split_rngs=rngs, length=2)()(x, None)
             return embed.attend(nn.LayerNorm()(x))
 
@@ -136,7 +137,7 @@ def decode() -> Model:
 @MODELS("linen/CNN InstanceNorm", "instance")
 @MODELS("linen/CNN LayerNorm over all axes", "layer")
 def cnn(norm: str, training: bool = False) -> Model:
-    norms = {
+    norms: dict[str, Any] = {
         "batch": partial(nn.BatchNorm, use_running_average=not training),
         "group": partial(nn.GroupNorm, num_groups=4),
         "instance": nn.InstanceNorm,
@@ -243,7 +244,8 @@ def experts() -> Model:
             x = nn.Dense(8)(x)
             weight, chosen = jax.lax.top_k(nn.softmax(nn.Dense(4)(x)), 2)
             gate = jax.nn.one_hot(chosen, 4) * (weight / weight.sum(-1, keepdims=True))[..., None]
-            axes, rngs = {"params": 0}, {"params": True}
+            axes: Any = {"params": 0}
+            rngs: Any = {"params": True}
             every = nn.vmap(Expert, axes, in_axes=None, out_axes=-2, axis_size=4, split_rngs=rngs)
             y = jnp.einsum("btke,bted->btd", gate, every()(x))
             return nn.Dense(3)(x + y)
@@ -340,7 +342,7 @@ def convnext() -> Model:
             y = gamma * (y * norm / (norm.mean(-1, keepdims=True) + 1e-6)) + beta + y
             return x + nn.Dense(8)(y)
 
-    head = [lambda x: x.mean((1, 2)), nn.LayerNorm(), nn.Dense(3)]
+    head: list[Any] = [lambda x: x.mean((1, 2)), nn.LayerNorm(), nn.Dense(3)]
     return linen(nn.Sequential([nn.Conv(8, (2, 2), (2, 2)), Block(), Block(), *head]), IMAGES)
 
 

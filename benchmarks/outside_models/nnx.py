@@ -20,6 +20,8 @@ SERIES, IMAGES, ROWS = floats(2, 6, 5), floats(2, 8, 8, 3), floats(4, 6)
 @MODELS("nnx/SimpleCell", "SimpleCell")
 def recurrent(cell: str) -> Model:
     class Net(nnx.Module):
+        rnn: Any
+
         def __init__(self, rngs: Any) -> None:
             self.rnn = nnx.RNN(getattr(nnx, cell)(5, 12, rngs=rngs), rngs=rngs)
             self.head = nnx.Linear(12, 3, rngs=rngs)
@@ -35,7 +37,7 @@ def bidirectional() -> Model:
     class Net(nnx.Module):
         def __init__(self, rngs: Any) -> None:
             forward, backward = (nnx.RNN(nnx.GRUCell(5, 8, rngs=rngs), rngs=rngs) for _ in "ab")
-            self.rnn = nnx.Bidirectional(forward, backward, rngs=rngs)
+            self.rnn: Any = nnx.Bidirectional(forward, backward, rngs=rngs)
             self.head = nnx.Linear(16, 3, rngs=rngs)
 
         def __call__(self, x: Any) -> Any:

@@ -93,10 +93,10 @@ def mamba2() -> Model:
     config = Mamba2Config(
         vocab_size=50, hidden_size=16, state_size=8, head_dim=8, chunk_size=4, num_hidden_layers=2
     )
-    graphdef, params, rest = nnx.split(Mamba2ForCausalLM(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    graphdef, params = nnx.split(Mamba2ForCausalLM(config, rngs=nnx.Rngs(0)))
 
     def fn(p: Any, ids: Any) -> Any:
-        return nnx.merge(graphdef, p, rest)(ids)["logits"]
+        return nnx.merge(graphdef, p)(ids)["logits"]
 
     return Model(fn, params, (tokens(2, 8),))
 
@@ -108,8 +108,8 @@ def mamba3() -> Model:
     config = Mamba3Config(
         vocab_size=50, hidden_size=16, state_size=8, head_dim=8, chunk_size=4, num_hidden_layers=2
     )
-    graphdef, params, rest = nnx.split(Mamba3ForCausalLM(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
-    return Model(lambda p, i: nnx.merge(graphdef, p, rest)(i)["logits"], params, (tokens(2, 8),))
+    graphdef, params = nnx.split(Mamba3ForCausalLM(config, rngs=nnx.Rngs(0)))
+    return Model(lambda p, i: nnx.merge(graphdef, p)(i)["logits"], params, (tokens(2, 8),))
 
 
 def nano_moe() -> Model:
@@ -209,8 +209,8 @@ def kan(layer: str) -> Model:
     from flax import nnx
     from jaxkan.models.KAN import KAN
 
-    graphdef, params, rest = nnx.split(KAN([4, 8, 8, 3], layer), nnx.Param, ...)
-    return Model(lambda p, x: nnx.merge(graphdef, p, rest)(x), params, (floats(5, 4),))
+    graphdef, params = nnx.split(KAN([4, 8, 8, 3], layer))
+    return Model(lambda p, x: nnx.merge(graphdef, p)(x), params, (floats(5, 4),))
 
 
 def gemma3() -> Model:

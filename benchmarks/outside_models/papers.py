@@ -403,7 +403,8 @@ def tabnet() -> Model:
         return jnp.maximum(z - tau, 0)
 
     def fn(p: Any, x: Any) -> Any:
-        prior, out = jnp.ones_like(x), 0.0
+        prior: Any = jnp.ones_like(x)
+        out: Any = 0.0
         a = jnp.zeros((len(x), p["a"].shape[0]))
         for _ in range(2):
             mask = sparsemax(prior * (a @ p["a"]) + x)
@@ -583,7 +584,7 @@ def equivariant() -> Model:
     params = weights(a=(3, 3, 3, 8), b=(3, 3, 8, 6), head=(6, 3))
 
     def fn(p: Any, x: Any) -> Any:
-        out = 0.0
+        out: Any = 0.0
         for turn in range(4):
             h = jax.nn.relu(conv(jnp.rot90(x, turn, (1, 2)), p["a"]))
             out = out + jnp.rot90(jax.nn.relu(conv(h, p["b"], 2)), -turn, (1, 2))

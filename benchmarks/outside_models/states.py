@@ -11,7 +11,7 @@ import optax
 from benchmarks.outside_models.model import Model, Models, floats, tokens, weights
 
 MODELS = Models()
-ROWS, TARGETS = floats(4, 6), floats(4, 3, seed=1)
+ROWS, TARGETS = floats(4, 6), floats(4, 6, seed=1)
 
 
 def mlp(p: Any, x: Any) -> Any:
@@ -20,10 +20,10 @@ def mlp(p: Any, x: Any) -> Any:
 
 
 def mlp_params() -> Any:
-    return weights(w1=(6, 16), b1=(16,), w2=(16, 12), b2=(12,), w3=(12, 3))
+    return weights(w1=(6, 16), b1=(16,), w2=(16, 12), b2=(12,), w3=(12, 6))
 
 
-@MODELS("states/Training step, adamw", optax.adamw, 1e-2)
+@MODELS("states/Training step, adamw", optax.adamw, 1e-2, eps_root=1e-8)
 @MODELS("states/Training step, SGD with momentum", optax.sgd, 1e-2, momentum=0.9)
 @MODELS("states/Training step, lion", optax.lion, 1e-2)
 @MODELS("states/Training step, rmsprop", optax.rmsprop, 1e-2, eps=1e-3)
@@ -42,7 +42,8 @@ def training(optimizer: Any, *args: Any, **kwargs: Any) -> Model:
 @MODELS("states/Training step, clipped by the global norm")
 def clipped() -> Model:
     tx = optax.chain(
-        optax.clip_by_global_norm(0.1), optax.adam(optax.cosine_decay_schedule(0.1, 9))
+        optax.clip_by_global_norm(0.1),
+        optax.adam(optax.cosine_decay_schedule(0.1, 9), eps_root=1e-8),
     )
     return training(lambda: tx)
 
@@ -59,7 +60,7 @@ def accumulated() -> Model:
         grads = jax.lax.scan(step, zero, (xs, ys))[0]
         return jax.tree.map(lambda w, g: w - 0.1 * g, p, grads)
 
-    return Model(fn, mlp_params(), (floats(3, 4, 6), floats(3, 4, 3, seed=1)))
+    return Model(fn, mlp_params(), (floats(3, 4, 6), floats(3, 4, 6, seed=1)))
 
 
 @MODELS("states/Three steps of SGD in a scan")
@@ -72,7 +73,7 @@ def several_steps() -> Model:
 
         return jax.lax.scan(step, p, (xs, ys))
 
-    return Model(fn, mlp_params(), (floats(3, 4, 6), floats(3, 4, 3, seed=1)))
+    return Model(fn, mlp_params(), (floats(3, 4, 6), floats(3, 4, 6, seed=1)))
 
 
 @MODELS("states/Inner loop of MAML")
