@@ -138,48 +138,34 @@ def iterative(
     _check(rewind, rewind_to, rounds, steps)
     check_score(score)
     schedule = exponential(0.0, sparsity, begin=0, end=rounds)
-    return _rounds(
-        train, tx, params, schedule, rounds, steps, rewind, rewind_to, score, pattern, resume
-    )
-
-
-def _rounds(
-    train: Train,
-    tx: Any,
-    params: Params,
-    schedule: Any,
-    rounds: int,
-    steps: int,
-    rewind: str,
-    rewind_to: int,
-    score: ScoreFn,
-    pattern: Pattern,
-    resume: Round | None,
-) -> Iterator[Round]:
     begin = 0 if rewind == "reset" else rewind_to
-    last = resume
-    if last is None:
-        last = _dense_round(train, tx, params, pattern, begin, steps)
-        yield last
-    for index in range(int(last.index) + 1, rounds + 1):
+
+    def dense_round() -> Round:
+        masks = pattern(magnitude(params), 0.0)
+        early = _copy(params), set_masks(tx.init(params), _copy(masks))
+        if begin:
+            early = train(early[0], early[1], 0, begin)
+        after, state = train(_copy(early[0]), _copy(early[1]), begin, steps)
+        return Round(jnp.int32(0), masks, after, state, early)
+
+    def sparser_round(last: Round, index: int) -> Round:
         masks = _fewer(last, score, pattern, schedule(index))
         early_params, early_state = _copy(last.early)
         start = _copy(last.params) if rewind == "learning rate" else early_params
         state = set_masks(early_state, _copy(masks))
         after, state = train(apply_masks(start, masks), state, begin, steps)
-        last = Round(jnp.int32(index), masks, after, state, last.early)
-        yield last
+        return Round(jnp.int32(index), masks, after, state, last.early)
 
+    def tickets() -> Iterator[Round]:
+        last = resume
+        if last is None:
+            last = dense_round()
+            yield last
+        for index in range(int(last.index) + 1, rounds + 1):
+            last = sparser_round(last, index)
+            yield last
 
-def _dense_round(
-    train: Train, tx: Any, params: Params, pattern: Pattern, begin: int, steps: int
-) -> Round:
-    masks = pattern(magnitude(params), 0.0)
-    early = _copy(params), set_masks(tx.init(params), _copy(masks))
-    if begin:
-        early = train(early[0], early[1], 0, begin)
-    after, state = train(_copy(early[0]), _copy(early[1]), begin, steps)
-    return Round(jnp.int32(0), masks, after, state, early)
+    return tickets()
 
 
 def _fewer(last: Round, score: ScoreFn, pattern: Pattern, sparsity: jax.Array) -> Masks:
