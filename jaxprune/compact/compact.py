@@ -246,11 +246,11 @@ class _SmallFunction:
     def __call__(self, small_params: Any, *args: Any) -> Any:
         leaves, treedef = jax.tree.flatten(small_params)
         _check_params(self._structure, self._plan.split.view(KEPT), leaves, treedef)
-        program, demand, counts = self._traced(leaves, args)
+        program, demand, counts, leftovers = self._traced(leaves, args)
         xs = [*leaves, *jax.tree.leaves(args)]
         ins = [(i, KEPT) for i in range(len(xs))]
         outs = [(i, KEPT) for i in range(len(program.tape.outputs))]
-        results = Evaluator(demand, counts).run(program.tape, ins, xs, outs)
+        results = Evaluator(demand, counts, leftovers).run(program.tape, ins, xs, outs)
         return jax.tree.unflatten(program.out_tree, results)
 
     def _traced(self, leaves: list[Any], args: Any) -> _Traced:
@@ -305,10 +305,16 @@ class _SmallFunction:
         for dimension, _, why in demand.refusals:
             raise ValueError(_NEW_ARGUMENTS.format(why=f"dimension of {dimension.size}: {why}"))
         absent = self._plan.semantics == plan.KEPT_ONLY
-        return program, demand, _counts.find(program.tape, demand.split) if absent else {}
+        counts = _counts.find(program.tape, demand.split) if absent else {}
+        axis = {name: fresh[axes.find(d.axis)] for name, d in self._structure.dims.items()}
+        leftovers = {
+            (program.param_values[i], frozenset(axis[name] for name in names)): array
+            for (i, names), array in self._plan.leftovers.items()
+        }
+        return program, demand, counts, leftovers
 
 
-_Traced = tuple[_infer.Program, Demand, _counts.Counts]
+_Traced = tuple[_infer.Program, Demand, _counts.Counts, dict[Any, Any]]
 _NEW_ARGUMENTS = (
     "these arguments tie or freeze a pruned dimension that the arguments given to compact left "
     "free ({why}); call compact with arguments like these"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,6 +64,7 @@ class Demand:
         self.carried: dict[Axis, np.ndarray] = {}
         self.sites: dict[Axis, str] = {}  # where a carried dimension is mixed
         self.doubted: set[Step] = set()
+        self.constants: Any = None  # blocks that depend on nothing, see jaxprune.compact.constants
         self._zero: dict[Value, dict[Block, bool]] = {}
 
     # ------------------------------------------------------------------------- the walk

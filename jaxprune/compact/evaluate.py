@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune.axes import Axis
 from jaxprune.compact.blocks import View
+from jaxprune.compact.constants import Folded, fold, now
 from jaxprune.compact.counts import Counts
 from jaxprune.compact.demand import Demand, Part, wires
 from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step, Tape, Value
 from jaxprune.rules import registry
+from jaxprune.rules.flow import CALLED_ONCE
 from jaxprune.rules.registry import KEPT, Block, Nested, Wire
 
 COMBINE: dict[str, Callable[[Any, Any], Any]] = {
@@ -26,12 +30,24 @@ COMBINE: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+JVP = "custom_jvp_call"
+
+
 class Evaluator:
     """Runs what a :class:`Demand` asks for."""
 
-    def __init__(self, demand: Demand, counts: Counts | None = None):
-        self._demand, self._split = demand, demand.split
+    def __init__(
+        self,
+        demand: Demand,
+        counts: Counts | None = None,
+        leftovers: Mapping[tuple[Value, Block], Any] | None = None,
+    ):
+        self._demand, self._split, self._constants = demand, demand.split, demand.constants
         self._counts = counts or {}
+        self._folded = {
+            (value, block): Folded(now(lambda a, t: jnp.asarray(a, t), array, value.aval.dtype))
+            for (value, block), array in (leftovers or {}).items()
+        }
 
     def size(self, axis: Axis) -> int:
         return self._split.view(KEPT).size(axis)
@@ -52,8 +68,17 @@ class Evaluator:
         return [self._read(env, tape.outputs[i], block) for i, block in outs]
 
     def _read(self, env: dict[Any, Any], value: Value, block: Block) -> Any:
+        found = self._raw(env, value, block)
+        if isinstance(found, Folded):
+            return found.whole(self._split.view(block).shape(value.axes))
+        return found
+
+    def _raw(self, env: dict[Any, Any], value: Value, block: Block) -> Any:
+        """A block as it is kept: constants folded."""
         if (value, block) in env:
             return env[value, block]
+        if (value, block) in self._folded:
+            return self._folded[value, block]
         view = self._split.view(block)
         if value.const is not None:
             return restrict_const(view, value)
@@ -65,24 +90,74 @@ class Evaluator:
 
     def _nested(self, step: Step, env: dict[Any, Any]) -> None:
         ins, outs = self._demand.wires[step]
+        if step.name in CALLED_ONCE and self._constants.known:
+            ins, outs = self._fold_called(step, ins, outs)
         xs = [self._read(env, step.ins[i], block) for i, block in ins]
         rule = registry.rule_of(step)
         assert isinstance(rule, Nested)
         for (j, block), y in zip(outs, rule.run(self, step, ins, xs, outs), strict=True):
             self._store(step, env, j, block, y)
 
+    def _fold_called(
+        self, step: Step, ins: list[Wire], outs: list[Wire]
+    ) -> tuple[list[Wire], list[Wire]]:
+        """Evaluates the constant results of a function that is called once; gives the rest.
+
+        Its program reads the constants among its operands where they are kept; their tangents, if
+        a rule asks for them, are zero.
+        """
+        for i, block in ins:
+            for rule in step.subs[1:] if (step.ins[i], block) in self._folded else ():
+                tangent = rule.inputs[len(step.ins) + i] if step.name == JVP else None
+                if tangent is not None:
+                    nothing = np.zeros((1,) * len(tangent.axes), tangent.aval.dtype)
+                    self._folded[tangent, block] = Folded(nothing)
+        for sub in step.subs[0].steps if self._any_constant(step, outs) else ():
+            if sub in self._demand.wires:
+                self._fold_called(sub, *self._demand.wires[sub])
+            elif sub in self._demand.parts:
+                self._flat_constant(sub)
+        for j, block in outs:
+            if (step.outs[j], block) in self._constants.known:
+                self._folded[step.outs[j], block] = self._raw({}, step.subs[0].outputs[j], block)
+        return (
+            [(i, b) for i, b in ins if (step.ins[i], b) not in self._folded],
+            [(j, b) for j, b in outs if (step.outs[j], b) not in self._folded],
+        )
+
+    def _any_constant(self, step: Step, outs: list[Wire]) -> bool:
+        return any((step.outs[j], block) in self._constants.known for j, block in outs)
+
+    def _flat_constant(self, step: Step) -> None:
+        for block, parts in self._demand.parts[step].items():
+            if all(self._constants.is_constant(step, part) for part in parts):
+                self._store(step, {}, 0, block, self._sum(step, parts, {})[0])
+        for (_, block), source in self._passed(step):
+            below = block & self._split.dims(source)
+            if (source, below) in self._constants.known:
+                self._folded[step.outs[0], block] = self._raw({}, source, below)
+
+    def _sum(self, step: Step, parts: list[Part], env: dict[Any, Any]) -> list[Any]:
+        """The results of a step, put together from its evaluations."""
+        ys = [self._part(step, part, env) for part in parts]
+        if len(ys) == 1:
+            return ys[0]
+        combine = self._combine(step)
+        plain = [[y.array if isinstance(y, Folded) else y for y in each] for each in ys]
+        if all(isinstance(y, Folded) for each in ys for y in each):
+            return [
+                Folded(now(functools.partial(functools.reduce, combine), e)) for e in zip(*plain)
+            ]
+        return [functools.reduce(combine, each) for each in zip(*plain)]
+
     def _flat(self, step: Step, env: dict[Any, Any]) -> None:
         for block, parts in self._demand.parts[step].items():
-            ys = [self._part(step, part, env) for part in parts]
-            combine = self._combine(step) if len(ys) > 1 else None
-            for j, value in enumerate(step.outs):
-                y = ys[0][j]
-                for other in ys[1:]:
-                    y = combine(y, other[j])  # type: ignore[misc]
+            ys = self._sum(step, parts, env)
+            for j, (value, y) in enumerate(zip(step.outs, ys)):
                 if block <= self._split.dims(value):  # else another block of it, not to overwrite
                     self._store(step, env, j, block, y)
         for (_, block), source in self._passed(step):
-            env[step.outs[0], block] = self._read(env, source, block)
+            env[step.outs[0], block] = self._raw(env, source, block & self._split.dims(source))
 
     def _passed(self, step: Step) -> list[Any]:
         blocks = self._demand.needed.get(step.outs[0], set()) if step.outs else ()
@@ -93,6 +168,8 @@ class Evaluator:
         return COMBINE[self._demand.flow.mixes[step][0].combine]
 
     def _part(self, step: Step, part: Part, env: dict[Any, Any]) -> list[Any]:
+        if self._constants.known and self._constants.is_constant(step, part):
+            return [self._fold(step, part, env)]
         xs = [self._read(env, v, part.block & self._split.dims(v)) for v in step.ins]
         for operand, axis, positions in part.picks:
             xs[operand] = xs[operand].take(positions, axis=axis)
@@ -103,7 +180,23 @@ class Evaluator:
             return compat.bind(step.eqn, xs)
         return rule.evaluate(self._split.view(part.block), step, xs)
 
+    def _fold(self, step: Step, part: Part, env: dict[Any, Any]) -> Folded:
+        xs = []
+        for v in step.ins:
+            block = part.block & self._split.dims(v)
+            x = self._raw(env, v, block)
+            zero = v.const is None and not isinstance(x, Folded)
+            x = np.zeros((1,) * len(v.axes), v.aval.dtype) if zero else x
+            xs.append(x.array if isinstance(x, Folded) else x)
+        for operand, axis, positions in part.picks:
+            if xs[operand].shape[axis] > 1:
+                xs[operand] = xs[operand].take(positions, axis=axis)
+        return fold(step, self._split.view(part.block), xs)
+
     def _store(self, step: Step, env: dict[Any, Any], j: int, block: Block, y: Any) -> None:
+        if isinstance(y, Folded):
+            self._folded[step.outs[j], block] = y
+            return
         expected = self._split.view(block).shape(step.outs[j].axes)
         if tuple(y.shape) != expected:
             raise AssertionError(
@@ -114,9 +207,12 @@ class Evaluator:
 
 
 def restrict_const(view: View, value: Value) -> Any:
-    """A closed-over array at the positions of its axes in this view."""
-    array = value.const
-    for k, axis in enumerate(value.axes):
-        if view.size(axis) != axis.size:
-            array = array.take(view.index(axis), axis=k)
-    return array
+    """A closed-over array at the positions of its axes in this view; taken now, not when run."""
+
+    def take(array: Any) -> Any:
+        for k, axis in enumerate(value.axes):
+            if view.size(axis) != axis.size:
+                array = array.take(view.index(axis), axis=k)
+        return array
+
+    return now(take, value.const)

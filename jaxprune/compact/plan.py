@@ -12,8 +12,10 @@ import numpy as np
 from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.compact.blocks import Split
+from jaxprune.compact.constants import Constants, leftover, leftovers_of
 from jaxprune.compact.demand import Demand
 from jaxprune.jaxpr.tape import Step, Value, concrete
+from jaxprune.masks import apply_masks
 from jaxprune.rules import zeros
 from jaxprune.rules.flow import ZeroFlow
 from jaxprune.rules.registry import KEPT
@@ -24,7 +26,12 @@ from jaxprune.structure.structure import Dimension, Structure
 
 EMPTY = "all units are masked; one (of zeros) stays so that none is empty"
 MASKED, KEPT_ONLY = "masked", "kept"  # semantics
+FOLDED = "constants that it leaves are folded into what reads them"
 GONE = "all units are masked; what they feed is gone from the program"
+
+
+# (parameter, names of the dimensions at removed units) -> the slices
+Leftovers = dict[tuple[int, frozenset[str]], Any]
 
 
 @dataclass
@@ -47,6 +54,7 @@ class Plan:
     semantics: str  # "masked", or "kept": as if the removed units had never been there
     demand: Demand
     orders: dict[str, Order] = field(default_factory=dict)  # of units that differ under a parent
+    leftovers: Leftovers = field(default_factory=dict)
 
     def kept(self, name: str) -> np.ndarray:
         """Units in, as a vector, or as a matrix with a row for each unit of the parent."""
@@ -112,7 +120,25 @@ def decide(
         decision.carried = demand.carried.get(axes.find(decision.dim.axis), none) & ~decision.kept
         if not decision.kept.any():
             decision.reasons.append(GONE)
-    return again(program, structure.paths, decisions, zero_slices, semantics, orders)
+        if any(axes.find(decision.dim.axis) in block for _, block in demand.constants.known):
+            decision.reasons.append(FOLDED)
+    planned = again(program, structure.paths, decisions, zero_slices, semantics, orders)
+    planned.leftovers = _leftovers(planned.demand, program, structure, masks, params)
+    return planned
+
+
+def _leftovers(
+    demand: Demand, program: Program, structure: Structure, masks: Any, params: Any
+) -> Leftovers:
+    """The removed slices that are folded, of the masked parameters."""
+    names = {axes.find(d.axis): n for n, d in structure.dims.items()}
+    leaves = jax.tree.leaves(apply_masks(params, masks)) if demand.constants.leftovers else []
+    return {
+        (i, frozenset(names[d] for d in block)): leftover(demand, value, block, leaves[i])
+        for i, value in enumerate(program.param_values)
+        for v, block in demand.constants.leftovers
+        if v is value
+    }
 
 
 def again(
@@ -179,8 +205,11 @@ def evaluation(
     needed = demand.through(program.tape, [{KEPT} for _ in program.tape.outputs])
     if not demand.doubted <= doubted:
         return evaluation(program, split, zero_slices, paths, semantics, doubted | demand.doubted)
-    for path, value, zero, blocks in zip(paths, program.param_values, known, needed):
-        for dimension in frozenset().union(*blocks):
+    leftovers = leftovers_of(demand, program.param_values, needed)
+    demand.constants = Constants(demand, program.tape, leftovers)
+    for path, value, zero in zip(paths, program.param_values, known):
+        misread = [block for v, block in demand.constants.misread if v is value]
+        for dimension in frozenset().union(*misread):
             _refuse_nonzero(demand, path, value, zero, dimension)
     return demand
 

@@ -52,8 +52,9 @@ def save(small: _compact.Compact, folder: str | Path) -> None:
     arrays = params_to_arrays(structure.paths, small.params)
     for name, d in decisions.items():
         arrays |= {f"{kind}/{name}": getattr(d, kind) for kind in VECTORS}
-    for name, order in planned.orders.items():
-        arrays[f"order/{name}"] = order.order
+    arrays |= {f"order/{name}": order.order for name, order in planned.orders.items()}
+    folded = list(planned.leftovers.items())
+    arrays |= {f"folded/{n}": np.asarray(array) for n, (_, array) in enumerate(folded)}
     for i, vectors in enumerate(planned.zero_slices):
         arrays |= {f"zeros/{i}/{k}": v for k, v in enumerate(vectors)}
     text = {
@@ -63,6 +64,7 @@ def save(small: _compact.Compact, folder: str | Path) -> None:
         "semantics": planned.semantics,
         "leaves": describe_leaves(structure, small.params),
         "dimensions": [_describe(structure, name, d.reasons) for name, d in decisions.items()],
+        "folded": [{"leaf": i, "dimensions": sorted(names)} for (i, names), _ in folded],
         "parents": {name: _name_of(structure, o.parent) for name, o in planned.orders.items()},
     }
     write(folder, PLAN, text, arrays)
@@ -100,6 +102,10 @@ def load(folder: str | Path, fn: Callable[..., Any], params: Any, *args: Any) ->
     planned = plan.again(
         program, structure.paths, decisions, zero_slices, text["semantics"], orders
     )
+    planned.leftovers = {
+        (row["leaf"], frozenset(row["dimensions"])): arrays[f"folded/{n}"]
+        for n, row in enumerate(text["folded"])
+    }
     for dimension, _, why in planned.demand.refusals:
         raise ValueError(_stale(f"a dimension of {dimension.size} can't be cut any more ({why})"))
     leaves = arrays_to_params(text["leaves"], arrays)

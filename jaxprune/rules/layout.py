@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax import lax
 
 from jaxprune import axes
 from jaxprune.axes import Axis
@@ -409,12 +410,12 @@ def couple_fresh(step: Step) -> list[list[Axis]]:
 
 
 def evaluate_positions(view: View, step: Step, xs: list[Any]) -> list[Any]:
-    """The original values at the kept positions: generate all of them, then take."""
-    (full,) = compat.bind(step.eqn, xs)
-    for k, axis in enumerate(step.outs[0].axes):
-        if view.size(axis) != axis.size:
-            full = full.take(view.index(axis), axis=k)
-    return [full]
+    """The original values at the kept positions: a constant where units are gone."""
+    axs, k = step.outs[0].axes, step.params["dimension"]
+    if view.size(axs[k]) == axs[k].size:
+        return compat.bind(step.eqn, xs, shape=view.shape(axs))
+    positions = view.index(axs[k]).astype(step.params["dtype"])
+    return [lax.broadcast_in_dim(positions, view.shape(axs), (k,))]
 
 
 register("iota", couple=couple_fresh, evaluate=evaluate_positions)

@@ -1,0 +1,204 @@
+"""Constants that removed units leave behind, folded into what reads them.
+
+Where only the weights that make a unit are masked, its bias remains: the unit is the same for all
+inputs. Its removed slices of parameters become constants of the compact program, and all that
+depends on nothing else is computed while it is traced, with every axis along which it does not
+vary at size 1. What is left of a unit is then a vector that is added to what reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.compact.blocks import View
+from jaxprune.compact.demand import Demand, Part
+from jaxprune.jaxpr import compat
+from jaxprune.jaxpr.tape import Step, Tape, Value
+from jaxprune.rules.flow import CALLED_ONCE
+from jaxprune.rules.pointwise import POINTWISE
+from jaxprune.rules.registry import KEPT, Block
+
+Key = tuple[Value, Block]
+
+
+class Folded(NamedTuple):
+    """A constant; axes along which it does not vary have size 1."""
+
+    array: Any
+
+    def whole(self, shape: Sequence[Any]) -> Any:
+        return jnp.broadcast_to(self.array, shape)
+
+
+class Constants:
+    """Which blocks depend on nothing but removed slices of parameters.
+
+    Attributes:
+      known: the blocks that do.
+      leftovers: the removed slices of parameters themselves.
+      misread: removed slices that some equation reads together with what varies.
+    """
+
+    def __init__(self, demand: Demand, tape: Tape, leftovers: set[Key]):
+        self._demand, self.leftovers = demand, leftovers
+        self.known: set[Key] = set(leftovers)
+        self.misread: set[Key] = set()
+        if leftovers:
+            self._walk(tape)
+
+    def is_constant(self, step: Step, part: Part) -> bool:
+        keys = self._operands(step, part.block)
+        some = any(key in self.known for key in keys)
+        return some and step.name in FOLD and FOLD[step.name].fits(step) and all(
+            v.const is not None or self._demand.is_zero(v, b) or (v, b) in self.known
+            for v, b in keys
+        )  # fmt: skip
+
+    def _operands(self, step: Step, block: Block) -> list[Key]:
+        return [(v, block & self._demand.split.dims(v)) for v in step.ins]
+
+    def _walk(self, tape: Tape) -> None:
+        for step in tape.steps:
+            if step in self._demand.wires:
+                self._nested(step)
+                continue
+            for block, parts in self._demand.parts.get(step, {}).items():
+                constant = [self.is_constant(step, part) for part in parts]
+                self._note(step, [p for p, c in zip(parts, constant) if not c])
+                if parts and all(constant):
+                    self.known |= {(out, block & self._demand.split.dims(out)) for out in step.outs}
+            for (other, block), source in self._demand.passed.items():
+                if (
+                    other is step
+                    and (source, block & self._demand.split.dims(source)) in self.known
+                ):
+                    self.known.add((step.outs[0], block))
+
+    def _note(self, step: Step, varying: Sequence[Part]) -> None:
+        for part in varying:
+            self.misread |= self.leftovers & set(self._operands(step, part.block))
+
+    def _nested(self, step: Step) -> None:
+        ins, outs = self._demand.wires[step]
+        if step.name not in CALLED_ONCE:
+            self.misread |= self.leftovers & {(step.ins[i], block) for i, block in ins}
+            return
+        self._walk(step.subs[0])
+        inner = step.subs[0].outputs
+        self.known |= {(step.outs[j], b) for j, b in outs if (inner[j], b) in self.known}
+
+
+# ---------------------------------------------------------------------------------- computing
+
+
+def now(function: Callable[..., Any], *args: Any) -> Any:
+    """Computes while tracing, where the arguments are known."""
+    known = not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+    with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+        return function(*args)
+
+
+def fold(step: Step, view: View, xs: Sequence[Any]) -> Folded:
+    """One equation on constants."""
+    compute = FOLD[step.name].compute
+    return Folded(now(lambda xs: compute(step, view, [jnp.asarray(x) for x in xs]), list(xs)))
+
+
+def _always(step: Step) -> bool:
+    return True
+
+
+class Fold(NamedTuple):
+    """How a primitive acts on constants whose unvarying axes have size 1."""
+
+    compute: Callable[[Step, View, list[Any]], Any]
+    fits: Callable[[Step], bool] = _always
+
+
+def _pointwise(step: Step, view: View, xs: list[Any]) -> Any:
+    shape = np.broadcast_shapes(*(x.shape for x in xs))
+    return compat.bind(step.eqn, [jnp.broadcast_to(x, shape) for x in xs])[0]
+
+
+def _broadcast(step: Step, view: View, xs: list[Any]) -> Any:
+    places, rank = step.params["broadcast_dimensions"], len(step.outs[0].axes)
+    sizes = dict(zip(places, xs[0].shape))
+    return lax.broadcast_in_dim(xs[0], [sizes.get(k, 1) for k in range(rank)], places)
+
+
+def _same(step: Step, view: View, xs: list[Any]) -> Any:
+    return compat.bind(step.eqn, xs)[0]
+
+
+def _dot(step: Step, view: View, xs: list[Any]) -> Any:
+    (lc, rc), (lb, rb) = step.params["dimension_numbers"]
+    shapes = [list(x.shape) for x in xs]
+    for i, j in zip((*lc, *lb), (*rc, *rb)):
+        shapes[0][i] = shapes[1][j] = view.size(step.ins[0].axes[i])
+    return compat.bind(step.eqn, [jnp.broadcast_to(x, s) for x, s in zip(xs, shapes)])[0]
+
+
+def _reduce(step: Step, view: View, xs: list[Any], times: bool = False) -> Any:
+    over = step.params["axes"]
+    folded = [k for k in over if xs[0].shape[k] == 1]
+    count = prod(view.size(step.ins[0].axes[k]) for k in folded) if times else 1
+    return compat.bind(step.eqn, xs)[0] * np.asarray(count, xs[0].dtype)
+
+
+def _counts_numbers(step: Step) -> bool:
+    return all(isinstance(step.ins[0].axes[k].size, int) for k in step.params["axes"])
+
+
+def _no_border(step: Step) -> bool:
+    """At a border that is padded with zeros, a constant image gives another value."""
+    p = step.params
+    spread = all(d == 1 for d in p["lhs_dilation"]) and p["batch_group_count"] == 1
+    return spread and all(pad == (0, 0) for pad in p["padding"])
+
+
+def _convolve(step: Step, view: View, xs: list[Any]) -> Any:
+    """One position of the result, from as much of the image as the window covers."""
+    numbers, (image, kernel) = step.params["dimension_numbers"], xs
+    shape = list(image.shape)
+    for k, j, d in zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], step.params["rhs_dilation"]):
+        if shape[k] == 1:
+            shape[k] = (kernel.shape[j] - 1) * d + 1
+    features = numbers.lhs_spec[1]
+    shape[features] = kernel.shape[numbers.rhs_spec[1]] * step.params["feature_group_count"]
+    return compat.bind(step.eqn, [jnp.broadcast_to(image, shape), kernel])[0]
+
+
+FOLD: dict[str, Fold] = {
+    **dict.fromkeys(POINTWISE, Fold(_pointwise)),
+    "broadcast_in_dim": Fold(_broadcast),
+    "transpose": Fold(_same),
+    "dot_general": Fold(_dot),
+    "reduce_max": Fold(_reduce),
+    "reduce_min": Fold(_reduce),
+    "reduce_sum": Fold(functools.partial(_reduce, times=True), _counts_numbers),
+    "conv_general_dilated": Fold(
+        _convolve, lambda step: step.params["feature_group_count"] == 1 and _no_border(step)
+    ),
+}
+
+
+def leftover(demand: Demand, value: Value, block: Block, leaf: Any) -> Any:
+    """The removed slices of a parameter that a block holds."""
+    view = demand.split.view(block)
+    for k, axis in enumerate(value.axes):
+        if view.size(axis) != axis.size:
+            leaf = leaf.take(view.index(axis), axis=k)
+    return leaf
+
+
+def leftovers_of(demand: Demand, values: Sequence[Value], needed: Sequence[set[Block]]) -> set[Key]:
+    return {(v, b) for v, blocks in zip(values, needed) for b in blocks if b != KEPT}
