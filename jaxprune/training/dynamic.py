@@ -127,6 +127,7 @@ def set(
       drop_fraction: :math:`\zeta`, or a schedule ``step -> fraction``.
       every: steps between two renewals; the first is at step ``every``.
       pattern: ``(scores, sparsity) -> masks``; the paper's is ``jp.unstructured(jp.erk)``.
+        It must have a density: ``jp.threshold`` has none to keep.
       score: of the masks that ``init`` makes, as in :func:`static`; None is random.
       key: of what is grown; a ``key=`` among the extra arguments of ``update`` wins, for the
         members of an ensemble under ``jax.vmap``.
@@ -191,6 +192,7 @@ def rigl(
         masks stay.
       every: :math:`\Delta T`, steps between two renewals; the first is at step ``every``.
       pattern: ``(scores, sparsity) -> masks``; the paper's best is ``jp.unstructured(jp.erk)``.
+        It must have a density: ``jp.threshold`` has none to keep.
       score: of the masks that ``init`` makes, as in :func:`static`; None is random.
       moments: of entries that come back, "reset" or "inherit", see :func:`method`.
 
