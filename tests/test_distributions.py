@@ -247,10 +247,10 @@ def test_owl_by_layer_does_not_see_scale_and_is_uniform_where_layers_are_alike()
 def test_the_ends_stay_dense_and_what_lies_between_has_the_target():
     names = ["Conv_0", "Conv_2", "Conv_10", "Dense_0"]
     scores = {name: jnp.arange(40.0).reshape(4, 10) for name in names}
-    masks = jp.unstructured(without_ends(jp.erk))(scores, 0.9)
+    masks = jp.unstructured(without_ends(jp.erk, first=2))(scores, 0.9)
     assert {name: int(m.sum()) for name, m in masks.items()} == {
         "Conv_0": 40,
-        "Conv_2": 4,
+        "Conv_2": 40,
         "Conv_10": 4,
         "Dense_0": 40,
     }

@@ -141,7 +141,7 @@ def test_paths_do_not_under_or_overflow_in_deep_and_wide_networks():
     width, depth = 64, 100
 
     def chain(p, x):
-        return jax.lax.scan(lambda h, w: (jax.nn.relu(h @ w), None), x, p["w"])[0]
+        return jax.lax.scan(lambda h, w: (jax.nn.relu(3 * h @ w), None), x, p["w"])[0]
 
     params, x = {"w": jnp.full((depth, width, width), 1e-3)}, jnp.ones((1, width))
     for mask in (jnp.ones((depth, width, width), bool), jnp.zeros((depth, width, width), bool)):
