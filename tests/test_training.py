@@ -494,18 +494,17 @@ def test_the_overhead_is_measured_where_masks_are_kept_and_where_they_are_renewe
     monkeypatch: Any,
 ) -> None:
     monkeypatch.setattr(benchmark, "WIDTHS", (8, 16, 4))
-    names = ("prune", "rigl", "sr_ste, 2:4")
-    entries = benchmark.entries(names)
+    entries = benchmark.entries(("prune", "rigl"))
     steps = ["prune, masks kept", "prune, masks renewed", "rigl, masks kept", "rigl, masks renewed"]
-    assert list(entries) == ["adamw", *steps, "sr_ste, 2:4, masks renewed"]
+    assert list(entries) == ["adamw", *steps]
     for name in steps:
         step, (params, state, *batch) = entries[name]
         everything = state._replace(masks=jax.tree.map(jnp.ones_like, state.masks))
         _, after = step(params, everything, *batch)
         kept = int(after.masks[0]["kernel"].sum())
         assert kept == (round(0.1 * 8 * 16) if name.endswith("renewed") else 8 * 16), name
-    found = benchmark.measure(names, rounds=3)
-    assert set(found) == set(entries) and found["adamw"]["ratio"] == 1.0
+    found = benchmark.measure(("sr_ste, 2:4",), rounds=3)
+    assert list(found) == ["adamw", "sr_ste, 2:4, masks renewed"] and found["adamw"]["ratio"] == 1.0
 
 
 def test_a_mask_update_is_measured_against_sorting() -> None:
