@@ -56,11 +56,9 @@ def phases(step: int) -> float:
     return 0.5 if step >= 7 or 1 <= step < 7 and (step - 1) % 4 < 2 else 0.0
 
 
+# one_shot is prune, ste is sr_ste without decay, soft_movement is movement with another pattern.
 METHODS = {
     "static": Method(lambda o: training.static(o, 0.5, pattern=ranked), half),
-    "one_shot": Method(
-        lambda o: training.one_shot(o, 0.5, at=3, pattern=ranked), lambda t: 0.5 * (t >= 3)
-    ),
     "prune": Method(
         lambda o: jp.prune(o, jp.saliency, CUBIC, every=2, pattern=ranked),
         lambda t: float(CUBIC(t - t % 2)),
@@ -80,7 +78,6 @@ METHODS = {
         ),
         lambda t: 0.5 * (t >= 3),
     ),
-    "ste": Method(lambda o: training.ste(o, 0.5, pattern=ranked), half, "dense"),
     "sr_ste": Method(
         lambda o: training.sr_ste(o, 0.5, decay=0.1, pattern=jp.n_m(1, 2)), half, "dense"
     ),
@@ -92,7 +89,6 @@ METHODS = {
         lambda t: float(CUBIC(t + 1)),
         "dense",
     ),
-    "soft_movement": Method(lambda o: training.soft_movement(o, 0.1), None, "dense"),
     "soft_threshold": Method(lambda o: training.soft_threshold(o, 0.1, rate=1.0), None, "shrunk"),
     "admm": Method(
         lambda o: training.admm(o, 0.5, rho=0.1, every=2, pattern=ranked), half, "dense"
