@@ -410,3 +410,31 @@ def test_functions_that_fix_their_types_are_compared_in_them():
     masks = jp.infer_structure(fn, params, x).masks({"up:1": np.arange(8) < 2})
     with pytest.warns(UserWarning, match="compared in the given types, for float64 fails"):
         assert jp.compact(fn, params, masks, x).certificate.check() < 1e-6
+
+
+def test_divisions_by_masked_zeros_are_told():
+    """A weight norm without an epsilon: 0 / 0 in the masked model, gone in the compact one."""
+    rng = np.random.default_rng(0)
+    params = {
+        k: jnp.asarray(rng.normal(size=s), jnp.float32)
+        for k, s in {"up": (3, 8), "down": (8, 2)}.items()
+    }
+
+    def fn(p, x):
+        size = jnp.sqrt(jnp.sum(p["up"] ** 2, axis=0))
+        return jnp.tanh(x @ (p["up"] / size)) @ p["down"]
+
+    masks = jp.infer_structure(fn, params, ROWS).masks({"up:1": np.arange(8) < 2})
+    certificate = jp.compact(fn, params, masks, ROWS).certificate
+    assert [place.split(" at ")[0] for place in certificate.hazards] == ["div"]
+    assert "the masked model may not be finite: div at test_compact.py" in str(certificate)
+
+
+def test_trees_are_restricted_with_and_without_64_bits():
+    params = dense_params()
+    masks = jp.infer_structure(dense, params, ROWS).masks({"up:1": np.arange(8) < 2})
+    small = jp.compact(dense, params, masks, ROWS)
+    for wide in (False, True, False):
+        with jax.enable_x64(wide):
+            assert small.restrict(params)["up"].shape == (3, 2)
+            assert small.certificate.check() < 1e-12

@@ -33,7 +33,8 @@ class View:
         return tuple(axes.size_of(a, self._sizes) for a in axs)
 
     def index(self, axis: Axis) -> np.ndarray:
-        return axes.index_of(axis, self.chosen)
+        """Positions, as int32 whether or not 64 bits are enabled: jax caches by the type."""
+        return axes.index_of(axis, self.chosen).astype(np.int32)
 
 
 class Split:

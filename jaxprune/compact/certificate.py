@@ -41,9 +41,12 @@ class Certificate:
     Attributes:
       entries: one per dimension that the masks touch.
       exact: whether every masked unit could be removed.
+      hazards: where the masked model divides by what the masks make zero. It may be infinite or
+        NaN there, and the compact one finite.
     """
 
     entries: tuple[Entry, ...]
+    hazards: tuple[str, ...]
     _compare: Callable[[int, int], float] = field(repr=False)
     _overhead: Callable[[], float] = field(repr=False)
 
@@ -79,6 +82,8 @@ class Certificate:
             )
         if any(e.carried for e in self.entries):
             lines.append(f"carried units make the FLOPs {self.overhead:.3g} x")
+        for place in self.hazards:
+            lines.append(f"the masked model may not be finite: {place} meets masked zeros")
         return "\n".join(lines)
 
 
@@ -97,7 +102,7 @@ def of_plan(plan: Plan, compare: Any, overhead: Any) -> Certificate:
         count = plan.demand.evaluations(axes.find(d.dim.axis)) if carried else 0
         why = "; ".join(d.reasons)
         entries.append(Entry(name, d.dim.size, masked, removed, status, why, carried, count))
-    return Certificate(tuple(entries), compare, overhead)
+    return Certificate(tuple(entries), tuple(plan.demand.flow.hazards), compare, overhead)
 
 
 def compare(fn: Any, masked: Any, small: Any, args: Any, seed: int, i: int) -> float:

@@ -224,7 +224,9 @@ class Demand:
             if not mix.places:
                 self._refuse_all(extra, f"{step.name} at {step.where} mixes it with others")
                 return None
-            picks += [(operand, k, np.flatnonzero(own)) for operand, k in mix.places]
+            picks += [
+                (operand, k, np.flatnonzero(own).astype(np.int32)) for operand, k in mix.places
+            ]
         return tuple(picks)
 
     # -------------------------------------------------------------------------- refusing

@@ -12,6 +12,9 @@ from jaxprune.rules.zeros import Zeros
 # primitive -> the operand that passes unchanged when all others are zero; None = any of them
 NEUTRAL = {"add": None, "add_any": None, "or": None, "sub": 0, "copy": 0, "copy_p": 0}
 
+# primitive -> the operand whose zeros give infinities or NaN
+INFINITE = {"div": 1, "rem": 1, "rsqrt": 0, "reciprocal": 0, "log": 0, "log2": 0}
+
 CALLED_ONCE = {"remat2", "checkpoint", "remat", "custom_jvp_call", "custom_vjp_call"}
 
 
@@ -21,6 +24,7 @@ class ZeroFlow:
     def __init__(self, doubted: frozenset[Step] = frozenset()) -> None:
         self.doubted = doubted
         self.facts: dict[Value, Zeros] = {}
+        self.hazards: dict[str, None] = {}  # where zeros make infinities; in order, each once
         self.mixes: dict[Step, list[registry.Mix]] = {}
 
     def of(self, value: Value) -> Zeros:
@@ -40,9 +44,16 @@ class ZeroFlow:
                 results = rule.zeros(self, step, args)
             else:
                 results = rule.zeros(step, args)
+                self._look_for_infinities(step, args)
                 self.mixes[step] = rule.mixes(step, args)
             self.facts.update(zip(step.outs, results, strict=True))
         return [self.of(v) for v in tape.outputs]
+
+    def _look_for_infinities(self, step: Step, args: list[Zeros]) -> None:
+        """Notes divisions by what is zero whatever the inputs are: 0 x infinity is not zero."""
+        k = INFINITE.get(step.name)
+        if k is not None and (args[k].all or any(z.any() for z in args[k].axes)):
+            self.hazards[f"{step.name} at {step.where}"] = None
 
     def aliases(self, tape: Tape) -> dict[Value, Value]:
         """Values that are another value unchanged: ``x + 0``, and programs that return an input."""

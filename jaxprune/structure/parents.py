@@ -122,9 +122,12 @@ class Order(NamedTuple):
         order = np.argsort(self.order, axis=1) if back else self.order
         axis = axs[found.axis]
         rows = np.stack([axes.index_of(axis, {axes.find(self.dimension): o}) for o in order])
+        rows = rows.astype(np.int32)
         if found.axis == found.parent_axis:
             lines = rows[np.maximum(found.parent_units, 0), np.arange(len(found.units))]
-            return leaf.take(np.where(found.units >= 0, lines, np.arange(len(lines))), found.axis)
+            return leaf.take(
+                np.where(found.units >= 0, lines, np.arange(len(lines), dtype=np.int32)), found.axis
+            )
         block = rows[found.parent_units]
         block = block if found.parent_axis < found.axis else block.T
         sizes = {found.parent_axis: len(found.parent_units), found.axis: len(found.units)}
