@@ -92,7 +92,9 @@ def gradient_error(want: Any, got: Any, scale: float = 0.0) -> float:
     flat = [[np.ravel(np.asarray(x)) for x in side] for side in zip(*pairs, strict=True)]
     if any(a.shape != b.shape for a, b in zip(*flat, strict=True)):
         return float("inf")
-    return _leaf_error(*(np.concatenate(s) for s in flat), scale) if pairs else 0.0
+    if not pairs:
+        return 0.0
+    return _leaf_error(np.concatenate(flat[0]), np.concatenate(flat[1]), scale)
 
 
 def largest(want: tuple[Any, Any, Any]) -> float:
