@@ -34,6 +34,18 @@ def _(primals, tangents):
     return gate_forward(*primals), tangents[0] + primals[0] * tangents[1]
 
 
+@jax.custom_jvp
+def counted(h, scale):
+    """Two results; the second is a number that never moves."""
+    return h * scale, jnp.int32(h.shape[0])
+
+
+@counted.defjvp
+def _(primals, tangents):
+    (h, scale), (th, ts) = primals, tangents
+    return counted(h, scale), (th * scale + h * ts, np.zeros((), jax.dtypes.float0))
+
+
 @jax.custom_vjp
 def shifted(h):
     """A function whose both rules close over an array."""
@@ -64,7 +76,10 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("function", [gate, gate_forward, lambda h, s: shifted(h * s)])
+FUNCTIONS = [gate, gate_forward, lambda h, s: shifted(h * s), lambda h, s: counted(h, s)[0]]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("name", MASKS)
 def test_gradients_are_the_masked_models(function, name):
     fn, p = model(function), params()

@@ -143,8 +143,9 @@ def concrete(x: Any) -> np.ndarray | None:
     """The content of an array that is known while tracing, else None."""
     if x is None or isinstance(x, jax.core.Tracer):
         return None
-    if hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
-        return None  # a random key has no numbers to read
+    array_type = getattr(x, "dtype", np.dtype(float))
+    if jax.dtypes.issubdtype(array_type, jax.dtypes.extended) or array_type == jax.dtypes.float0:
+        return None  # a random key, or the tangent of an integer, has no numbers to read
     return np.asarray(x)
 
 

@@ -48,13 +48,14 @@ def couple_custom_jvp(step: Step) -> list[tuple[Axis, ...]]:
     function = build(step, step.params["call_jaxpr"], step.ins)
     step.subs = [function]
     if not _inside_rule:
-        jaxpr, consts, _ = compat.custom_jvp_jaxpr(step.eqn)
+        jaxpr, consts, still = compat.custom_jvp_jaxpr(step.eqn)
         with _rule():
             own = compat.rule_operands(step.eqn, step.ins)
             moving = _tangents(step.ins)
             rule = build(step, jaxpr, [*own, *compat.rule_operands(step.eqn, moving)], consts)
         rule.inputs = [*step.ins, *moving]  # it reads no tangents of what is closed over
-        tie(step, function.outputs * 2, rule.outputs)
+        moved = [v for v, s in zip(function.outputs, still, strict=True) if not s]
+        tie(step, [*function.outputs, *moved], rule.outputs)
         step.subs = [function, rule]
     return [v.axes for v in function.outputs]
 
