@@ -438,3 +438,33 @@ def test_trees_are_restricted_with_and_without_64_bits():
         with jax.enable_x64(wide):
             assert small.restrict(params)["up"].shape == (3, 2)
             assert small.certificate.check() < 1e-12
+
+
+def test_whole_scanned_layers_go_when_zero_makes_them_the_identity():
+    rng = np.random.default_rng(0)
+    shapes = {"up": (4, 3, 8), "bias": (4, 8), "down": (4, 8, 3)}
+    params = {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
+
+    def fn(p, x):
+        def layer(h, q):
+            return h + jnp.tanh(h @ q["up"] + q["bias"]) @ q["down"], None
+
+        return jax.lax.scan(layer, x, p)[0]
+
+    structure = jp.infer_structure(fn, params, ROWS)
+    layers = next(d for d in structure.dims.values() if d.label == "layers")
+    assert layers.frozen is None and layers.size == 4
+    keep = np.array([True, False, True, False])
+    small = jp.compact(fn, params, structure.masks({layers.name: keep}), ROWS)
+    assert small.params["up"].shape == (2, 3, 8)
+    assert small.certificate.check() < 1e-12
+    assert jp.cost(small.fn, small.params, ROWS).flops < 0.51 * jp.cost(fn, params, ROWS).flops
+
+    def decayed(p, x):
+        return jax.lax.scan(lambda h, q: (0.5 * h + jnp.tanh(h @ q["up"]) @ q["down"], None), x, p)[
+            0
+        ]
+
+    structure = jp.infer_structure(decayed, params, ROWS)
+    layers = next(d for d in structure.dims.values() if d.label == "layers")
+    assert "each step changes what the next one gets" in layers.frozen

@@ -44,6 +44,12 @@ def scan_parts(eqn: Any) -> ScanParts:
     return ScanParts(consts, carry, p["length"], p["reverse"], p["unroll"], p["jaxpr"])
 
 
+def scanned(eqn: Any, operands: Sequence[Any]) -> Sequence[Any]:
+    """Of what belongs to a scan's operands, the part that it takes one row at a time."""
+    parts = scan_parts(eqn)
+    return operands[parts.num_consts + parts.num_carry :]
+
+
 def sub_jaxprs(eqn: Any) -> list[Any]:
     """Every jaxpr that an equation holds in its parameters, open or closed."""
     found = []

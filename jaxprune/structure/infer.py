@@ -13,7 +13,7 @@ import jax
 import jaxprune.rules  # noqa: F401  (fills the table)
 from jaxprune import axes
 from jaxprune.axes import Axis
-from jaxprune.jaxpr import tape
+from jaxprune.jaxpr import compat, tape
 from jaxprune.jaxpr.tape import Tape, Value
 from jaxprune.rules import registry
 from jaxprune.types import ending_in, path_str
@@ -136,6 +136,8 @@ def _collect_read(program: Tape, read: set[Axis]) -> None:
         if not step.subs and step.name not in ("slice", "split"):
             for value in step.ins:
                 read.update(value.axes)
+        if step.name == "scan":  # runs along the first axis of what it scans
+            read.update(value.axes[0] for value in compat.scanned(step.eqn, step.ins))
 
 
 def copy_axes(param_axes: Sequence[Sequence[Axis]]) -> tuple[list[list[Axis]], dict[Axis, Axis]]:

@@ -102,8 +102,7 @@ def _runs_along(step: Step, parent: Axis) -> bool:
     """A scan over the parent: what its body is given has the parent's axis cut off."""
     if step.name != "scan":
         return False
-    parts = compat.scan_parts(step.eqn)
-    rows = step.ins[parts.num_consts + parts.num_carry :]
+    rows = compat.scanned(step.eqn, step.ins)
     return bool(rows) and axes.find(rows[0].axes[0]) is parent
 
 
