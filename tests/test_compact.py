@@ -178,9 +178,10 @@ CONSUMER = {"up": np.array(True), "bias": np.array(True), "down": np.arange(8)[:
         (PRODUCER, jax.nn.relu, 3),
         (PRODUCER, jax.nn.gelu, 3),
         (PRODUCER, jax.nn.silu, 3),
-        (PRODUCER, jax.nn.sigmoid, 8),  # 0.5 reaches the next layer: the units stay
+        (PRODUCER, jax.nn.sigmoid, 3),  # 0.5 reaches the next layer: a constant, folded
         (CONSUMER, jax.nn.sigmoid, 3),
-        ({**PRODUCER, "bias": np.array(True)}, jax.nn.relu, 8),
+        ({**PRODUCER, "bias": np.array(True)}, jax.nn.relu, 3),  # a constant, too
+        ({**PRODUCER, "up": np.array(True)}, jax.nn.relu, 8),  # the units depend on the input
     ],
 )
 def test_partial_masks_are_removed_only_where_that_is_exact(masks, activation, left):

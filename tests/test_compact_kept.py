@@ -50,14 +50,14 @@ def test_norms_over_what_is_kept_equal_the_native_module():
 
 
 def test_units_go_whatever_their_values():
-    """Masking the producer alone leaves a constant behind: masked semantics keeps the units."""
+    """Masking the bias alone leaves units that depend on the input: masked semantics keeps them."""
     params = {"up": jnp.ones((3, 8)), "bias": jnp.ones(8), "down": jnp.ones((8, 2))}
     x, keep = jnp.ones((1, 3)), np.arange(8) < 2
 
     def fn(p, x):
         return jnp.tanh(x @ p["up"] + p["bias"]) @ p["down"]
 
-    masks = {"up": jnp.asarray(keep[None]), "bias": jnp.asarray(True), "down": jnp.asarray(True)}
+    masks = {"up": jnp.asarray(True), "bias": jnp.asarray(keep), "down": jnp.asarray(True)}
     assert jp.compact(fn, params, masks, x).params["up"].shape == (3, 8)
     small = jp.compact(fn, params, masks, x, semantics="kept")
     assert small.params["down"].shape == (2, 2)

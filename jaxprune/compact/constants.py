@@ -1,9 +1,10 @@
 """Constants that removed units leave behind, folded into what reads them.
 
 Where only the weights that make a unit are masked, its bias remains: the unit is the same for all
-inputs. Its removed slices of parameters become constants of the compact program, and all that
-depends on nothing else is computed while it is traced, with every axis along which it does not
-vary at size 1. What is left of a unit is then a vector that is added to what reads it.
+inputs, as is the sigmoid of a zero. Its removed slices of parameters become constants of the
+compact program, and all that depends on nothing else is computed while it is traced, with every
+axis along which it does not vary at size 1. What is left of a unit is then a vector that is added
+to what reads it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Folded(NamedTuple):
 
 
 class Constants:
-    """Which blocks depend on nothing but removed slices of parameters.
+    """Which removed blocks depend on nothing but removed slices of parameters, and zeros.
 
     Attributes:
       known: the blocks that do.
@@ -52,16 +53,16 @@ class Constants:
         self._demand, self.leftovers = demand, leftovers
         self.known: set[Key] = set(leftovers)
         self.misread: set[Key] = set()
-        if leftovers:
-            self._walk(tape)
+        self._walk(tape)
 
     def is_constant(self, step: Step, part: Part) -> bool:
-        keys = self._operands(step, part.block)
-        some = any(key in self.known for key in keys)
-        return some and step.name in FOLD and FOLD[step.name].fits(step) and all(
-            v.const is not None or self._demand.is_zero(v, b) or (v, b) in self.known
-            for v, b in keys
-        )  # fmt: skip
+        """Whether an evaluation at removed units reads nothing but constants and zeros."""
+        if step.name not in FOLD or not part.block or not FOLD[step.name].fits(step):
+            return False
+        return all(
+            v.const is not None or (v, b) in self.known or self._demand.is_zero(v, b)
+            for v, b in self._operands(step, part.block)
+        )
 
     def _operands(self, step: Step, block: Block) -> list[Key]:
         return [(v, block & self._demand.split.dims(v)) for v in step.ins]

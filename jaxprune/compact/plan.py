@@ -120,7 +120,7 @@ def decide(
         decision.carried = demand.carried.get(axes.find(decision.dim.axis), none) & ~decision.kept
         if not decision.kept.any():
             decision.reasons.append(GONE)
-        if any(axes.find(decision.dim.axis) in block for _, block in demand.constants.known):
+        if any(axes.find(decision.dim.axis) in block for _, block in demand.constants.leftovers):
             decision.reasons.append(FOLDED)
     planned = again(program, structure.paths, decisions, zero_slices, semantics, orders)
     planned.leftovers = _leftovers(planned.demand, program, structure, masks, params)
