@@ -76,7 +76,8 @@ class Constants:
                 constant = [self.is_constant(step, part) for part in parts]
                 self._note(step, [p for p, c in zip(parts, constant) if not c])
                 if parts and all(constant):
-                    self.known |= {(out, block & self._demand.split.dims(out)) for out in step.outs}
+                    mine = (out for out in step.outs if block <= self._demand.split.dims(out))
+                    self.known |= {(out, block) for out in mine}
             for (other, block), source in self._demand.passed.items():
                 if (
                     other is step
@@ -108,10 +109,18 @@ def now(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
 
-def fold(step: Step, view: View, xs: Sequence[Any]) -> Folded:
+Size = Callable[[int, int], Any]  # (operand, axis) -> how many positions are meant
+
+
+def fold(step: Step, view: View, part: Part, xs: Sequence[Any]) -> Folded:
     """One equation on constants."""
+    picked = {(i, k): len(positions) for i, k, positions in part.picks}
     compute = FOLD[step.name].compute
-    return Folded(now(lambda xs: compute(step, view, [jnp.asarray(x) for x in xs]), list(xs)))
+
+    def size(i: int, k: int) -> Any:
+        return picked[i, k] if (i, k) in picked else view.size(step.ins[i].axes[k])
+
+    return Folded(now(lambda xs: compute(step, size, [jnp.asarray(x) for x in xs]), list(xs)))
 
 
 def _always(step: Step) -> bool:
@@ -121,37 +130,37 @@ def _always(step: Step) -> bool:
 class Fold(NamedTuple):
     """How a primitive acts on constants whose unvarying axes have size 1."""
 
-    compute: Callable[[Step, View, list[Any]], Any]
+    compute: Callable[[Step, Size, list[Any]], Any]
     fits: Callable[[Step], bool] = _always
 
 
-def _pointwise(step: Step, view: View, xs: list[Any]) -> Any:
+def _pointwise(step: Step, size: Size, xs: list[Any]) -> Any:
     shape = np.broadcast_shapes(*(x.shape for x in xs))
     return compat.bind(step.eqn, [jnp.broadcast_to(x, shape) for x in xs])[0]
 
 
-def _broadcast(step: Step, view: View, xs: list[Any]) -> Any:
+def _broadcast(step: Step, size: Size, xs: list[Any]) -> Any:
     places, rank = step.params["broadcast_dimensions"], len(step.outs[0].axes)
     sizes = dict(zip(places, xs[0].shape))
     return lax.broadcast_in_dim(xs[0], [sizes.get(k, 1) for k in range(rank)], places)
 
 
-def _same(step: Step, view: View, xs: list[Any]) -> Any:
+def _same(step: Step, size: Size, xs: list[Any]) -> Any:
     return compat.bind(step.eqn, xs)[0]
 
 
-def _dot(step: Step, view: View, xs: list[Any]) -> Any:
+def _dot(step: Step, size: Size, xs: list[Any]) -> Any:
     (lc, rc), (lb, rb) = step.params["dimension_numbers"]
     shapes = [list(x.shape) for x in xs]
     for i, j in zip((*lc, *lb), (*rc, *rb)):
-        shapes[0][i] = shapes[1][j] = view.size(step.ins[0].axes[i])
+        shapes[0][i] = shapes[1][j] = size(0, i)
     return compat.bind(step.eqn, [jnp.broadcast_to(x, s) for x, s in zip(xs, shapes)])[0]
 
 
-def _reduce(step: Step, view: View, xs: list[Any], times: bool = False) -> Any:
+def _reduce(step: Step, size: Size, xs: list[Any], times: bool = False) -> Any:
     over = step.params["axes"]
     folded = [k for k in over if xs[0].shape[k] == 1]
-    count = prod(view.size(step.ins[0].axes[k]) for k in folded) if times else 1
+    count = prod(size(0, k) for k in folded) if times else 1
     return compat.bind(step.eqn, xs)[0] * np.asarray(count, xs[0].dtype)
 
 
@@ -166,7 +175,7 @@ def _no_border(step: Step) -> bool:
     return spread and all(pad == (0, 0) for pad in p["padding"])
 
 
-def _convolve(step: Step, view: View, xs: list[Any]) -> Any:
+def _convolve(step: Step, size: Size, xs: list[Any]) -> Any:
     """One position of the result, from as much of the image as the window covers."""
     numbers, (image, kernel) = step.params["dimension_numbers"], xs
     shape = list(image.shape)
@@ -174,7 +183,7 @@ def _convolve(step: Step, view: View, xs: list[Any]) -> Any:
         if shape[k] == 1:
             shape[k] = (kernel.shape[j] - 1) * d + 1
     features = numbers.lhs_spec[1]
-    shape[features] = kernel.shape[numbers.rhs_spec[1]] * step.params["feature_group_count"]
+    shape[features] = size(0, features)
     return compat.bind(step.eqn, [jnp.broadcast_to(image, shape), kernel])[0]
 
 

@@ -184,14 +184,15 @@ class Evaluator:
         xs = []
         for v in step.ins:
             block = part.block & self._split.dims(v)
-            x = self._raw(env, v, block)
-            zero = v.const is None and not isinstance(x, Folded)
-            x = np.zeros((1,) * len(v.axes), v.aval.dtype) if zero else x
+            key = v, block
+            zero = v.const is None and key not in env and key not in self._folded
+            nothing = np.zeros((1,) * len(v.axes), v.aval.dtype)
+            x = nothing if zero else self._raw(env, v, block)
             xs.append(x.array if isinstance(x, Folded) else x)
         for operand, axis, positions in part.picks:
             if xs[operand].shape[axis] > 1:
                 xs[operand] = xs[operand].take(positions, axis=axis)
-        return fold(step, self._split.view(part.block), xs)
+        return fold(step, self._split.view(part.block), part, xs)
 
     def _store(self, step: Step, env: dict[Any, Any], j: int, block: Block, y: Any) -> None:
         if isinstance(y, Folded):
