@@ -279,7 +279,7 @@ class _SmallFunction:
     def _full(self, leaves: list[Any]) -> Any:
         """The types of the parameters at their full shapes."""
         pairs = zip(self._structure.shapes, leaves, strict=True)
-        full = [jax.ShapeDtypeStruct(shape, x.dtype) for shape, x in pairs]
+        full = [jax.ShapeDtypeStruct(shape, jax.typeof(x).dtype) for shape, x in pairs]
         return jax.tree.unflatten(self._structure.treedef, full)
 
     def _decide(self, closed: Any, out_shape: Any, full: Any, args: Any) -> _Traced:
