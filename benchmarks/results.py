@@ -55,12 +55,16 @@ def header(job: str) -> dict[str, Any]:
     }
 
 
+# Where a machine keeps its packages and this checkout: no business of a result.
+PLACES = re.compile(rf'[^\s"]*site-packages/|{re.escape(str(Path(__file__).parents[1]))}/')
+
+
 def save(result: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1, allow_nan=False)
     # Raw timings one list a line: the file stays readable and its diffs small.
     text = re.sub(r"\[\s+(-?[\d.eE+-]+(?:,\s+-?[\d.eE+-]+)*)\s+\]", _one_line, text)
-    path.write_text(text + "\n")
+    path.write_text(re.sub(PLACES, "", text) + "\n")
 
 
 def load(path: Path) -> dict[str, Any]:
