@@ -42,7 +42,7 @@ def build(case: Case, batch: int) -> Entries:
     params = jax.jit(case.dense.init)(jax.random.key(1), x)
     fresh = jax.eval_shape(case.native.init, jax.random.key(1), x)
     structure = jp.infer_structure(case.dense.apply, params, x)
-    free = [d for d in structure.dims.values() if not d.frozen]
+    free = [d for d in structure.dims.values() if not (d.frozen or d.label.endswith("layers"))]
     masks = structure.masks({d.name: np.arange(d.size) % 2 == 0 for d in free})
     small = jp.compact(case.dense.apply, params, masks, x)
     shapes = [jax.tree.map(np.shape, tree) for tree in (fresh, small.params)]

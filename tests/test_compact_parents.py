@@ -136,6 +136,17 @@ def test_an_order_of_its_own_is_refused_where_positions_count():
     assert small.params["up"].shape[2] > 4
 
 
+def test_layers_have_one_order_for_all_units():
+    """A hidden unit can't run through the layers in an order of its own."""
+    params = random_params(SCANNED)
+    structure = jp.infer_structure(lambda p, x: scanned(p, x)[0], params, X)
+    layers, hidden = (structure_name(structure, n) for n in ("up:0", "up:2"))
+    assert hidden in structure.parents(layers)
+    masks = structure.masks({layers: {hidden: rows(8, 3, 2)}})
+    small = jp.compact(lambda p, x: scanned(p, x)[0], params, masks, X)
+    assert small.params["up"].shape == (3, 6, 8) and small.certificate.check() < 1e-12
+
+
 def test_bad_parents():
     structure = jp.infer_structure(scanned, random_params(SCANNED), X)
     name, parent = (structure_name(structure, n) for n in ("up:2", "up:0"))

@@ -89,7 +89,7 @@ def _reasons(tape: Tape, dimension: Axis, parent: Axis, under: bool) -> Iterator
             yield value
     for step in tape.steps:
         mine = [v for v in [*step.ins, *step.outs] if has(v)]
-        if mine and step.name not in ALIKE:
+        if mine and step.name not in ALIKE or _runs_along(step, dimension):
             yield step
         alone = [v for v in mine if not under and pair(v.axes, dimension, parent) is None]
         fixed = [v for v in step.ins if v.const is not None and has(v)]
@@ -98,12 +98,12 @@ def _reasons(tape: Tape, dimension: Axis, parent: Axis, under: bool) -> Iterator
             yield from _reasons(sub, dimension, parent, under or _runs_along(step, parent))
 
 
-def _runs_along(step: Step, parent: Axis) -> bool:
-    """A scan over the parent: what its body is given has the parent's axis cut off."""
+def _runs_along(step: Step, dimension: Axis) -> bool:
+    """A scan over a dimension: what its body is given has that axis cut off."""
     if step.name != "scan":
         return False
     rows = compat.scanned(step.eqn, step.ins)
-    return bool(rows) and axes.find(rows[0].axes[0]) is parent
+    return bool(rows) and axes.find(rows[0].axes[0]) is dimension
 
 
 class Order(NamedTuple):
