@@ -32,7 +32,7 @@ from benchmarks.programs import Program, random_program
 TOLERANCE = 1e-9  # of the largest result
 SMALLEST = 1e-3  # results below this are compared with an absolute error of TOLERANCE times it
 ROUNDING = 100  # a larger error passes up to this times what one rounding of params makes
-PATIENCE = 120  # seconds for one program
+PATIENCE = 120  # seconds of processor time for one program
 XLA_SHARE = 50  # one program in so many is run by XLA, too, to check numpy's evaluation
 ROUND = 25  # chunks for each worker, then it is replaced
 CHUNK = 20  # programs that a worker takes at once, before it clears JAX's caches
@@ -286,15 +286,15 @@ class Chunk(NamedTuple):
 
 
 def _too_slow(*_: Any) -> None:
-    raise TimeoutError(f"a program took more than {PATIENCE} s")
+    raise TimeoutError(f"a program took more than {PATIENCE} s of processor time")
 
 
 def work(seeds: Sequence[int], count: int) -> Chunk:
     """Runs in a process of its own."""
-    signal.signal(signal.SIGALRM, _too_slow)
+    signal.signal(signal.SIGPROF, _too_slow)
     outcomes, xla = [], []
     for seed in seeds:
-        signal.alarm(PATIENCE)
+        signal.setitimer(signal.ITIMER_PROF, PATIENCE)
         try:
             outcomes += check_program(seed, count)
             if seed % XLA_SHARE == 0:
@@ -302,7 +302,7 @@ def work(seeds: Sequence[int], count: int) -> Chunk:
         except TimeoutError as error:
             outcomes.append(Outcome(seed, "no mask", "crash", detail=str(error)))
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     jax.clear_caches()
     return Chunk(len(seeds), outcomes, xla)
 
