@@ -9,7 +9,6 @@ done: a job that was interrupted goes on where it was.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ from benchmarks.effects_claims import SPARSITIES, controlled, name
 from benchmarks.effects_training import QUICK, Images, Run, Settings, Trainer, collapse, on_device
 
 COLLAPSE = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
-BEFORE_TRAINING = ("random, uniform", "random, ERK", "SNIP", "GraSP", "SynFlow")
 Result = dict[str, Any]
 
 
@@ -34,21 +32,27 @@ class Job(NamedTuple):
     runs: Callable[[], Iterator[tuple[str, float]]]
 
 
-def jobs(trainer: Trainer, convolutional: bool) -> Iterator[Job]:
-    """What one network and one seed are compared on."""
-    for schedule in ("gradual, magnitude", "one-shot, magnitude", "gradual, random",
-                     "one-shot, random"):  # fmt: skip
-        yield from (scheduled(trainer, schedule, s) for s in SPARSITIES)
-    for method in ("rigl", "set"):
-        yield from (scheduled(trainer, method, s) for s in SPARSITIES[1:])
-    yield masked(trainer, "random, ERK", 0.95)  # at 0.98 it is among the next
-    yield from (masked(trainer, method, 0.98) for method in BEFORE_TRAINING)
-    yield from (masked(trainer, "SNIP", s) for s in SPARSITIES[:2])
-    yield from (shuffled(trainer, "SNIP", s) for s in SPARSITIES)
-    if convolutional:
-        yield Job(("dense",), lambda: iter([("dense", fixed(trainer, None))]))
-    else:
-        yield lottery(trainer)
+def jobs(trainer: Trainer, brief: bool) -> Iterator[Job]:
+    """What one network and one seed are compared on; less where it is slow, or to be brief."""
+    perceptron = trainer.network == "perceptron"
+    yield lottery(trainer) if perceptron else masked(trainer, "dense", 0.0)
+    for s in SPARSITIES:
+        yield scheduled(trainer, "gradual, magnitude", s)
+        yield scheduled(trainer, "one-shot, magnitude", s)
+        yield masked(trainer, "SNIP", s)
+        yield masked(trainer, "SNIP", s, shuffled=True)
+    if brief:
+        return
+    for s in SPARSITIES:
+        yield scheduled(trainer, "gradual, random", s)
+        if perceptron:
+            yield scheduled(trainer, "one-shot, random", s)
+    for s in SPARSITIES[1:]:
+        yield scheduled(trainer, "rigl", s)
+        yield scheduled(trainer, "set", s)
+        yield masked(trainer, "random, ERK", s)
+    if perceptron:
+        yield from (masked(trainer, m, 0.98) for m in ("random, uniform", "GraSP", "SynFlow"))
 
 
 def scheduled(trainer: Trainer, method: str, sparsity: float) -> Job:
@@ -57,29 +61,27 @@ def scheduled(trainer: Trainer, method: str, sparsity: float) -> Job:
     return Job((here,), lambda: iter([(here, run())]))
 
 
-def masked(trainer: Trainer, method: str, sparsity: float) -> Job:
-    here = name(method, sparsity)
-    run = lambda: fixed(trainer, trainer.masks(method, sparsity))  # noqa: E731
-    return Job((here,), lambda: iter([(here, run())]))
+def masked(trainer: Trainer, method: str, sparsity: float, shuffled: bool = False) -> Job:
+    """Masks that are made before training, and stay; all kept for a dense network."""
+    here = name(f"{method}, shuffled" if shuffled else method, sparsity)
 
+    def runs() -> Iterator[tuple[str, float]]:
+        masks = trainer.masks(method, sparsity)
+        masks = jp.sanity.shuffle(masks, key=trainer.key) if shuffled else masks
+        yield here, fixed(trainer, masks)
 
-def shuffled(trainer: Trainer, method: str, sparsity: float) -> Job:
-    here = name(f"{method}, shuffled", sparsity)
-    masks = lambda: trainer.masks(method, sparsity)  # noqa: E731
-    run = lambda: fixed(trainer, jp.sanity.shuffle(masks(), key=trainer.key))  # noqa: E731
-    return Job((here,), lambda: iter([(here, run())]))
+    return Job((here,), runs)
 
 
 def fixed(trainer: Trainer, masks: Any, params: Any = None) -> float:
-    """Test accuracy after training under these masks, or none."""
-    run = trainer.train("fixed", 0.0) if masks is None else trainer.train_masked(masks, params)
-    return trainer.test_accuracy(run)
+    """Test accuracy after training under these masks."""
+    return trainer.test_accuracy(trainer.train_masked(masks, params))
 
 
 def lottery(trainer: Trainer) -> Job:
     """The dense network, all tickets, and at some of them the same masks with other weights."""
     rounds = trainer.settings.tickets
-    names = ["dense", *(name("ticket", 1 - 0.5**r) for r in range(1, rounds + 1))]
+    names = [name("dense", 0.0), *(name("ticket", 1 - 0.5**r) for r in range(1, rounds + 1))]
     for r in controlled(rounds):
         names += [name(f"ticket, {what}", 1 - 0.5**r) for what in ("re-initialised", "random mask")]
 
@@ -89,7 +91,7 @@ def lottery(trainer: Trainer) -> Job:
         for ticket in trainer.tickets():
             r = int(ticket.index)
             done = trainer.test_accuracy(Run(ticket.params, ticket.opt_state))
-            yield name("ticket", 1 - 0.5**r) if r else "dense", done
+            yield name("ticket", 1 - 0.5**r) if r else name("dense", 0.0), done
             if r in controlled(rounds):
                 drawn = jp.sanity.random_like(ticket.masks, start, key=trainer.key)
                 again = fixed(trainer, ticket.masks, fresh)
@@ -102,13 +104,15 @@ def lottery(trainer: Trainer) -> Job:
 # ---- the whole ------------------------------------------------------------------------------
 
 
-def rates(images: Images, settings: Settings, network: str) -> dict[str, float]:
-    """Validation accuracy of the dense network for each learning rate, seed 0."""
-    found = {}
+def choose_rate(images: Images, settings: Settings, network: str, found: Result) -> None:
+    """The learning rate of the dense network, seed 0, that is best on validation images."""
     for rate in settings.rates:
         trainer = Trainer(settings, images, network, 0, rate)
-        found[str(rate)] = trainer.valid_accuracy(trainer.train("fixed", 0.0))
-    return found
+        if str(rate) not in found["rates"]:
+            found["rates"][str(rate)] = trainer.valid_accuracy(trainer.train("fixed", 0.0))
+    best = max(settings.rates, key=lambda rate: found["rates"][str(rate)])
+    if best != found.get("rate"):
+        found.update(rate=best, accuracy={})
 
 
 def measure(
@@ -118,10 +122,11 @@ def measure(
     networks: Sequence[str],
     result: Result,
     save: Callable[[], None],
+    brief: bool = False,
 ) -> None:
     """Fills in what the result lacks, and saves after each run."""
     for seed in seeds:
-        for method in ("magnitude", "GraSP", "SNIP", "SynFlow"):
+        for method in ("SNIP", "SynFlow") if brief else ("magnitude", "GraSP", "SNIP", "SynFlow"):
             for sparsity in COLLAPSE:
                 found = result["collapse"].setdefault(name(method, sparsity), {})
                 if str(seed) not in found:
@@ -129,13 +134,11 @@ def measure(
     save()
     for network in networks:
         here = result["networks"].setdefault(network, {"rates": {}, "accuracy": {}})
-        if not here["rates"]:
-            here["rates"] = rates(images, settings, network)
-            here["rate"] = float(max(here["rates"], key=lambda rate: here["rates"][rate]))
-            save()
+        choose_rate(images, settings, network, here)
+        save()
         for seed in seeds:
             trainer = Trainer(settings, images, network, seed, here["rate"])
-            for job in jobs(trainer, network == "convolutional"):
+            for job in jobs(trainer, brief):
                 _fill(job, here["accuracy"], str(seed), save)
 
 
@@ -153,13 +156,11 @@ def _fill(job: Job, found: dict[str, Any], seed: str, save: Callable[[], None]) 
 
 def opened(path: Path, settings: Settings, images: data.Data, again: bool) -> Result:
     """The result so far, if it was made with these settings and images, or an empty one."""
-    here = {"settings": dataclasses.asdict(settings), "data": images.describe()}
-    # As JSON holds it: tuples are lists there.
-    here["settings"] = {
-        k: list(v) if isinstance(v, tuple) else v for k, v in here["settings"].items()
-    }
+    listed = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.__dict__.items()}
+    here = {"settings": listed, "data": images.describe()}
     if path.exists() and not again:
         found = results.load(path)
+        found["settings"]["rates"] = listed["rates"]  # those that are new are tried
         if {key: found.get(key) for key in here} == here:
             return found
     return results.header("effects") | here | {"collapse": {}, "networks": {}}
@@ -176,7 +177,7 @@ def main() -> None:
     print(images.describe())
     save = lambda: results.save(result, path)  # noqa: E731
     arrays = on_device(images, settings, 500 if args.quick else None)
-    measure(arrays, settings, seeds, args.networks, result, save)
+    measure(arrays, settings, seeds, args.networks, result, save, brief=args.quick)
     result["rule"] = effects_claims.RULE
     result["effects"] = effects_claims.judged(result)
     save()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 
+import jaxprune as jp
 from jaxprune.plot.curves import COLOURS, MARKERS
 
 matplotlib.use("Agg")  # files only; after this, nothing opens a window
@@ -177,7 +178,7 @@ SERIES = {
     },
     "shuffled": {"SNIP": "SNIP", "shuffled": "SNIP, shuffled"},
 }
-BARS = ("random, uniform", "random, ERK", "GraSP", "SNIP", "SynFlow", "one-shot, magnitude",
+ROWS = ("random, uniform", "random, ERK", "GraSP", "SNIP", "SynFlow", "one-shot, magnitude",
         "gradual, magnitude")  # fmt: skip
 
 
@@ -202,46 +203,35 @@ def picture(result: Mapping[str, Any], network: str) -> Any:
     for ax, panel in zip(axes.flat, TITLES):
         ax.set_title(TITLES[panel], fontsize="medium")
         if panel == "before":
-            _bars(ax, accuracy)
+            _rows(ax, accuracy)
         elif panel == "collapse":
             _layers(ax, result["collapse"])
         else:
-            _lines(ax, accuracy, SERIES[panel], by_density=panel == "tickets")
-    seeds = len(accuracy.get("dense", {}))
+            _lines(ax, accuracy, SERIES[panel])
+    seeds = len(accuracy.get(name("dense", 0), {}))
     figure.suptitle(f"{result['data'].split(' from ')[0]}, {network}: {seeds} seeds, mean ± "
                     "standard deviation")  # fmt: skip
     return figure
 
 
-def _lines(
-    ax: Any, accuracy: Mapping[str, Any], series: Mapping[str, str], by_density: bool
-) -> None:
-    for k, (label, method) in enumerate(series.items()):
-        points = sorted(_points(accuracy, method))
-        if not points:
-            continue
-        ax.errorbar(
-            [100 * (1 - s) for s, *_ in points], [100 * mean for _, mean, _ in points],
-            yerr=[100 * spread for *_, spread in points], label=label, color=COLOURS[k],
-            marker=MARKERS[k], linestyle=("-", "--", "-.", ":")[k], capsize=3, linewidth=1.4,
-        )  # fmt: skip
-    _dense(ax, accuracy)
-    ax.set_xscale("log")
-    ax.invert_xaxis()  # pruning goes to the right
-    ticks = [50, 25, 12.5, 6.25, 3.12, 1.56] if by_density else [10, 5, 2]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.minorticks_off()
-    ax.set(xlabel="weights kept [%]", ylabel="test accuracy [%]")
-    ax.grid(alpha=0.3)
-    ax.legend(frameon=False, fontsize="small")
+def _lines(ax: Any, accuracy: Mapping[str, Any], series: Mapping[str, str]) -> None:
+    found = {label: list(_points(accuracy, method)) for label, method in series.items()}
+    found = {label: points for label, points in found.items() if points}
+    if not found:
+        ax.set_axis_off()
+        return
+    jp.plot.accuracy_density(found, dense=_dense(accuracy), ax=ax)
 
 
-def _points(accuracy: Mapping[str, Any], method: str) -> Iterator[tuple[float, float, float]]:
-    """(sparsity, mean, standard deviation) of all runs of the method."""
+def _points(
+    accuracy: Mapping[str, Any], method: str
+) -> Iterator[tuple[float, tuple[float, float, float]]]:
+    """(density, mean with its standard deviation) of all runs of the method."""
     for run, values in accuracy.items():
         here, _, sparsity = run.rpartition(" ")
         if here == method:
-            yield float(sparsity), *_mean_and_spread(values)
+            mean, spread = _mean_and_spread(values)
+            yield 1 - float(sparsity), (mean - spread, mean, mean + spread)
 
 
 def _mean_and_spread(values: Mapping[str, float]) -> tuple[float, float]:
@@ -249,27 +239,22 @@ def _mean_and_spread(values: Mapping[str, float]) -> tuple[float, float]:
     return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
 
 
-def _dense(ax: Any, accuracy: Mapping[str, Any], horizontal: bool = True) -> None:
-    if "dense" in accuracy:
-        mean = 100 * _mean_and_spread(accuracy["dense"])[0]
-        line = ax.axhline if horizontal else ax.axvline
-        line(mean, color="0.4", linestyle=(0, (1, 2)), linewidth=1, label="dense")
+def _dense(accuracy: Mapping[str, Any]) -> float | None:
+    runs = accuracy.get(name("dense", 0))
+    return _mean_and_spread(runs)[0] if runs else None
 
 
-def _bars(ax: Any, accuracy: Mapping[str, Any]) -> None:
-    """Points on rows: the axis needn't begin at 0."""
-    shown = [m for m in BARS if name(m, 0.98) in accuracy]
+def _rows(ax: Any, accuracy: Mapping[str, Any]) -> None:
+    """A method a row; its accuracy at 98 %."""
+    shown = [m for m in ROWS if name(m, 0.98) in accuracy]
     for k, method in enumerate(shown):
-        values = accuracy[name(method, 0.98)]
-        mean, spread = _mean_and_spread(values)
+        mean, spread = _mean_and_spread(accuracy[name(method, 0.98)])
         ax.errorbar(
             100 * mean, k, xerr=100 * spread, color=COLOURS[k], marker=MARKERS[k], capsize=3
         )
-    _dense(ax, accuracy, horizontal=False)
     ax.set_yticks(range(len(shown)), [_wrapped(m) for m in shown])
     ax.set(xlabel="test accuracy at 98 % sparsity [%]", ylim=(-0.6, len(shown) - 0.4))
     ax.grid(alpha=0.3)
-    ax.legend(frameon=False, fontsize="small")
 
 
 def _wrapped(method: str) -> str:
@@ -283,17 +268,17 @@ def _layers(ax: Any, found: Mapping[str, Any]) -> None:
             for run, seeds in found.items()
             if run.rpartition(" ")[0] == method
         )
-        if points:
-            ax.plot(
-                [100 * (1 - s) for s, _ in points], [statistics.fmean(n) - 0.07 * k for _, n in points],
-                label=method, color=COLOURS[k], marker=MARKERS[k],
-                linestyle=("-", "--", "-.", ":")[k], linewidth=1.4,
-            )  # fmt: skip
+        if not points:
+            continue
+        kept = [100 * (1 - s) for s, _ in points]
+        alive = [statistics.fmean(n) - 0.07 * k for _, n in points]  # equal lines stay visible
+        style = {"color": COLOURS[k], "marker": MARKERS[k], "linestyle": ("-", "--", "-.", ":")[k]}
+        ax.plot(kept, alive, label=method, linewidth=1.4, **style)
     ax.set_xscale("log")
     ax.invert_xaxis()
     ticks = [10, 5, 2, 1, 0.5, 0.1]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
-    ax.set(xlabel="weights kept [%]", ylabel="layers with active weights, mean over seeds")
+    ax.set(xlabel="weights kept [%]", ylabel="layers with active weights (mean)")
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize="small")

@@ -325,3 +325,37 @@ ERRORS = {
 def test_clear_errors(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_over_steps_draws_a_line_per_run():
+    ax = jp.plot.over_steps({"a": [(10, 0.5), (0, 1.0)], "b": [(0, 0.1)]}, ylabel="density")
+    np.testing.assert_allclose(lines(ax)["a"], [[0, 10], [1.0, 0.5]])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "density")
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
+
+
+def test_over_steps_wants_points():
+    with pytest.raises(ValueError, match=r"over_steps got no points; wanted .*\[\(step, value\)"):
+        jp.plot.over_steps({}, ylabel="density")
+
+
+def test_accuracy_density_falls_to_the_right_in_percent():
+    ax = jp.plot.accuracy_density({"a": [(0.1, 0.9), (0.02, (0.7, 0.8, 0.85))]}, dense=0.95)
+    np.testing.assert_allclose(lines(ax)["a"], [[2, 10], [80, 90]])
+    (bars,) = ax.containers[0].lines[2]
+    np.testing.assert_allclose(bars.get_segments()[0][:, 1], [70, 85])
+    assert ax.xaxis_inverted() and ax.get_xscale() == "log"
+    ax.figure.canvas.draw()
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["2", "10"]
+    assert [t.get_text() for t in ax.texts] == ["dense"]
+
+
+@pytest.mark.parametrize("density", [0.0, 90.0])
+def test_accuracy_density_refuses_what_is_no_density(density):
+    with pytest.raises(ValueError, match=r"accuracy_density got densities .* in \(0, 1\]: 0.1 for"):
+        jp.plot.accuracy_density({"a": [(density, 0.9), (0.5, 0.9)]})
+
+
+def test_accuracy_density_refuses_percent():
+    with pytest.raises(ValueError, match="an accuracy of series 'a' is 90; wanted a fraction"):
+        jp.plot.accuracy_density({"a": [(0.1, 90)]})

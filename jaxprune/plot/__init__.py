@@ -5,8 +5,10 @@ alone. Each function draws on ``ax`` (a new figure if None) and returns it. Need
 ``pip install "jaxprune[plot]"``.
 """
 
+from jaxprune.plot.curves import accuracy_density as accuracy_density
 from jaxprune.plot.curves import accuracy_speedup as accuracy_speedup
 from jaxprune.plot.curves import densities as densities
 from jaxprune.plot.curves import mask as mask
 from jaxprune.plot.curves import measured_theoretical as measured_theoretical
+from jaxprune.plot.curves import over_steps as over_steps
 from jaxprune.plot.dimensions import structure as structure

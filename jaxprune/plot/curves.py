@@ -40,26 +40,10 @@ def accuracy_speedup(series: Series, *, dense: float | None = None, ax: Any = No
       'measured speed-up over dense [x]'
     """
     points = _points(series, "accuracy_speedup", "[(speed-up, accuracy), ...]")
-    for name, xy in points.items():
-        for _, y in xy:
-            if not 0 <= y[1] <= 1:
-                raise ValueError(
-                    f"an accuracy of series {name!r} is {y[1]:g}; wanted a fraction in [0, 1]"
-                )
+    _check_accuracies(points)
     ax = new_axes(ax, width=_width(points))
     ax.axvline(1, color="0.8", linewidth=1, zorder=0)
-    if dense is not None:
-        ax.axhline(100 * dense, color="0.4", linestyle="--", linewidth=1, zorder=0)
-        ax.annotate(
-            "dense",
-            (0.01, 100 * dense),
-            xycoords=("axes fraction", "data"),
-            color="0.4",
-            xytext=(0, -3),
-            textcoords="offset points",
-            va="top",
-            fontsize="small",
-        )
+    _dense(ax, dense)
     _draw(ax, {name: [(x, 100 * y) for x, y in xy] for name, xy in points.items()})
     ax.set(xlabel="measured speed-up over dense [x]", ylabel="test accuracy [%]")
     return ax
@@ -101,6 +85,72 @@ def measured_theoretical(series: Series, *, ax: Any = None) -> Any:
     _label_ratios(ax.yaxis)
     ax.set(xlabel="theoretical speed-up: FLOPs of dense / FLOPs [x]",
            ylabel="measured speed-up over dense [x]")  # fmt: skip
+    return ax
+
+
+def accuracy_density(series: Series, *, dense: float | None = None, ax: Any = None) -> Any:
+    """Draws test accuracy against the density of masks and returns the axes.
+
+    Densities are on a logarithmic axis and fall to the right.
+
+    Args:
+      series: ``{name: [(density, accuracy), ...]}``, both in [0, 1]. An accuracy is a number, or
+        (low, middle, high), such as a mean over seeds with its spread, drawn as a bar.
+      dense: the dense network's accuracy, drawn as a line.
+      ax: matplotlib axes, a new figure if None.
+
+    Raises:
+      ValueError: without points, or for an accuracy or density outside [0, 1] or (0, 1].
+      ImportError: when matplotlib isn't installed.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> ax = jp.plot.accuracy_density({"magnitude": [(0.1, 0.9), (0.02, (0.84, 0.86, 0.87))]})
+      >>> ax.get_xlabel()
+      'density (kept weights / weights) [%]'
+    """
+    points = _points(series, "accuracy_density", "[(density, accuracy), ...]")
+    _check_accuracies(points)
+    densities = sorted({float(x[1]) for xy in points.values() for x, _ in xy})
+    if not 0 < densities[0] <= densities[-1] <= 1:
+        raise ValueError(
+            f"accuracy_density got densities from {densities[0]:g} to {densities[-1]:g}; wanted "
+            "fractions of kept weights, in (0, 1]: 0.1 for a sparsity of 90 %"
+        )
+    ax = new_axes(ax, width=_width(points))
+    _dense(ax, dense)
+    _draw(ax, {name: [(100 * x, 100 * y) for x, y in xy] for name, xy in points.items()})
+    ax.set_xscale("log")
+    ax.invert_xaxis()
+    ax.set_xticks([100 * x for x in densities], [f"{100 * x:.3g}" for x in densities])
+    ax.minorticks_off()
+    ax.set(xlabel="density (kept weights / weights) [%]", ylabel="test accuracy [%]")
+    return ax
+
+
+def over_steps(series: Series, *, ylabel: str, ax: Any = None) -> Any:
+    """Draws what changes in the course of training, a line per run, and returns the axes.
+
+    Args:
+      series: ``{name: [(step, value), ...]}``: densities, accuracies in [0, 1], or the overlaps of
+        :func:`jp.sanity.overlap_over_time`. A value may be quartiles (low, median, high), too.
+      ylabel: what the values are, with their unit.
+      ax: matplotlib axes, a new figure if None.
+
+    Raises:
+      ValueError: without points.
+      ImportError: when matplotlib isn't installed.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> ax = jp.plot.over_steps({"gradual": [(0, 1.0), (100, 0.1)]}, ylabel="density")
+      >>> ax.get_xlabel()
+      'step'
+    """
+    points = _points(series, "over_steps", "[(step, value), ...]")
+    ax = new_axes(ax, width=_width(points))
+    _draw(ax, points)
+    ax.set(xlabel="step", ylabel=ylabel)
     return ax
 
 
@@ -184,6 +234,32 @@ def mask(mask: Any, *, ax: Any = None) -> Any:
     ax.set(xlabel="last axis (outputs)", ylabel=f"other axes: {above}")
     ax.set_title(f"density {array.mean():.3f}: kept dark, pruned light", fontsize="medium")
     return ax
+
+
+def _check_accuracies(points: dict[str, list[tuple[Any, Any]]]) -> None:
+    for name, xy in points.items():
+        for _, y in xy:
+            if not 0 <= y[1] <= 1:
+                raise ValueError(
+                    f"an accuracy of series {name!r} is {y[1]:g}; wanted a fraction in [0, 1]"
+                )
+
+
+def _dense(ax: Any, accuracy: float | None) -> None:
+    """A dashed line at the dense network's accuracy, if there is one."""
+    if accuracy is None:
+        return
+    ax.axhline(100 * accuracy, color="0.4", linestyle="--", linewidth=1, zorder=0)
+    ax.annotate(
+        "dense",
+        (0.01, 100 * accuracy),
+        xycoords=("axes fraction", "data"),
+        color="0.4",
+        xytext=(0, -3),
+        textcoords="offset points",
+        va="top",
+        fontsize="small",
+    )
 
 
 def _points(series: Series, who: str, wanted: str) -> dict[str, list[tuple[Any, Any]]]:
