@@ -2,12 +2,15 @@
 
 from jaxprune import distributions as distributions
 from jaxprune import masks as masks
+from jaxprune import oneshot as oneshot
 from jaxprune import plot as plot
 from jaxprune import rules as rules
 from jaxprune import sanity as sanity
 from jaxprune import schedules as schedules
 from jaxprune import scores as scores
 from jaxprune import training as training
+from jaxprune.calibration import Stats as Stats
+from jaxprune.calibration import calibrate as calibrate
 from jaxprune.compact.compact import Compact as Compact
 from jaxprune.compact.compact import compact as compact
 from jaxprune.compact.export import Exported as Exported

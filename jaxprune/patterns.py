@@ -7,6 +7,7 @@ equals the earlier ones, so that counts are exact and a higher sparsity gives a 
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -85,9 +86,20 @@ def unstructured(
         check_sparsity(sparsity)
         chosen = choose(scores, where)
         sparsities = distribute(distribution, chosen.leaves, sparsity)
-        keep = _keep_per_output if per_output else _keep_entries
         return chosen.masks({p: keep(p, leaf, sparsities[p]) for p, leaf in chosen.leaves.items()})
 
+    keep = _keep_per_output if per_output else _keep_entries
+    return _choosing(pattern, functools.partial(keep, "a matrix"))
+
+
+def _choosing(
+    pattern: Pattern, within: Callable[[jax.Array, Any], jax.Array], group: int | None = None
+) -> Pattern:
+    """Tells ``jp.oneshot`` how a pattern chooses within one matrix (in, out) of scores.
+
+    ``group``: how many inputs must be chosen together.
+    """
+    vars(pattern).update(within=within, group=group)
     return pattern
 
 
@@ -142,7 +154,11 @@ def n_m(n: int, m: int, *, axis: int = -2, where: Where = is_kernel) -> Pattern:
             masks[path] = _keep_n_of_m(groups, n, place, part).reshape(leaf.shape)
         return chosen.masks(masks)
 
-    return pattern
+    def within(scores: jax.Array, sparsity: Any) -> jax.Array:
+        groups, place = _groups("a matrix", scores, n, m, -2)
+        return keep_n_of_m(groups, n, place).reshape(scores.shape)
+
+    return _choosing(pattern, within, group=m)
 
 
 def _part_of_target(sparsity: Any, n: int, m: int) -> Any:
@@ -237,7 +253,11 @@ def block(
         thin = tuple(1 if i >= lead and (i - lead) % 2 else size for i, size in enumerate(full))
         return jnp.broadcast_to(kept.reshape(thin), full).reshape(leaf)
 
-    return _of_units(distribution, where, pool, spread)
+    def within(scores: jax.Array, sparsity: Any) -> jax.Array:
+        means = pool("a matrix", scores)
+        return spread(keep_largest(means, kept_count(means.size, sparsity)), scores.shape)
+
+    return _choosing(_of_units(distribution, where, pool, spread), within)
 
 
 def _is_size(x: Any) -> bool:

@@ -1,0 +1,365 @@
+"""Statistics of what each weight of a program multiplies, gathered while it is evaluated.
+
+:func:`read` walks the jaxpr with values and, beside them, origins: which leaf an array holds. A
+contraction of such an array adds the statistics of its other operand. Loops over stacked layers
+give one statistic per layer, loops that use a weight again add them up.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from jaxprune.jaxpr import compat, origins
+from jaxprune.jaxpr.origins import Layout, Origin
+from jaxprune.jaxpr.tape import INLINED
+
+CALLS = INLINED | {"custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "remat2"}
+
+
+class Moments(NamedTuple):
+    """Of the inputs of one leaf; a leading (batch...) where the leaf is a stack of matrices."""
+
+    count: jax.Array  # (batch...): tokens
+    mean: jax.Array  # (batch..., in)
+    spread: jax.Array  # (batch..., in): the sum of squared deviations from the mean
+    gram: jax.Array | None  # (batch..., in, in): X^T X
+
+
+class Wish(NamedTuple):
+    """What is to be gathered; hashable."""
+
+    shapes: tuple[tuple[int, ...] | None, ...]  # of each leaf; None: no statistics of it
+    grams: tuple[bool, ...]
+    dtype: Any
+
+
+class Found(NamedTuple):
+    layout: Layout
+    moments: Moments
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """The moments of both sets of tokens together.
+
+    Chan, Golub and LeVeque, Updating formulae, 1979: sums of squares minus squares of sums would
+    lose the variance of an input with a large mean in float32.
+    """
+    count = a.count + b.count
+    part = jnp.where(count > 0, b.count / jnp.where(count > 0, count, 1), 0)[..., None]
+    step = b.mean - a.mean
+    return Moments(
+        count,
+        a.mean + step * part,
+        a.spread + b.spread + jnp.square(step) * part * a.count[..., None],
+        None if a.gram is None else a.gram + b.gram,
+    )
+
+
+def summed(moments: Moments, axis_name: Any) -> Moments:
+    """The moments of all devices along a mapped axis together."""
+    add = functools.partial(jax.lax.psum, axis_name=axis_name)
+    count = add(moments.count)
+    mean = add(moments.mean * moments.count[..., None]) / jnp.maximum(count, 1)[..., None]
+    inner = moments.spread + jnp.square(moments.mean - mean) * moments.count[..., None]
+    return Moments(count, mean, add(inner), None if moments.gram is None else add(moments.gram))
+
+
+class Reader:
+    """Evaluates jaxprs; ``found`` fills with what the leaves' contractions saw."""
+
+    def __init__(self, wish: Wish, lost: dict[int, str]):
+        self.wish, self.lost = wish, lost
+        self.found: dict[int, Found] = {}
+
+    # -------------------------------------------------------------------------- the walk
+
+    def walk(self, closed: Any, args: Sequence[Any], where: Sequence[Origin | None]) -> Any:
+        """The outputs of a jaxpr at ``args``, whose origins are ``where``."""
+        jaxpr, consts = compat.open_jaxpr(closed)
+        variables = [*jaxpr.constvars, *jaxpr.invars]
+        env = dict(zip(variables, [*consts, *args], strict=True))
+        trail = dict(zip(variables, [*(None for _ in consts), *where], strict=True))
+
+        def known(atom: Any) -> tuple[Any, Origin | None]:
+            if isinstance(atom, core.Literal):
+                return atom.val, None
+            return env[atom], trail.get(atom)
+
+        for eqn in jaxpr.eqns:
+            xs, at = zip(*map(known, eqn.invars)) if eqn.invars else ((), ())
+            ys, to = self._evaluate(eqn, xs, at)
+            env.update(zip(eqn.outvars, ys, strict=True))
+            trail.update({v: t for v, t in zip(eqn.outvars, to, strict=True) if t is not None})
+        pairs = [known(v) for v in jaxpr.outvars]
+        return [x for x, _ in pairs], [t for _, t in pairs]
+
+    def _evaluate(self, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | None]) -> Any:
+        name, nothing = eqn.primitive.name, [None] * len(eqn.outvars)
+        if all(origin is None for origin in at):
+            return compat.bind(eqn, xs), nothing
+        if name in CALLS:
+            return self.walk(compat.sub_jaxprs(eqn)[0], xs, at)
+        if name in CONTROL:
+            return CONTROL[name](self, eqn, xs, at), nothing
+        if name in CONTRACTIONS:
+            for side in (0, 1):
+                self._contract(eqn, xs, at[side], side)
+        elif name in origins.TRANSPARENT and at[0] is not None:
+            to = origins.TRANSPARENT[name](at[0], eqn)
+            if to is not None:
+                return compat.bind(eqn, xs), [to]
+            self._lose(eqn, at, "it takes the weight's axes apart")
+        else:
+            self._lose(eqn, at, "the weight is changed before it is multiplied, or not multiplied")
+        return compat.bind(eqn, xs), nothing
+
+    def _lose(self, eqn: Any, at: Sequence[Origin | None], why: str) -> None:
+        for origin in at:
+            if origin is not None:
+                line = compat.source_line(eqn)
+                place = f" at {line}" if line else ""
+                self.lost.setdefault(origin.leaf, f"{eqn.primitive.name}{place}: {why}")
+
+    # --------------------------------------------------------------------- the statistics
+
+    def _contract(self, eqn: Any, xs: Sequence[Any], origin: Origin | None, side: int) -> None:
+        shape = None if origin is None else self.wish.shapes[origin.leaf]
+        if origin is None or shape is None:
+            return
+        read = CONTRACTIONS[eqn.primitive.name](eqn, xs, origin, side)
+        if isinstance(read, str):
+            return self._lose(eqn, [origin], read)
+        x, contracted, batch = read
+        layout = origins.layout(origin, shape, contracted, batch)
+        if layout is None:
+            return self._lose(eqn, [origin], "it contracts a part of an axis")
+        inputs = [f for k in contracted for f in origin.axes[k]]
+        order = [i for i, _ in sorted(enumerate(inputs), key=lambda p: (p[1].axis, -p[1].stride))]
+        lead = x.shape[: len(batch) + 1]  # batch..., tokens
+        x = x.reshape(*lead, *(f.size for f in inputs))
+        x = x.transpose(*range(len(lead)), *(len(lead) + i for i in order)).reshape(*lead, -1)
+        axes = [k for b in batch for k in [f.axis for f in origin.axes[b]]]
+        moments = _moments(x, self.wish.dtype, self.wish.grams[origin.leaf])
+        self.add(origin.leaf, Found(layout, _placed(moments, axes, origin, shape)), eqn)
+
+    def add(self, leaf: int, new: Found, eqn: Any = None) -> None:
+        old = self.found.get(leaf)
+        if old is None:
+            self.found[leaf] = new
+        elif old.layout == new.layout:
+            self.found[leaf] = Found(old.layout, merge(old.moments, new.moments))
+        else:
+            self.lost[leaf] = (
+                f"it is multiplied along its axes {old.layout.ins} in one place and "
+                f"{new.layout.ins} in another, so that it has two kinds of inputs"
+            )
+
+    def inside(self) -> Reader:
+        return Reader(self.wish, self.lost)
+
+
+def _moments(x: jax.Array, dtype: Any, gram: bool) -> Moments:
+    """Of inputs (batch..., tokens, in)."""
+    x = x.astype(dtype)
+    mean = jnp.mean(x, -2)
+    spread = jnp.sum(jnp.square(x - mean[..., None, :]), -2)
+    count = jnp.full(x.shape[:-2], x.shape[-2], dtype)
+    product = jnp.matmul(x.mT, x, precision="highest") if gram else None
+    return Moments(count, mean, spread, product)
+
+
+def _placed(moments: Moments, axes: list[int], origin: Origin, shape: Any) -> Moments:
+    """Batches in the order of the leaf; what indexing took, at its place among zeros."""
+    for axis, position in origin.picked:
+        size = shape[axis]
+        here = jnp.arange(size) == position
+        moments = jax.tree.map(
+            lambda m, here=here: jnp.where(here.reshape(-1, *[1] * m.ndim), m[None], 0), moments
+        )
+        axes = [axis, *axes]
+    order = sorted(range(len(axes)), key=lambda i: axes[i])
+    return jax.tree.map(
+        lambda m: m.transpose(*order, *range(len(order), m.ndim)), moments
+    )
+
+
+# ------------------------------------------------------------------------------ contractions
+
+
+def _dot(eqn: Any, xs: Sequence[Any], origin: Origin, side: int) -> Any:
+    """The other operand as (batch..., tokens, in), and the weight's contracted and batch axes."""
+    contract, batch = eqn.params["dimension_numbers"]
+    x = xs[1 - side]
+    if jnp.iscomplexobj(x):
+        return "complex inputs"
+    cx, bx = list(contract[1 - side]), list(batch[1 - side])
+    own_c, own_b = list(contract[side]), list(batch[side])
+    if any(not origin.axes[k] for k in own_c):
+        return "it contracts an axis that the weight lacks"
+    free = [k for k in range(x.ndim) if k not in cx and k not in bx]
+    shared = [k for k, own in zip(bx, own_b) if not origin.axes[own]]  # same weight: more tokens
+    kept = [(k, own) for k, own in zip(bx, own_b) if origin.axes[own]]
+    x = x.transpose([k for k, _ in kept] + shared + free + cx)
+    sizes = [x.shape[i] for i in range(len(kept))]
+    width = prod(xs[1 - side].shape[k] for k in cx)
+    return x.reshape(*sizes, -1, width), own_c, [own for _, own in kept]
+
+
+def _conv(eqn: Any, xs: Sequence[Any], origin: Origin, side: int) -> Any:
+    """Patches: what each position of the window multiplies."""
+    p = eqn.params
+    if side == 0:
+        return "the weight is convolved as if it were an image"
+    if p["feature_group_count"] != 1 or p["batch_group_count"] != 1:
+        return "a convolution with groups; its inputs differ per group"
+    numbers = p["dimension_numbers"]
+    image, kernel = xs
+    spatial = numbers.rhs_spec[2:]
+    patches = jax.lax.conv_general_dilated_patches(
+        image.transpose(numbers.lhs_spec),
+        [kernel.shape[k] for k in spatial],
+        p["window_strides"],
+        p["padding"],
+        lhs_dilation=p["lhs_dilation"],
+        rhs_dilation=p["rhs_dilation"],
+        precision=jax.lax.Precision.HIGHEST,
+    )  # (images, channels * window, positions...)
+    rows = jnp.moveaxis(patches, 1, -1).reshape(-1, patches.shape[1])
+    return rows, [numbers.rhs_spec[1], *spatial], []
+
+
+CONTRACTIONS: dict[str, Callable[..., Any]] = {"dot_general": _dot, "conv_general_dilated": _conv}
+
+# --------------------------------------------------------------------------- control flow
+
+
+def _scan(reader: Reader, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | None]) -> list[Any]:
+    parts = compat.scan_parts(eqn)
+    c, k = parts.num_consts, parts.num_carry
+    rows = [o and origins.scan_row(o) for o in at[c + k :]]
+    reader._lose(eqn, [o for o, row in zip(at[c + k :], rows) if row is None], "a part of an axis")
+    reader._lose(eqn, at[c : c + k], "the loop carries the weight on, which may change it")
+    trail = [*at[:c], *[None] * k, *rows]
+    stacked = {o.leaf for o in rows if o is not None}
+    layouts: dict[int, Layout] = {}
+
+    def turn(carry: Sequence[Any], row: Sequence[Any]) -> Any:
+        inner = reader.inside()
+        outs, _ = inner.walk(parts.jaxpr, [*xs[:c], *carry, *row], trail)
+        layouts.update({leaf: f.layout for leaf, f in inner.found.items()})
+        each = {leaf: f.moments for leaf, f in inner.found.items()}
+        return outs, each
+
+    def body(state: Any, row: Any) -> Any:
+        carry, sums = state
+        outs, each = turn(carry, row)
+        sums = {leaf: merge(m, each[leaf]) for leaf, m in sums.items()}
+        own = {leaf: m for leaf, m in each.items() if leaf in stacked}
+        return (outs[:k], sums), (outs[k:], own)
+
+    first = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in xs[c + k :]]
+    _, each = jax.eval_shape(turn, list(xs[c : c + k]), first)
+    sums = _zeros({leaf: m for leaf, m in each.items() if leaf not in stacked})
+    (carry, sums), (ys, own) = jax.lax.scan(
+        body,
+        (list(xs[c : c + k]), sums),
+        list(xs[c + k :]),
+        length=parts.length,
+        reverse=parts.reverse,
+        unroll=parts.unroll,
+    )
+    for leaf, moments in {**sums, **own}.items():
+        reader.add(leaf, Found(layouts[leaf], moments), eqn)
+    return [*carry, *ys]
+
+
+def _while(reader: Reader, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | None]) -> list[Any]:
+    p = eqn.params
+    c, b = p["cond_nconsts"], p["body_nconsts"]
+    reader._lose(eqn, at[c + b :], "the loop carries the weight on, which may change it")
+    trail = [*at[c : c + b], *[None] * (len(xs) - c - b)]
+    layouts: dict[int, Layout] = {}
+
+    def turn(carry: Sequence[Any]) -> Any:
+        inner = reader.inside()
+        outs, _ = inner.walk(p["body_jaxpr"], [*xs[c : c + b], *carry], trail)
+        layouts.update({leaf: f.layout for leaf, f in inner.found.items()})
+        return outs, {leaf: f.moments for leaf, f in inner.found.items()}
+
+    def goes_on(state: Any) -> Any:
+        return reader.inside().walk(p["cond_jaxpr"], [*xs[:c], *state[0]], [None] * len(xs))[0][0]
+
+    def body(state: Any) -> Any:
+        outs, each = turn(state[0])
+        return outs, {leaf: merge(m, each[leaf]) for leaf, m in state[1].items()}
+
+    sums = _zeros(jax.eval_shape(turn, list(xs[c + b :]))[1])
+    carry, sums = jax.lax.while_loop(goes_on, body, (list(xs[c + b :]), sums))
+    for leaf, moments in sums.items():
+        reader.add(leaf, Found(layouts[leaf], moments), eqn)
+    return list(carry)
+
+
+def _cond(reader: Reader, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | None]) -> list[Any]:
+    index, *operands = xs
+    layouts: dict[int, Layout] = {}
+
+    def run(branch: Any, operands: Any) -> Any:
+        inner = reader.inside()
+        outs, _ = inner.walk(branch, operands, at[1:])
+        layouts.update({leaf: f.layout for leaf, f in inner.found.items()})
+        return outs, {leaf: f.moments for leaf, f in inner.found.items()}
+
+    branches = [functools.partial(run, branch) for branch in eqn.params["branches"]]
+    every: dict[int, Any] = {}
+    for branch in branches:
+        every.update(jax.eval_shape(branch, operands)[1])
+
+    def filled(branch: Any) -> Any:
+        def go(operands: Any) -> Any:
+            outs, each = branch(operands)
+            return outs, {**_zeros(every), **each}
+
+        return go
+
+    outs, found = jax.lax.switch(index, [filled(branch) for branch in branches], operands)
+    for leaf, moments in found.items():
+        reader.add(leaf, Found(layouts[leaf], moments), eqn)
+    return list(outs)
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+CONTROL: dict[str, Callable[..., list[Any]]] = {"scan": _scan, "while": _while, "cond": _cond}
+
+
+def read(
+    fn: Callable[..., Any], wish: Wish, params: Any, args: Sequence[Any]
+) -> tuple[dict[int, Moments], dict[int, Layout], dict[int, str]]:
+    """Moments and layouts by leaf, and why others have none."""
+    closed = jax.make_jaxpr(fn)(params, *args)
+    leaves = jax.tree.leaves(params)
+    given = [*leaves, *jax.tree.leaves(tuple(args))]
+    shapes = [*wish.shapes, *[None] * (len(given) - len(leaves))]
+    trail = [None if s is None else origins.of_leaf(i, s) for i, s in enumerate(shapes)]
+    reader = Reader(wish, {})
+    reader.walk(closed, given, trail)
+    found = {leaf: f for leaf, f in reader.found.items() if not _twofold(reader, leaf)}
+    return (
+        {leaf: f.moments for leaf, f in found.items()},
+        {leaf: f.layout for leaf, f in found.items()},
+        reader.lost,
+    )
+
+
+def _twofold(reader: Reader, leaf: int) -> bool:
+    return "two kinds of inputs" in reader.lost.get(leaf, "")

@@ -1,0 +1,10 @@
+"""One-shot pruning: masks from calibration statistics, and kept weights changed to repair outputs.
+
+All methods take ``stats = jp.calibrate(fn, params, batches)``.
+"""
+
+from jaxprune.oneshot.alps import alps as alps
+from jaxprune.oneshot.refit import least_squares as least_squares
+from jaxprune.oneshot.refit import output_error as output_error
+from jaxprune.oneshot.refit import refit as refit
+from jaxprune.oneshot.sparsegpt import sparsegpt as sparsegpt

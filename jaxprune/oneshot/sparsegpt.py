@@ -1,0 +1,152 @@
+"""SparseGPT: one pass over the inputs; each removal is repaired by the inputs after it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.calibration import Stats
+from jaxprune.oneshot.layers import Layer, chosen, density, factor, layers, map_layers
+from jaxprune.patterns import unstructured
+from jaxprune.types import Masks, Params, Pattern
+
+
+def sparsegpt(
+    params: Params,
+    stats: Stats,
+    sparsity: Any,
+    *,
+    pattern: Pattern = unstructured(),
+    block: int = 128,
+    damping: float = 0.01,
+) -> tuple[Params, Masks]:
+    r"""Returns pruned params and their masks, by SparseGPT.
+
+    With :math:`H = X^T X + \lambda I` and the upper triangular C of :math:`H^{-1} = C^T C`, inputs
+    are gone through in order. Where entry w of input j goes, the inputs k > j of its output change:
+
+    .. math:: w_k \leftarrow w_k - (w_j / C_{jj}) \, C_{jk}
+
+    Which entries go is decided for ``block`` inputs at a time, those of least
+    :math:`w_j^2 / C_{jj}^2`, with the weights as they are by then; for N:M at each group.
+
+    Args:
+      params: the dense ones.
+      stats: of :func:`jaxprune.calibrate`, with Gram matrices.
+      sparsity: as the pattern takes it.
+      pattern: ``jp.unstructured(...)``, ``jp.n_m(n, m)`` or ``jp.block(...)``; its ``where`` says
+        which leaves, its distribution how much of each. Within a leaf it chooses among the inputs
+        (rows) of a block of the matrix (in, out), whatever the leaf's layout; N:M groups run along
+        the inputs.
+      block: inputs whose masks are chosen together.
+      damping: :math:`\lambda` over the mean diagonal of :math:`X^T X`; ten times as much where the
+        matrix is not positive definite. Weights of dead inputs (all zero) are unchanged if kept.
+
+    Raises:
+      ValueError: for a chosen leaf without Gram matrix, naming it and why; what the pattern raises.
+      TypeError: for a pattern that couples leaves (``jp.structured``).
+      FloatingPointError: where no damping makes the solution finite.
+
+    References:
+      Frantar and Alistarh, [SparseGPT](https://arxiv.org/abs/2301.00774), 2023, algorithm 1, for
+      kernels that are the transposes of the paper's.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxprune as jp
+      >>> x = jax.random.normal(jax.random.key(0), (64, 8))
+      >>> params = {"w": jax.random.normal(jax.random.key(1), (8, 4))}
+      >>> stats = jp.calibrate(lambda p, x: x @ p["w"], params, [x])
+      >>> pruned, masks = jp.oneshot.sparsegpt(params, stats, 0.5, pattern=jp.n_m(2, 4))
+      >>> int(jnp.sum(pruned["w"] == 0)), int(jnp.sum(masks["w"]))
+      (16, 16)
+    """
+    masks = chosen("sparsegpt", params, stats, pattern, sparsity)
+
+    def solve(layer: Layer, mask: Any) -> tuple[jax.Array, jax.Array]:
+        return _stack(
+            layer.matrices(layer.leaf).astype(layer.gram.dtype),
+            layer.gram,
+            1 - density(mask),
+            damping,
+            within=pattern.within,  # type: ignore[attr-defined]
+            group=getattr(pattern, "group", None),
+            block=block,
+        )
+
+    return map_layers(layers("sparsegpt", params, stats, masks), params, masks, solve)
+
+
+@functools.partial(jax.jit, static_argnames=("within", "group", "block"))
+def _stack(
+    weights: jax.Array, grams: jax.Array, sparsity: Any, damping: Any, **how: Any
+) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.map(lambda wh: _matrix(*wh, sparsity, damping, **how), (weights, grams))
+
+
+def _matrix(
+    w: jax.Array, gram: jax.Array, sparsity: Any, damping: Any, within: Any, group: Any, block: int
+) -> tuple[jax.Array, jax.Array]:
+    """One matrix (in, out): full blocks in a loop, then what is left."""
+    c = inverse_factor(gram, damping)
+    n = len(w)
+    block = min(n, -(-block // group) * group if group else block)
+    one = functools.partial(_block, c, sparsity, within, group or block)
+    mask = jnp.zeros(w.shape, bool)
+    state = jax.lax.fori_loop(0, n // block, lambda b, s: one(b * block, s, block), (w, mask))
+    w, mask = one(n - n % block, state, n % block) if n % block else state
+    return jnp.where(mask, w, 0), mask
+
+
+def inverse_factor(gram: jax.Array, damping: Any) -> jax.Array:
+    """The upper triangular C with C^T C the inverse of the damped Gram matrix.
+
+    From the factor of the matrix with its inputs in reverse order: one Cholesky factorisation and
+    one triangular solve, instead of an inverse that is factorised again.
+    """
+    _, lower = factor(gram[::-1, ::-1], damping)
+    eye = jnp.eye(len(gram), dtype=gram.dtype)
+    return jax.scipy.linalg.solve_triangular(lower, eye, lower=True)[::-1, ::-1]
+
+
+def _block(
+    c: jax.Array, sparsity: Any, within: Any, group: int, start: Any, state: Any, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Prunes ``size`` inputs from ``start`` on, and repairs all that follow."""
+    w, mask = state
+    rows = jax.lax.dynamic_slice_in_dim(w, start, size)
+    ahead = jax.lax.dynamic_slice_in_dim(c, start, size)  # (size, in)
+    own = jax.lax.dynamic_slice_in_dim(ahead, start, size, axis=1)
+    group = min(group, size)
+
+    def prune(g: Any, state: Any) -> Any:
+        """The weights of a group: chosen together, removed one input after the other."""
+        rows, errors, kept = state
+        first = g * group
+        below = jax.lax.dynamic_slice_in_dim(own, first, group, axis=1)  # (size, group)
+        now = jax.lax.dynamic_slice_in_dim(rows, first, group) - _matmul(below.T, errors)
+        pivots = jax.lax.dynamic_slice_in_dim(jnp.diagonal(own), first, group)
+        keep = within(jnp.square(now / pivots[:, None]), sparsity)
+        kept = jax.lax.dynamic_update_slice_in_dim(kept, keep, first, 0)
+
+        def remove(i: Any, state: Any) -> Any:
+            rows, errors = state
+            row = rows[i] - own[:, i] @ errors
+            error = jnp.where(kept[i], 0, row / own[i, i])
+            return rows.at[i].set(jnp.where(kept[i], row, 0)), errors.at[i].set(error)
+
+        rows, errors = jax.lax.fori_loop(first, first + group, remove, (rows, errors))
+        return rows, errors, kept
+
+    begin = (rows, jnp.zeros_like(rows), jnp.zeros(rows.shape, bool))
+    rows, errors, kept = jax.lax.fori_loop(0, size // group, prune, begin)
+    after = jnp.arange(len(w)) >= start + size
+    w = w - _matmul(jnp.where(after, ahead, 0).T, errors)
+    w = jax.lax.dynamic_update_slice_in_dim(w, rows, start, 0)
+    return w, jax.lax.dynamic_update_slice_in_dim(mask, kept, start, 0)
+
+
+def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision="highest")
