@@ -185,9 +185,7 @@ def _placed(moments: Moments, axes: list[int], origin: Origin, shape: Any) -> Mo
         )
         axes = [axis, *axes]
     order = sorted(range(len(axes)), key=lambda i: axes[i])
-    return jax.tree.map(
-        lambda m: m.transpose(*order, *range(len(order), m.ndim)), moments
-    )
+    return jax.tree.map(lambda m: m.transpose(*order, *range(len(order), m.ndim)), moments)
 
 
 # ------------------------------------------------------------------------------ contractions
@@ -294,7 +292,8 @@ def _while(reader: Reader, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | No
         return outs, {leaf: f.moments for leaf, f in inner.found.items()}
 
     def goes_on(state: Any) -> Any:
-        return reader.inside().walk(p["cond_jaxpr"], [*xs[:c], *state[0]], [None] * len(xs))[0][0]
+        args = [*xs[:c], *state[0]]
+        return reader.inside().walk(p["cond_jaxpr"], args, [None] * len(args))[0][0]
 
     def body(state: Any) -> Any:
         outs, each = turn(state[0])

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.calibration import Stats
-from jaxprune.oneshot.layers import Layer, chosen, damped, density, layers, map_layers
+from jaxprune.oneshot.layers import (
+    Layer,
+    chosen,
+    damped,
+    density,
+    layers,
+    map_layers,
+    without_dead,
+)
 from jaxprune.oneshot.refit import conjugate_gradients
 from jaxprune.patterns import unstructured
 from jaxprune.types import Masks, Params, Pattern
@@ -93,6 +101,7 @@ def _matrix(
     steps: int,
     refit_steps: int,
 ) -> tuple[jax.Array, jax.Array]:
+    w = without_dead(w, gram)
     h = damped(gram, damping)
     scale = jnp.sqrt(jnp.diagonal(h))
     scaled = w * scale[:, None]
@@ -132,7 +141,9 @@ def _support(h: jax.Array, w: jax.Array, keep: Any, steps: int) -> jax.Array:
 
 def _growth(changed: jax.Array, kept: jax.Array) -> jax.Array:
     part = changed / jnp.maximum(kept, 1)
-    return jnp.where(part >= 0.1, 1.3, jnp.where(part >= 0.005, 1.2, jnp.where(changed > 0, 1.1, 1)))
+    return jnp.where(
+        part >= 0.1, 1.3, jnp.where(part >= 0.005, 1.2, jnp.where(changed > 0, 1.1, 1))
+    )
 
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -125,6 +125,11 @@ def density(mask: Any) -> float:
     return float(jnp.mean(mask, dtype=jnp.float32))
 
 
+def without_dead(w: jax.Array, gram: jax.Array) -> jax.Array:
+    """Weights (in, out) with zeros where an input is never anything but zero."""
+    return jnp.where(jnp.diagonal(gram)[:, None] > 0, w, 0)
+
+
 def damped(gram: jax.Array, damping: float) -> jax.Array:
     """The Gram matrix with ``damping`` times the mean of its diagonal added to the diagonal.
 

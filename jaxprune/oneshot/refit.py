@@ -114,9 +114,7 @@ def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
 
 
-def least_squares(
-    params: Params, masks: Masks, stats: Stats, *, damping: float = 0.01
-) -> Params:
+def least_squares(params: Params, masks: Masks, stats: Stats, *, damping: float = 0.01) -> Params:
     """Returns params whose kept weights solve the problem of :func:`refit` exactly.
 
     One linear system for each output, O(out in^3): for small layers, and to judge others by.
@@ -136,8 +134,9 @@ def least_squares(
 
     def solve(layer: Layer, mask: Any) -> tuple[jax.Array, jax.Array]:
         kept = layer.matrices(mask)
-        return _exact(layer.matrices(layer.leaf).astype(layer.gram.dtype), kept, layer.gram,
-                      damping), kept
+        return _exact(
+            layer.matrices(layer.leaf).astype(layer.gram.dtype), kept, layer.gram, damping
+        ), kept
 
     return map_layers(layers("least_squares", params, stats, masks), params, masks, solve)[0]
 

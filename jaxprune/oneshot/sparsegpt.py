@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.calibration import Stats
-from jaxprune.oneshot.layers import Layer, chosen, density, factor, layers, map_layers
+from jaxprune.oneshot.layers import (
+    Layer,
+    chosen,
+    density,
+    factor,
+    layers,
+    map_layers,
+    without_dead,
+)
 from jaxprune.patterns import unstructured
 from jaxprune.types import Masks, Params, Pattern
 
@@ -43,7 +51,8 @@ def sparsegpt(
         the inputs.
       block: inputs whose masks are chosen together.
       damping: :math:`\lambda` over the mean diagonal of :math:`X^T X`; ten times as much where the
-        matrix is not positive definite. Weights of dead inputs (all zero) are unchanged if kept.
+        matrix is not positive definite. Weights of dead inputs (all zero) become zero, and go
+        first.
 
     Raises:
       ValueError: for a chosen leaf without Gram matrix, naming it and why; what the pattern raises.
@@ -91,6 +100,7 @@ def _matrix(
 ) -> tuple[jax.Array, jax.Array]:
     """One matrix (in, out): full blocks in a loop, then what is left."""
     c = inverse_factor(gram, damping)
+    w = without_dead(w, gram)
     n = len(w)
     block = min(n, -(-block // group) * group if group else block)
     one = functools.partial(_block, c, sparsity, within, group or block)

@@ -20,6 +20,7 @@ from jaxprune.scores.gradients import movement as movement
 from jaxprune.scores.gradients import saliency as saliency
 from jaxprune.scores.gradients import snip as snip
 from jaxprune.scores.gradients import taylor as taylor
+from jaxprune.scores.ria import ria as ria
 from jaxprune.scores.rounds import in_rounds as in_rounds
 from jaxprune.scores.weights import l2 as l2
 from jaxprune.scores.weights import lamp as lamp

@@ -1,0 +1,189 @@
+"""``python -m benchmarks.oneshot``: prunes SmolLM2 in one shot, and measures perplexities.
+
+Block by block: each block is calibrated on what the already pruned blocks before it give. All
+attention and MLP kernels are pruned; embedding, head and norms are not. Rows that the result file
+has are kept, so that a run that was cut short goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxprune as jp
+from benchmarks import results, texts
+from benchmarks.models import smollm2
+
+SEQUENCES, LENGTH, SEED = 32, 256, 0  # calibration
+EXCERPT = "tutorial/classes.rst.txt"
+PATTERNS = {
+    "50%": (jp.unstructured(), jp.unstructured(per_output=True), 0.5),
+    "2:4": (jp.n_m(2, 4), jp.n_m(2, 4), 0.5),
+    "30%": (jp.unstructured(), jp.unstructured(per_output=True), 0.3),
+    "60%": (jp.unstructured(), jp.unstructured(per_output=True), 0.6),
+    "70%": (jp.unstructured(), jp.unstructured(per_output=True), 0.7),
+    "4:8": (jp.n_m(4, 8), jp.n_m(4, 8), 0.5),
+}
+Prune = Callable[[Any, Any, str, float], tuple[Any, Any]]  # params, stats, sparsity's name, damping
+
+
+def magnitude(p: Any, stats: Any, at: str, damping: float) -> tuple[Any, Any]:
+    masks = PATTERNS[at][0](jp.magnitude(p), PATTERNS[at][2])
+    return jp.apply_masks(p, masks), masks
+
+
+def by_score(score: Callable[..., Any]) -> Prune:
+    def prune(p: Any, stats: Any, at: str, damping: float) -> tuple[Any, Any]:
+        masks = PATTERNS[at][1](score(p, input_norms=stats.norms), PATTERNS[at][2])
+        return jp.apply_masks(p, masks), masks
+
+    return prune
+
+
+def sparsegpt(p: Any, stats: Any, at: str, damping: float) -> tuple[Any, Any]:
+    pattern, _, sparsity = PATTERNS[at]
+    return jp.oneshot.sparsegpt(p, stats, sparsity, pattern=pattern, damping=damping)
+
+
+def alps(p: Any, stats: Any, at: str, damping: float) -> tuple[Any, Any]:
+    pattern, _, sparsity = PATTERNS[at]
+    return jp.oneshot.alps(p, stats, sparsity, pattern=pattern, damping=damping)
+
+
+def refitted(prune: Prune) -> Prune:
+    def both(p: Any, stats: Any, at: str, damping: float) -> tuple[Any, Any]:
+        pruned, masks = prune(p, stats, at, damping)
+        return jp.oneshot.refit(p, masks, stats, start=pruned, damping=damping), masks
+
+    return both
+
+
+METHODS: dict[str, Prune] = {
+    "wanda": by_score(jp.wanda),
+    "wanda + refit": refitted(by_score(jp.wanda)),
+    "sparsegpt": sparsegpt,
+    "alps": alps,
+    "sparsegpt + refit": refitted(sparsegpt),
+    "magnitude": magnitude,
+    "magnitude + refit": refitted(magnitude),
+}
+if hasattr(jp.scores, "ria"):
+    METHODS |= {"ria": by_score(jp.scores.ria), "ria + refit": refitted(by_score(jp.scores.ria))}
+
+
+def is_pruned(path: str, leaf: Any) -> bool:
+    return leaf.ndim == 2
+
+
+def prune_model(
+    params: Any, tokens: np.ndarray, prune: Prune, at: str, damping: float
+) -> tuple[Any, dict[str, Any]]:
+    """Pruned parameters, with seconds and mean relative output errors per kernel."""
+    states = [params["embedding"][rows] for rows in np.array_split(tokens, 4)]
+    blocks, errors, calibrating, solving = [], [], 0.0, 0.0
+    for p in params["blocks"]:
+        begin = time.perf_counter()
+        stats = jp.calibrate(smollm2.block, p, states)
+        middle = jax.block_until_ready(stats.grams) and time.perf_counter()
+        pruned, _ = prune(p, stats, at, damping)
+        end = jax.block_until_ready(pruned) and time.perf_counter()
+        calibrating, solving = calibrating + middle - begin, solving + end - middle
+        found = jp.oneshot.output_error(p, pruned, stats)
+        errors.append({k: float(e) for k, e in found.items() if e is not None})
+        states = [smollm2._block_jit(pruned, x) for x in states]
+        blocks.append(pruned)
+    mean = {k: float(np.mean([e[k] for e in errors])) for k in errors[0]}
+    about = {"solver_s": round(solving, 1), "calibration_s": round(calibrating, 1)}
+    return params | {"blocks": blocks}, about | {"layer_error": mean}
+
+
+def corpora(tokenizer: Any) -> dict[str, np.ndarray]:
+    """What perplexity is measured on; the calibration pages are none of these."""
+    excerpt = (texts.DOCS / EXCERPT).read_text()
+    others = [p for p in texts.docs("tutorial") + texts.docs("howto") if EXCERPT not in str(p)]
+    return {
+        "excerpt": texts.sequences(tokenizer, excerpt, 4, 512),
+        "docs": texts.samples(tokenizer, others, 4, 512, seed=1),
+        "glosses": texts.sequences(tokenizer, texts.glosses(), 4, 512),
+    }
+
+
+def calibration(tokenizer: Any, mixed: bool, count: int) -> np.ndarray:
+    """Stretches of the library's pages; mixed: half of them of the C API and the FAQ's prose."""
+    half = count // 2 if mixed else 0
+    rows = texts.samples(tokenizer, texts.docs("library"), count - half, LENGTH, SEED)
+    if not half:
+        return rows
+    prose = texts.verb_glosses()
+    more = texts.sequences(tokenizer, prose, half, LENGTH)
+    return np.concatenate([rows, more])
+
+
+def jobs(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    for at in args.at:
+        for method in args.methods:
+            yield at, method
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[k] for k in ("at", "method", "damping", "calibration", "sequences"))
+
+
+def main() -> None:
+    args = arguments()
+    params, tokenizer = smollm2.load()
+    evaluated = corpora(tokenizer)
+    tokens = calibration(tokenizer, args.mixed, args.sequences)
+    path = results.folder(args.results) / "oneshot.json"
+    result = (
+        results.load(path)
+        if path.exists()
+        else results.header("oneshot")
+        | {
+            "model": "SmolLM2-135M-Instruct, weights on a 4-bit grid",
+            "calibration_tokens": "per row: sequences x 256",
+            "rows": [],
+        }
+    )
+    result.setdefault("dense", measure(params, evaluated))
+    for at, method in jobs(args):
+        row = {
+            "at": at,
+            "method": method,
+            "damping": args.damping,
+            "calibration": "docs + glosses" if args.mixed else "docs",
+            "sequences": args.sequences,
+        }
+        if key(row) in [key(r) for r in result["rows"]]:
+            continue
+        pruned, about = prune_model(params, tokens, METHODS[method], at, args.damping)
+        row |= measure(pruned, evaluated) | about
+        result["rows"].append(row)
+        results.save(result, path)
+        print({k: v for k, v in row.items() if k != "layer_error"}, flush=True)
+
+
+def measure(params: Any, evaluated: dict[str, np.ndarray]) -> dict[str, float]:
+    return {k: round(smollm2.perplexity(params, x), 3) for k, x in evaluated.items()}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot", description=__doc__)
+    parser.add_argument("--at", nargs="+", choices=PATTERNS, default=["50%", "2:4"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--damping", type=float, default=0.01)
+    parser.add_argument("--mixed", action="store_true", help="calibrate on glosses, too")
+    parser.add_argument("--sequences", type=int, default=SEQUENCES)
+    parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
