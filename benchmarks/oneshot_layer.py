@@ -8,6 +8,7 @@ fresh ones; means over three draws.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def _methods(params: Any, stats: Any, pattern: Any, exact: bool) -> dict[str, An
         "alps": lambda: jp.oneshot.alps(params, stats, 0.5, pattern=pattern)[0],
     }
     for name, mask in masks.items():
-        found[f"{name} + refit"] = lambda mask=mask: jp.oneshot.refit(params, mask, stats)
+        found[f"{name} + refit"] = functools.partial(jp.oneshot.refit, params, mask, stats)
     if exact:
         found["wanda + least squares"] = lambda: jp.oneshot.least_squares(
             params, masks["wanda"], stats

@@ -205,7 +205,7 @@ def _stats(
         return along_inputs(x, layouts[k], np.shape(named[k][1]))
 
     def count(m: Moments) -> jax.Array:
-        return m.count[..., None]
+        return m.tokens[..., None]
 
     why = {
         path: about["lost"].get(k, "no contraction consumes it")
@@ -217,7 +217,7 @@ def _stats(
         tree(lambda k, m: shaped(k, m.mean)),
         tree(lambda k, m: shaped(k, m.spread / jnp.maximum(count(m), 1))),
         tree(lambda k, m: m.gram),
-        tree(lambda k, m: m.count),
+        tree(lambda k, m: m.tokens),
         {named[k][0]: layout for k, layout in layouts.items()},
         why,
     )

@@ -133,12 +133,13 @@ def test_layouts_give_the_same_weights(name):
     """Transposed kernels, stacks and heads are solved as the plain kernel is."""
     params, stats = setting(16, 8)
     w, x = params["w"], jax.random.normal(jax.random.key(0), (100, 16))
+    scan = lambda p, x: jax.lax.scan(lambda c, w: (c, x @ w), 0, p["s"])[1]  # noqa: E731
+    heads = lambda p, x: jnp.einsum("tab,abo->to", x.reshape(-1, 4, 4), p["h"])  # noqa: E731
     programs = {
         "t": (w.T, lambda p, x: x @ p["t"].T, lambda v: v.T),
-        "s": (w[None], lambda p, x: jax.lax.scan(lambda c, w: (c, x @ w), 0, p["s"])[1], lambda v: v[0]),
-        "h": (w.reshape(4, 4, 8), lambda p, x: jnp.einsum("tab,abo->to", x.reshape(-1, 4, 4), p["h"]),
-              lambda v: v.reshape(16, 8)),
-    }  # fmt: skip
+        "s": (w[None], scan, lambda v: v[0]),
+        "h": (w.reshape(4, 4, 8), heads, lambda v: v.reshape(16, 8)),
+    }
     plain = jp.calibrate(linear, params, [x])
     wanted, _ = METHODS[name](params, plain, 0.5)
     for key, (leaf, fn, back) in programs.items():

@@ -26,7 +26,7 @@ CALLS = INLINED | {"custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", 
 class Moments(NamedTuple):
     """Of the inputs of one leaf; a leading (batch...) where the leaf is a stack of matrices."""
 
-    count: jax.Array  # (batch...): tokens
+    tokens: jax.Array  # (batch...): how many
     mean: jax.Array  # (batch..., in)
     spread: jax.Array  # (batch..., in): the sum of squared deviations from the mean
     gram: jax.Array | None  # (batch..., in, in): X^T X
@@ -51,23 +51,23 @@ def merge(a: Moments, b: Moments) -> Moments:
     Chan, Golub and LeVeque, Updating formulae, 1979: sums of squares minus squares of sums would
     lose the variance of an input with a large mean in float32.
     """
-    count = a.count + b.count
-    part = jnp.where(count > 0, b.count / jnp.where(count > 0, count, 1), 0)[..., None]
+    count = a.tokens + b.tokens
+    part = jnp.where(count > 0, b.tokens / jnp.where(count > 0, count, 1), 0)[..., None]
     step = b.mean - a.mean
     return Moments(
         count,
         a.mean + step * part,
-        a.spread + b.spread + jnp.square(step) * part * a.count[..., None],
-        None if a.gram is None else a.gram + b.gram,
+        a.spread + b.spread + jnp.square(step) * part * a.tokens[..., None],
+        None if a.gram is None or b.gram is None else a.gram + b.gram,
     )
 
 
 def summed(moments: Moments, axis_name: Any) -> Moments:
     """The moments of all devices along a mapped axis together."""
     add = functools.partial(jax.lax.psum, axis_name=axis_name)
-    count = add(moments.count)
-    mean = add(moments.mean * moments.count[..., None]) / jnp.maximum(count, 1)[..., None]
-    inner = moments.spread + jnp.square(moments.mean - mean) * moments.count[..., None]
+    count = add(moments.tokens)
+    mean = add(moments.mean * moments.tokens[..., None]) / jnp.maximum(count, 1)[..., None]
+    inner = moments.spread + jnp.square(moments.mean - mean) * moments.tokens[..., None]
     return Moments(count, mean, add(inner), None if moments.gram is None else add(moments.gram))
 
 

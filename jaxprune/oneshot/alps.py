@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxprune.calibration import Stats
 from jaxprune.oneshot.layers import (
+    SINGLE_ENTRIES,
     Layer,
     chosen,
     damped,
@@ -19,7 +20,6 @@ from jaxprune.oneshot.layers import (
     without_dead,
 )
 from jaxprune.oneshot.refit import conjugate_gradients
-from jaxprune.patterns import unstructured
 from jaxprune.types import Masks, Params, Pattern
 
 
@@ -28,7 +28,7 @@ def alps(
     stats: Stats,
     sparsity: Any,
     *,
-    pattern: Pattern = unstructured(),
+    pattern: Pattern = SINGLE_ENTRIES,
     damping: float = 0.01,
     steps: int = 300,
     refit_steps: int = 10,
@@ -89,7 +89,7 @@ def alps(
 def _stack(
     weights: jax.Array, grams: jax.Array, sparsity: Any, damping: Any, **how: Any
 ) -> tuple[jax.Array, jax.Array]:
-    return jax.lax.map(lambda wh: _matrix(*wh, sparsity, damping, **how), (weights, grams))
+    return jax.lax.map(lambda wh: _matrix(wh[0], wh[1], sparsity, damping, **how), (weights, grams))
 
 
 def _matrix(

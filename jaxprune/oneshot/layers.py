@@ -15,8 +15,11 @@ import numpy as np
 
 from jaxprune.calibration import Stats
 from jaxprune.jaxpr.origins import Layout
+from jaxprune.patterns import unstructured
 from jaxprune.scores.activations import wanda
 from jaxprune.types import Masks, Params, Pattern, path_str
+
+SINGLE_ENTRIES = unstructured()  # what methods choose by default
 
 
 class Layer(NamedTuple):
@@ -50,16 +53,20 @@ def layers(method: str, params: Params, stats: Stats, masks: Masks) -> list[Laye
     Raises:
       ValueError: where such a leaf has no Gram matrix, or one that is not finite.
     """
-    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+    flat, treedef = _flatten(params)
     grams = treedef.flatten_up_to(stats.grams)
     pairs = zip(flat, grams, treedef.flatten_up_to(masks), strict=True)
     return [
-        _layer(method, path_str(p), leaf, gram, stats) if np.ndim(mask) else None
+        layer_of(method, path_str(p), leaf, gram, stats) if np.ndim(mask) else None
         for (p, leaf), gram, mask in pairs
     ]
 
 
-def _layer(method: str, path: str, leaf: Any, gram: Any, stats: Stats) -> Layer:
+def _flatten(params: Params) -> tuple[list[Any], Any]:
+    return jax.tree_util.tree_flatten_with_path(params)
+
+
+def layer_of(method: str, path: str, leaf: Any, gram: Any, stats: Stats) -> Layer:
     if gram is None:
         why = stats.reasons.get(path) or (
             "it was calibrated without grams"
@@ -100,13 +107,14 @@ def map_layers(
     Raises:
       FloatingPointError: where a solution is not finite, naming the leaf.
     """
-    leaves, treedef = jax.tree.flatten(params)
+    flat, treedef = _flatten(params)
     given = treedef.flatten_up_to(masks)
     results = [
         (leaf, mask) if layer is None else _solved(layer, mask, solve)
-        for layer, leaf, mask in zip(found, leaves, given, strict=True)
+        for layer, (_, leaf), mask in zip(found, flat, given, strict=True)
     ]
-    return tuple(jax.tree.unflatten(treedef, list(part)) for part in zip(*results, strict=True))  # type: ignore[return-value]
+    new, kept = zip(*results, strict=True)
+    return jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, kept)
 
 
 def _solved(layer: Layer, mask: Any, solve: Any) -> tuple[jax.Array, jax.Array]:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from jaxprune.calibration import Stats
 from jaxprune.masks import check_masks
-from jaxprune.oneshot.layers import Layer, damped, layers, map_layers
-from jaxprune.types import Masks, Params, PyTree
+from jaxprune.oneshot.layers import Layer, damped, layer_of, layers, map_layers
+from jaxprune.types import Masks, Params, PyTree, path_str
 
 
 def refit(
@@ -171,13 +171,12 @@ def output_error(params: Params, pruned: Params, stats: Stats) -> PyTree:
       >>> jp.oneshot.output_error(params, pruned, stats)
       {'w': Array(0.25, dtype=float32)}
     """
-    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    treedef: Any = jax.tree.structure(params)
     every = zip(flat, treedef.flatten_up_to(pruned), treedef.flatten_up_to(stats.grams))
-    from jaxprune.oneshot.layers import _layer
-    from jaxprune.types import path_str
 
     def error(path: Any, w: Any, v: Any, gram: Any) -> jax.Array:
-        layer = _layer("output_error", path_str(path), w, gram, stats)
+        layer = layer_of("output_error", path_str(path), w, gram, stats)
         difference, whole = layer.matrices(w - v), layer.matrices(w)
         return _energy(difference, layer.gram) / _energy(whole, layer.gram)
 

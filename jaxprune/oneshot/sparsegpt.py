@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxprune.calibration import Stats
 from jaxprune.oneshot.layers import (
+    SINGLE_ENTRIES,
     Layer,
     chosen,
     density,
@@ -18,7 +19,6 @@ from jaxprune.oneshot.layers import (
     map_layers,
     without_dead,
 )
-from jaxprune.patterns import unstructured
 from jaxprune.types import Masks, Params, Pattern
 
 
@@ -27,7 +27,7 @@ def sparsegpt(
     stats: Stats,
     sparsity: Any,
     *,
-    pattern: Pattern = unstructured(),
+    pattern: Pattern = SINGLE_ENTRIES,
     block: int = 128,
     damping: float = 0.01,
 ) -> tuple[Params, Masks]:
@@ -92,7 +92,7 @@ def sparsegpt(
 def _stack(
     weights: jax.Array, grams: jax.Array, sparsity: Any, damping: Any, **how: Any
 ) -> tuple[jax.Array, jax.Array]:
-    return jax.lax.map(lambda wh: _matrix(*wh, sparsity, damping, **how), (weights, grams))
+    return jax.lax.map(lambda wh: _matrix(wh[0], wh[1], sparsity, damping, **how), (weights, grams))
 
 
 def _matrix(
