@@ -267,3 +267,39 @@ def test_ria_equals_the_slow_way():
     np.testing.assert_allclose(got, slow, rtol=1e-6)
     with pytest.raises(TypeError, match="ria needs the evidence input_norms=.*calibrate"):
         jp.scores.ria({"w": jnp.ones((2, 2))})
+
+
+def slow_obc(w, h, keep, group):
+    """Each output on its own, with an inverse of the kept inputs from scratch at every step."""
+    result = np.zeros(w.shape)
+    for o in range(w.shape[1]):
+        v, mask = np.array(w[:, o], np.float64), np.ones(len(w), bool)
+        for _ in range(len(w) // group * (group - keep)):
+            s = np.flatnonzero(mask)
+            inverse = np.linalg.inv(h[np.ix_(s, s)])
+            full = [int(mask[g : g + group].sum()) > keep for g in range(0, len(w), group)]
+            costs = v[s] ** 2 / np.diag(inverse)
+            costs[[not full[i // group] for i in s]] = np.inf
+            p = int(np.argmin(costs))
+            v[s] -= v[s][p] / inverse[p, p] * inverse[:, p]
+            mask[s[p]] = False
+            v[s[p]] = 0
+        result[:, o] = v
+    return result
+
+
+@pytest.mark.parametrize("group, pattern", [(12, jp.unstructured()), (4, jp.n_m(2, 4))])
+def test_obc_equals_the_slow_way(group, pattern, x64):
+    params, stats = setting(12, 5, dtype=jnp.float64)
+    pruned, masks = jp.oneshot.obc(params, stats, 0.5, pattern=pattern)
+    h = add_damping(np.asarray(stats.grams["w"]), 0.01)
+    slow = slow_obc(np.asarray(params["w"]), h, group // 2, group)
+    np.testing.assert_allclose(pruned["w"], slow, rtol=1e-7, atol=1e-9)
+    assert ((slow != 0) == np.asarray(masks["w"])).all()
+
+
+def test_obc_is_for_small_layers():
+    params = {"w": jnp.ones((1028, 1))}
+    stats = jp.calibrate(linear, params, [jnp.ones((2, 1028))])
+    with pytest.raises(ValueError, match=r"obc: w, shape \(1028, 1\), has 1028 inputs.*alps"):
+        jp.oneshot.obc(params, stats, 0.5)
