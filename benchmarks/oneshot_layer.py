@@ -30,11 +30,11 @@ def layer(p: Any, x: jax.Array) -> jax.Array:
 def draw(seed: int, inputs: int, outputs: int, tokens: int) -> tuple[jax.Array, jax.Array, Any]:
     """Calibration tokens, twice as many fresh ones, and a layer's weights."""
     rng = np.random.default_rng(seed)
-    mix = rng.normal(size=(inputs, inputs)) * (np.arange(1, inputs + 1) ** -0.85)[:, None]
+    mix = rng.normal(size=(inputs, inputs)) * (np.arange(1, inputs + 1) ** -0.8)[:, None]
     mix /= np.sqrt(np.sum(mix**2, 0))
-    scale = np.exp(0.3 * rng.normal(size=inputs))
+    scale = np.exp(0.4 * rng.normal(size=inputs))
     scale[rng.choice(inputs, inputs // 64, replace=False)] *= 7
-    noise = 0.25 * rng.normal(size=(3 * tokens, inputs))
+    noise = 0.3 * rng.normal(size=(3 * tokens, inputs))
     x = (rng.normal(size=(3 * tokens, inputs)) @ mix + noise) * scale
     w = rng.normal(size=(inputs, outputs))
     x32 = jnp.asarray(x, jnp.float32)

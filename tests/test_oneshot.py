@@ -303,3 +303,41 @@ def test_obc_is_for_small_layers():
     stats = jp.calibrate(linear, params, [jnp.ones((2, 1028))])
     with pytest.raises(ValueError, match=r"obc: w, shape \(1028, 1\), has 1028 inputs.*alps"):
         jp.oneshot.obc(params, stats, 0.5)
+
+
+def slow_dsnot(w, mask, x, group, cycles=50, threshold=0.1):
+    mean, variance, norm = x.mean(0), x.var(0), np.sqrt((x**2).sum(0))
+    mask = mask.copy()
+    for o in range(w.shape[1]):
+        for _ in range(cycles):
+            m, given = mask[:, o], w[:, o] * mean
+            error = given[~m].sum()
+            if abs(error) <= threshold:
+                break
+            other = [i for i in np.flatnonzero(m) if np.sign(error) * given[i] < 0]
+            pruned = [i for i in np.flatnonzero(~m) if any(j // group == i // group for j in other)]
+            if not pruned:
+                break
+            back = pruned[np.argmax(np.sign(error) * given[pruned] / variance[pruned])]
+            may = [i for i in other if i // group == back // group]
+            gone = min(may, key=lambda i: abs(w[i, o]) * norm[i])
+            if abs(error - given[back] + given[gone]) >= abs(error):
+                break
+            mask[back, o], mask[gone, o] = True, False
+    return mask
+
+
+@pytest.mark.parametrize(
+    "group, pattern", [(16, jp.unstructured(per_output=True)), (4, jp.n_m(2, 4))]
+)
+def test_dsnot_equals_the_slow_way(group, pattern):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(60, 16)) + rng.normal(size=16), jnp.float32)
+    params = {"w": jnp.asarray(rng.normal(size=(16, 6)), jnp.float32)}
+    stats = jp.calibrate(linear, params, [x])
+    masks = pattern(jp.wanda(params, input_norms=stats.norms), 0.5)
+    got = np.asarray(jp.oneshot.dsnot(params, masks, stats, group=group)["w"])
+    w64, x64 = np.asarray(params["w"], np.float64), np.asarray(x, np.float64)
+    assert (got == slow_dsnot(w64, np.asarray(masks["w"]), x64, group)).all()
+    assert (got != np.asarray(masks["w"])).any()
+    assert (got.sum(0) == np.asarray(masks["w"]).sum(0)).all()

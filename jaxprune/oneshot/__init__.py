@@ -4,6 +4,7 @@ All methods take ``stats = jp.calibrate(fn, params, batches)``.
 """
 
 from jaxprune.oneshot.alps import alps as alps
+from jaxprune.oneshot.dsnot import dsnot as dsnot
 from jaxprune.oneshot.obc import obc as obc
 from jaxprune.oneshot.refit import least_squares as least_squares
 from jaxprune.oneshot.refit import output_error as output_error

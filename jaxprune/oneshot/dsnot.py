@@ -1,0 +1,113 @@
+"""Swaps after a mask is chosen: regrow what repairs an output's mean, prune what matters least."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.calibration import Stats
+from jaxprune.masks import check_masks
+from jaxprune.oneshot.layers import Layer, layers, map_layers
+from jaxprune.types import Masks, Params
+
+
+def dsnot(
+    params: Params,
+    masks: Masks,
+    stats: Stats,
+    *,
+    group: int | None = None,
+    power: float = 1.0,
+    cycles: int = 50,
+    threshold: float = 0.1,
+) -> Masks:
+    r"""Returns masks in which entries are swapped while that lowers an output's mean error.
+
+    With :math:`e = \sum_{i\,\text{pruned}} w_i E[x_i]` of an output, a cycle regrows the pruned
+    entry of largest :math:`\mathrm{sign}(e)\, w_i E[x_i] / \mathrm{Var}[x_i]^p`, and prunes the
+    kept one of least :math:`|w_i| \, \lVert x_i \rVert` among those whose :math:`w_i E[x_i]` has
+    the other sign. No weight changes; :func:`refit` may follow.
+
+    Args:
+      params: the dense ones.
+      masks: of any pattern, such as Wanda's; each output keeps as many entries as before.
+      stats: of :func:`jaxprune.calibrate`, with Gram matrices.
+      group: for N:M masks, m: both entries of a swap are of one group.
+      power: of the variance.
+      cycles: at most.
+      threshold: of :math:`|e|`, below which an output is left alone.
+
+    Raises:
+      ValueError: for masks that do not fit, or a pruned leaf without statistics, naming it.
+
+    References:
+      Zhang et al., [Dynamic Sparse No Training](https://arxiv.org/abs/2310.08915), 2024, section 3
+      (not checked). Ours does not do a swap that makes :math:`|e|` larger, and ends there.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> params = {"w": jnp.array([[1.0], [1.0], [-1.0]])}
+      >>> masks = {"w": jnp.array([[False], [True], [True]])}
+      >>> x = jnp.array([[1.0, 3.0, 0.8], [3.0, 1.0, 0.9]])
+      >>> stats = jp.calibrate(lambda p, x: x @ p["w"], params, [x])
+      >>> jp.oneshot.dsnot(params, masks, stats)["w"][:, 0]
+      Array([ True,  True, False], dtype=bool)
+    """
+    check_masks(masks, params)
+    flat = {id(leaf): k for k, leaf in enumerate(jax.tree.leaves(params))}
+    treedef: Any = jax.tree.structure(params)
+    moments = [treedef.flatten_up_to(t) for t in (stats.means, stats.variances, stats.norms)]
+
+    def solve(layer: Layer, mask: Any) -> tuple[jax.Array, jax.Array]:
+        k = flat[id(layer.leaf)]
+        seen = [layer.matrices(_column(layer, tree[k])) for tree in moments]
+        w, kept = layer.matrices(layer.leaf).astype(seen[0].dtype), layer.matrices(mask)
+        swap = functools.partial(_matrix, group=group or w.shape[1], cycles=cycles)
+        return w, jax.vmap(swap, (0, 0, 0, 0, 0, None, None))(w, kept, *seen, power, threshold)
+
+    return map_layers(layers("dsnot", params, stats, masks), params, masks, solve)[1]
+
+
+def _column(layer: Layer, statistic: jax.Array) -> jax.Array:
+    """One number per input, in a shape that broadcasts to the leaf."""
+    return statistic[:, None] if statistic.ndim < layer.leaf.ndim else statistic
+
+
+@functools.partial(jax.jit, static_argnames=("group", "cycles"))
+def _matrix(
+    w: jax.Array,
+    mask: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    norm: jax.Array,
+    power: Any,
+    threshold: Any,
+    group: int,
+    cycles: int,
+) -> jax.Array:
+    """A matrix (in, out), each output on its own."""
+    owner = jnp.arange(len(w)) // group
+    given = w * mean  # what an entry adds to the mean of its output
+    gain = given / jnp.where(variance > 0, variance, 1) ** power
+    wanda = jnp.abs(w) * norm
+
+    def output(mask: jax.Array, given: jax.Array, gain: jax.Array, wanda: jax.Array) -> jax.Array:
+        def cycle(_: Any, mask: jax.Array) -> jax.Array:
+            error = jnp.sum(jnp.where(mask, 0, given))
+            sign = jnp.sign(error)
+            other = mask & (sign * given < 0)
+            open_ = jnp.zeros(-(-len(w) // group), bool).at[owner].max(other)[owner]
+            back = jnp.argmax(jnp.where(open_ & ~mask, sign * gain, -jnp.inf))
+            may_go = other & (owner == owner[back])
+            gone = jnp.argmin(jnp.where(may_go, wanda, jnp.inf))
+            after = error - given[back] + given[gone]
+            good = jnp.any(may_go) & ~mask[back] & (jnp.abs(after) < jnp.abs(error))
+            good &= jnp.abs(error) > threshold
+            return jnp.where(good, mask.at[back].set(True).at[gone].set(False), mask)
+
+        return jax.lax.fori_loop(0, cycles, cycle, mask)
+
+    return jax.vmap(output, 1, 1)(mask, given, gain, wanda)
