@@ -115,7 +115,7 @@ def corpora(tokenizer: Any) -> dict[str, np.ndarray]:
 
 
 def calibration(tokenizer: Any, mixed: bool, count: int) -> np.ndarray:
-    """Stretches of the library's pages; mixed: half of them of the C API and the FAQ's prose."""
+    """Stretches of the library's pages; mixed: half of them verb glosses (nouns are evaluated)."""
     half = count // 2 if mixed else 0
     rows = texts.samples(tokenizer, texts.docs("library"), count - half, LENGTH, SEED)
     if not half:

@@ -10,3 +10,6 @@ from jaxprune.oneshot.refit import least_squares as least_squares
 from jaxprune.oneshot.refit import output_error as output_error
 from jaxprune.oneshot.refit import refit as refit
 from jaxprune.oneshot.sparsegpt import sparsegpt as sparsegpt
+from jaxprune.oneshot.structured import activation_energy as activation_energy
+from jaxprune.oneshot.structured import compensate as compensate
+from jaxprune.oneshot.structured import flap as flap

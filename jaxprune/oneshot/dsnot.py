@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxprune.calibration import Stats
 from jaxprune.masks import check_masks
 from jaxprune.oneshot.layers import Layer, layers, map_layers
+from jaxprune.oneshot.structured import column
 from jaxprune.types import Masks, Params
 
 
@@ -63,17 +64,12 @@ def dsnot(
 
     def solve(layer: Layer, mask: Any) -> tuple[jax.Array, jax.Array]:
         k = flat[id(layer.leaf)]
-        seen = [layer.matrices(_column(layer, tree[k])) for tree in moments]
+        seen = [layer.matrices(column(tree[k], layer.leaf)) for tree in moments]
         w, kept = layer.matrices(layer.leaf).astype(seen[0].dtype), layer.matrices(mask)
         swap = functools.partial(_matrix, group=group or w.shape[1], cycles=cycles)
         return w, jax.vmap(swap, (0, 0, 0, 0, 0, None, None))(w, kept, *seen, power, threshold)
 
     return map_layers(layers("dsnot", params, stats, masks), params, masks, solve)[1]
-
-
-def _column(layer: Layer, statistic: jax.Array) -> jax.Array:
-    """One number per input, in a shape that broadcasts to the leaf."""
-    return statistic[:, None] if statistic.ndim < layer.leaf.ndim else statistic
 
 
 @functools.partial(jax.jit, static_argnames=("group", "cycles"))

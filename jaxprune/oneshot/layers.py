@@ -48,7 +48,9 @@ class Layer(NamedTuple):
 
 
 def layers(method: str, params: Params, stats: Stats, masks: Masks) -> list[Layer | None]:
-    """The leaves whose mask is not a scalar, with their Gram matrices; None for dense ones.
+    """The leaves whose mask is not a scalar, with their Gram matrices.
+
+    None for dense ones, and for vectors: a bias has no inputs, its mask alone says what it is.
 
     Raises:
       ValueError: where such a leaf has no Gram matrix, or one that is not finite.
@@ -57,7 +59,9 @@ def layers(method: str, params: Params, stats: Stats, masks: Masks) -> list[Laye
     grams = treedef.flatten_up_to(stats.grams)
     pairs = zip(flat, grams, treedef.flatten_up_to(masks), strict=True)
     return [
-        layer_of(method, path_str(p), leaf, gram, stats) if np.ndim(mask) else None
+        layer_of(method, path_str(p), leaf, gram, stats)
+        if np.ndim(mask) and np.ndim(leaf) > 1
+        else None
         for (p, leaf), gram, mask in pairs
     ]
 
@@ -110,11 +114,15 @@ def map_layers(
     flat, treedef = _flatten(params)
     given = treedef.flatten_up_to(masks)
     results = [
-        (leaf, mask) if layer is None else _solved(layer, mask, solve)
+        (_masked(leaf, mask), mask) if layer is None else _solved(layer, mask, solve)
         for layer, (_, leaf), mask in zip(found, flat, given, strict=True)
     ]
     new, kept = zip(*results, strict=True)
     return jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, kept)
+
+
+def _masked(leaf: Any, mask: Any) -> Any:
+    return jnp.where(mask, leaf, jnp.zeros_like(leaf)) if np.ndim(mask) else leaf
 
 
 def _solved(layer: Layer, mask: Any, solve: Any) -> tuple[jax.Array, jax.Array]:
