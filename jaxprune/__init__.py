@@ -11,6 +11,13 @@ from jaxprune import scores as scores
 from jaxprune import training as training
 from jaxprune.calibration import Stats as Stats
 from jaxprune.calibration import calibrate as calibrate
+from jaxprune.budget.latency import LatencyTable as LatencyTable
+from jaxprune.budget.roofline import DEVICES as DEVICES
+from jaxprune.budget.roofline import Device as Device
+from jaxprune.budget.roofline import device as device
+from jaxprune.budget.search import SearchPlan as SearchPlan
+from jaxprune.budget.search import search as search
+from jaxprune.budget.target import Target as Target
 from jaxprune.compact.compact import Compact as Compact
 from jaxprune.compact.compact import compact as compact
 from jaxprune.compact.export import Exported as Exported

@@ -1,0 +1,1 @@
+"""Widths under a budget: what each costs, which to keep, and what was measured."""

@@ -1,0 +1,112 @@
+"""Devices that are not here: time from published peaks, not measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxprune.budget.operations import Operation, Sizes
+
+
+@dataclass(frozen=True)
+class Device:
+    """Published figures of a device.
+
+    Attributes:
+      name: as in ``jp.DEVICES``.
+      flops: peak FLOP/s of dense contractions, by type.
+      bandwidth: bytes/s of its memory.
+      tile: widths are rounded up to a multiple of it, for that is what is computed.
+      source: where the figures are from.
+    """
+
+    name: str
+    flops: dict[str, float]
+    bandwidth: float
+    tile: int
+    source: str
+
+    def seconds(self, op: Operation, sizes: Sizes) -> Any:
+        """max(FLOPs / peak, bytes / bandwidth), with tiles filled up: a lower bound."""
+        dtype = np.result_type(*(v.aval.dtype.name for v in op.step.outs)).name if op.step.outs else ""
+        peak = self.flops.get(dtype, self.flops["float32"])
+        padded = {d: -(-np.asarray(n) // self.tile) * self.tile for d, n in sizes.items()}
+        padded = {d: np.where(np.asarray(d.size) < self.tile, sizes[d], n) for d, n in padded.items()}
+        return np.maximum(op.flops(padded) / peak, op.bytes(sizes) / self.bandwidth)
+
+    def alignment(self, dtype: Any) -> int:
+        """The tile: a partly filled one costs as much as a full one."""
+        return self.tile
+
+
+T = 1e12
+_NVIDIA = "NVIDIA's data sheet, dense tensor core rates without sparsity; f32 as TF32 where JAX's "
+_GOOGLE = "Google Cloud's TPU system architecture pages; JAX multiplies f32 in bf16 by default"
+
+DEVICES = {
+    d.name: d
+    for d in (
+        Device(
+            "a100",
+            {"float32": 156 * T, "bfloat16": 312 * T, "float16": 312 * T},
+            2.039e12,
+            64,
+            _NVIDIA + "default allows it: A100 80GB SXM",
+        ),
+        Device(
+            "h100",
+            {"float32": 494 * T, "bfloat16": 989 * T, "float16": 989 * T},
+            3.35e12,
+            64,
+            _NVIDIA + "default allows it: H100 SXM",
+        ),
+        Device(
+            "l4",
+            {"float32": 60 * T, "bfloat16": 121 * T, "float16": 121 * T},
+            0.3e12,
+            64,
+            _NVIDIA + "default allows it: L4",
+        ),
+        Device(
+            "tpu v5e", {"float32": 197 * T, "bfloat16": 197 * T}, 0.819e12, 128, _GOOGLE + ": v5e"
+        ),
+        Device(
+            "tpu v5p", {"float32": 459 * T, "bfloat16": 459 * T}, 2.765e12, 128, _GOOGLE + ": v5p"
+        ),
+        Device(
+            "tpu v6e", {"float32": 918 * T, "bfloat16": 918 * T}, 1.638e12, 256, _GOOGLE + ": v6e"
+        ),
+        Device(
+            "laptop cpu",
+            {"float32": 0.77 * T, "float64": 0.38 * T},
+            50e9,
+            8,
+            "arithmetic, no one model: 8 cores x 3 GHz x 2 FMA units x 8 f32 lanes x 2; two "
+            "channels of DDR4-3200",
+        ),
+    )
+}
+
+
+def device(name: str) -> Device:
+    """The device of a name.
+
+    Raises:
+      ValueError: for a name that is not among ``DEVICES``.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.device("H100").bandwidth
+      3350000000000.0
+    """
+    if name.lower() not in DEVICES:
+        raise ValueError(
+            f"no figures are known of the device {name!r}; there are {sorted(DEVICES)}; give "
+            "jp.Device(name, flops={'float32': ...}, bandwidth=..., tile=..., source=...), or "
+            "leave device out to measure this one"
+        )
+    return DEVICES[name.lower()]
+
+

@@ -1,0 +1,209 @@
+"""Counts of dimensions that keep the most score under budgets. Knows tables, no networks.
+
+Score and costs are sums of *terms*: a term is a table over the candidate counts of a few
+dimensions, for one operation's cost depends on several. With prices for the costs the best counts
+are climbed to one dimension at a time, each over all of its candidates: a step over a cliff (a
+width that is off the device's tiles) is no obstacle. The prices are found by bisection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SWEEPS = 30
+BISECTIONS = 16
+FILLED = 2  # of the choices found, so many are filled up
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the price, between two budgets
+UNIFORM = 40  # uniform choices that are looked at
+SAME = 1e-9  # relative: a difference that is rounding
+
+
+@dataclass(frozen=True)
+class Term:
+    """``table[i, j, ...]`` is what the i-th, j-th, ... candidates of ``dims`` cost together."""
+
+    dims: tuple[int, ...]
+    table: np.ndarray
+
+
+@dataclass
+class Total:
+    """A sum of terms, with those of each dimension at hand."""
+
+    terms: Sequence[Term]
+    count: int  # of dimensions
+    constant: float = 0.0
+    by_dim: list[list[Term]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_dim = [[] for _ in range(self.count)]
+        for term in self.terms:
+            for d in term.dims:
+                self.by_dim[d].append(term)
+
+    def at(self, choice: np.ndarray) -> float:
+        """The sum for one candidate index per dimension."""
+        found = (float(t.table[tuple(choice[list(t.dims)])]) for t in self.terms)
+        return self.constant + sum(found)
+
+    def line(self, choice: np.ndarray, dim: int) -> np.ndarray:
+        """For every candidate of one dimension, the sum of its terms, the others as they are."""
+        total = 0.0
+        for term in self.by_dim[dim]:
+            total = total + term.table[
+                tuple(slice(None) if d == dim else choice[d] for d in term.dims)
+            ]
+        return np.asarray(total)
+
+
+@dataclass
+class Problem:
+    """Find one candidate per dimension: the most score, all costs within budgets.
+
+    Attributes:
+      sizes: number of candidates of each dimension, the last one keeps everything.
+      score: larger is better.
+      costs: by name; what is to stay within ``budgets``.
+      budgets: by name, positive.
+    """
+
+    sizes: Sequence[int]
+    score: Total
+    costs: Mapping[str, Total]
+    budgets: Mapping[str, float]
+
+    def over(self, choice: np.ndarray) -> float:
+        """The largest cost, as a fraction of its budget."""
+        return max(self.costs[n].at(choice) / b for n, b in self.budgets.items())
+
+    def fits(self, choice: np.ndarray) -> bool:
+        return self.over(choice) <= 1 + SAME
+
+    def full(self) -> np.ndarray:
+        return np.asarray(self.sizes) - 1
+
+
+def solve(problem: Problem) -> np.ndarray | None:
+    """The best choice found, or None when not even the cheapest one fits.
+
+    Never worse than the best uniform choice, for that is one of the starts.
+    """
+    if problem.fits(problem.full()):
+        return problem.full()
+    starts = [c for c in uniform(problem) if problem.fits(c)][:1]
+    found = list(starts)
+    for shares in _shares(len(problem.budgets)):
+        for start in [problem.full(), *starts]:
+            choice = _bisect(problem, shares, start)
+            found += [] if choice is None else [choice]
+    if not found:
+        least = cheapest(problem)
+        found = [least] if problem.fits(least) else []
+    best = sorted(found, key=problem.score.at, reverse=True)[:FILLED]
+    return max((fill(problem, choice) for choice in best), key=problem.score.at, default=None)
+
+
+def uniform(problem: Problem) -> Iterator[np.ndarray]:
+    """Choices that keep the same fraction of the candidates of all dimensions, most first."""
+    top = problem.full()
+    for part in np.linspace(1, 0, UNIFORM):
+        yield np.rint(part * top).astype(int)
+
+
+def cheapest(problem: Problem) -> np.ndarray:
+    """What costs least, as far as going down one dimension at a time leads."""
+    return _climb(problem, _prices(problem, _shares(len(problem.budgets))[0], 1.0), 0.0)
+
+
+def _shares(count: int) -> list[tuple[float, ...]]:
+    """How a price may be shared out among budgets."""
+    if count == 1:
+        return [(1.0,)]
+    even = (1 / count,) * count
+    return [even, *((s, 1 - s, *(0.0,) * (count - 2)) for s in SHARES if s != 0.5)]
+
+
+def _prices(problem: Problem, shares: Sequence[float], price: float) -> dict[str, float]:
+    return {n: s * price / b for (n, b), s in zip(problem.budgets.items(), shares) if s}
+
+
+def _climb(
+    problem: Problem, prices: Mapping[str, float], weight: float = 1.0, start: np.ndarray | None = None
+) -> np.ndarray:
+    """Best score less priced costs, one dimension at a time, until none wants to move."""
+    choice = problem.full() if start is None else start.copy()
+    for _ in range(SWEEPS):
+        before = choice.copy()
+        for d in range(len(problem.sizes)):
+            gain = weight * problem.score.line(choice, d)
+            paid = sum(p * problem.costs[n].line(choice, d) for n, p in prices.items())
+            net = np.broadcast_to(gain - paid, (problem.sizes[d],))
+            if net[choice[d]] < net.max() - SAME * np.abs(net).max():
+                choice[d] = int(np.argmax(net))
+        if (choice == before).all():
+            break
+    return choice
+
+
+def _bisect(problem: Problem, shares: Sequence[float], start: np.ndarray) -> np.ndarray | None:
+    """The choice at the lowest price that meets all budgets."""
+    scale = max(abs(problem.score.at(problem.full())), 1e-30)
+    low, high, best = 0.0, scale, None
+    for _ in range(BISECTIONS):
+        choice = _climb(problem, _prices(problem, shares, high), 1.0, start)
+        if problem.fits(choice):
+            best = choice
+            break
+        low, high = high, 8 * high
+    if best is None:
+        return None
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2 if low else high / 8
+        choice = _climb(problem, _prices(problem, shares, middle), 1.0, start)
+        if problem.fits(choice):
+            high = middle
+            best = max(best, choice, key=problem.score.at)
+        else:
+            low = middle
+    return best
+
+
+def fill(problem: Problem, choice: np.ndarray) -> np.ndarray:
+    """Uses what is left of the budgets: the step up of most score per cost that fits, repeated."""
+    choice = choice.copy()
+    while True:
+        left = {n: 1 + SAME - problem.costs[n].at(choice) / b for n, b in problem.budgets.items()}
+        steps = [_best_up(problem, choice, d, left) for d in range(len(choice))]
+        worth, d, to = max(steps, default=(0.0, 0, 0))
+        if worth <= 0:
+            return choice
+        choice[d] = to
+
+
+def _best_up(
+    problem: Problem, choice: np.ndarray, d: int, left: Mapping[str, float]
+) -> tuple[float, int, int]:
+    """(score per cost, dimension, candidate) of the best candidate above; 0 when there is none."""
+
+    def change(total: Total) -> np.ndarray:
+        line = np.broadcast_to(total.line(choice, d), (problem.sizes[d],))
+        return line - line[choice[d]]
+
+    paid = {n: change(problem.costs[n]) / b for n, b in problem.budgets.items()}
+    fits = np.logical_and.reduce([paid[n] <= left[n] for n in paid])
+    fits &= np.arange(problem.sizes[d]) > choice[d]
+    worth = change(problem.score) / np.maximum(np.max(list(paid.values()), axis=0), 1e-12)
+    worth = np.where(fits, worth, -np.inf)
+    return float(worth.max()), d, int(worth.argmax())
+
+
+def merged(terms: Sequence[Term]) -> list[Term]:
+    """One term for each set of dimensions."""
+    tables: dict[tuple[int, ...], np.ndarray] = {}
+    for term in terms:
+        before = tables.get(term.dims)
+        tables[term.dims] = term.table if before is None else before + term.table
+    return [Term(dims, table) for dims, table in tables.items()]

@@ -1,0 +1,93 @@
+"""What is asked for: a speed-up, a time, FLOPs, parameters, bytes, or several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+TIMED = ("speedup", "latency")
+COUNTED = ("flops", "params", "bytes")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A budget for :func:`jp.search`; all that are given must be met.
+
+    Attributes:
+      speedup: at least so many times as fast as the dense network, from one interleaved run.
+      latency: at most so many seconds for one call.
+      flops, params, bytes: at most so many, as :func:`jp.cost` counts them; a number up to 1 is a
+        fraction of the dense network's.
+
+    Raises:
+      ValueError: for no target, or one that isn't positive, or a speedup below 1.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.Target(speedup=2.0, params=0.5)
+      Target(speedup=2.0, params=0.5)
+    """
+
+    speedup: float | None = None
+    latency: float | None = None
+    flops: float | None = None
+    params: float | None = None
+    bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.given:
+            raise ValueError(
+                "Target got nothing to aim at; write jp.Target(speedup=2.0), or latency=seconds, "
+                "flops=, params=, bytes="
+            )
+        for name, value in self.given.items():
+            if not value > 0 or (name == "speedup" and value < 1):
+                least = "of 1 or more" if name == "speedup" else "above 0"
+                raise ValueError(f"Target({name}={value}): wanted a number {least}")
+
+    @property
+    def given(self) -> dict[str, float]:
+        """What is asked for, by name."""
+        every = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in every.items() if value is not None}
+
+    @property
+    def timed(self) -> bool:
+        return any(name in self.given for name in TIMED)
+
+    def budgets(self, dense: Mapping[str, float]) -> dict[str, float]:
+        """Absolute limits, by cost: "latency" in seconds, and those that are counted."""
+        limits = {
+            name: value * dense[name] if self.is_fraction(name) else value
+            for name, value in self.given.items()
+            if name in COUNTED
+        }
+        seconds = [self.latency] if self.latency is not None else []
+        seconds += [dense["latency"] / self.speedup] if self.speedup is not None else []
+        return limits | ({"latency": min(seconds)} if seconds else {})
+
+    def is_fraction(self, name: str) -> bool:
+        return name in COUNTED and 0 < self.given.get(name, 2) <= 1
+
+    def in_units(self, costs: Mapping[str, float], dense: Mapping[str, float]) -> Costs:
+        """Costs in the units in which the target is given."""
+        found = {
+            name: value / dense[name] if self.is_fraction(name) else value
+            for name, value in costs.items()
+        }
+        if "latency" in costs:
+            found["speedup"] = dense["latency"] / costs["latency"]
+        return Costs(found)
+
+    def __repr__(self) -> str:
+        return f"Target({', '.join(f'{k}={v}' for k, v in self.given.items())})"
+
+
+class Costs(dict[str, float]):
+    """Costs by name, readable as attributes, too: ``costs.speedup``."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"no {name!r} among {sorted(self)}")
