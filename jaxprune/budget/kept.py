@@ -15,15 +15,35 @@ from jaxprune.budget.solver import Term, Total, merged
 from jaxprune.structure.structure import Structure
 
 
+OBJECTIVES = ("sum", "balanced")
+
+
 def score_total(
-    structure: Structure, model: Model, scores: Any
-) -> tuple[Total, dict[str, np.ndarray]]:
-    """The score that is kept, and per dimension its units, the best first.
+    structure: Structure, model: Model, scores: Any, objective: str = "sum"
+) -> tuple[Total, dict[str, np.ndarray], Total]:
+    """What is to be large, per dimension its units with the best first, and the score kept.
 
     Scores per entry: a leaf keeps its sum times, for each of its dimensions, the share of that sum
     in the units kept. That is exact for one dimension in a leaf, and for several it takes their
     shares as independent. Scores per unit (``{dimension: vector}``) simply add.
     """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective is {objective!r}; wanted one of {OBJECTIVES}")
+    terms, order = _terms(structure, model, scores)
+    total = Total(merged(terms), len(model.names))
+    if objective == "sum":
+        return total, order, total
+    return Total(merged([_balanced(t) for t in terms]), len(model.names)), order, total
+
+
+def _balanced(term: Term) -> Term:
+    """The root of the share that is kept: going from half to nothing costs more than the first."""
+    return Term(term.dims, np.sqrt(term.table / max(term.table.max(), 1e-300)))
+
+
+def _terms(
+    structure: Structure, model: Model, scores: Any
+) -> tuple[list[Term], dict[str, np.ndarray]]:
     if jax.tree.structure(scores) == structure.treedef:
         leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(scores)]
         _check(structure, leaves)
@@ -54,7 +74,7 @@ def _of_entries(
     model: Model,
     leaves: Sequence[np.ndarray],
     order: Mapping[str, np.ndarray],
-) -> Total:
+) -> list[Term]:
     own = [axes.find(structure.dims[n].axis) for n in model.names]
     index = {axis: i for i, axis in enumerate(own)}
     terms = []
@@ -66,7 +86,7 @@ def _of_entries(
             share = _share(axs, leaf, d, order[model.names[k]], model.counts[k])
             table = table[..., None] * share
         terms.append(Term(tuple(index[d] for d in dims), table))
-    return Total(merged(terms), len(own))
+    return terms
 
 
 def _share(
@@ -87,7 +107,7 @@ def _share(
 
 def _of_units(
     structure: Structure, model: Model, scores: Any
-) -> tuple[Total, dict[str, np.ndarray]]:
+) -> tuple[list[Term], dict[str, np.ndarray]]:
     if not isinstance(scores, Mapping) or not set(scores) & set(model.names):
         raise ValueError(
             f"scores have the structure {jax.tree.structure(scores)}; wanted one like params, "
@@ -106,4 +126,4 @@ def _of_units(
         order[name] = _best_first(units)
         sums = np.concatenate([[0.0], np.cumsum(units[order[name]])])
         terms.append(Term((k,), sums[model.counts[k]]))
-    return Total(terms, len(model.names)), order
+    return terms, order

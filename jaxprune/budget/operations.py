@@ -153,6 +153,7 @@ def bypassed(tape: Tape, dimension: Axis, sources: Sequence[Value]) -> bool:
 
 
 def _reach(tape: Tape, dimension: Axis, reached: set[Value]) -> set[Value]:
+    """``reached`` itself, with what is reached from it."""
     for step in tape.steps:
         if not any(v in reached for v in step.ins):
             continue
@@ -163,7 +164,7 @@ def _reach(tape: Tape, dimension: Axis, reached: set[Value]) -> set[Value]:
             outs = [o for o, inner in zip(step.outs, sub.outputs) if inner in inside]
         else:
             outs = step.outs
-        reached = reached | {v for v in outs if not _holds(v, dimension)}
+        reached.update(v for v in outs if not _holds(v, dimension))
     return reached
 
 

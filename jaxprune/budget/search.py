@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ ATTEMPTS = 5  # of solving, compacting and measuring
 MET = 0.99  # of a speed-up counts as the speed-up: a clock's noise
 CLOSE = 0.94  # of the budget used is enough: what is left isn't worth another attempt
 COUNTED = ("flops", "bytes", "params")
+FLOOR = 1 / 8  # of each dimension stays by default: what is nearly emptied doesn't train back
 
 Limits = Mapping[str, float]
 
@@ -83,6 +85,7 @@ def search(
     dims: str | Sequence[str] = "*",
     minimum: Limits | None = None,
     maximum: Limits | None = None,
+    objective: str = "sum",
     round_to: int | None = None,
     device: str | Device | None = None,
     table: LatencyTable | None = None,
@@ -106,7 +109,12 @@ def search(
       target: what to reach.
       dims: names or labels of the dimensions that may change, with wildcards.
       minimum, maximum: {pattern of names or labels: units kept at least, at most}; numbers below
-        1 are fractions.
+        1 are fractions. By default an eighth of each dimension stays; ``minimum={"*": 0}`` lets
+        whole branches go.
+      objective: "sum" keeps the most score in total. "balanced" keeps the most of
+        :math:`\\sum_l \\sqrt{s_l}`, where :math:`s_l` is the share of its own score that leaf l
+        keeps: for scores whose leaves can't be compared, such as magnitudes, for which the sum
+        goes to leaves of many entries and few FLOPs.
       round_to: counts are multiples of it; None asks the device.
       device: None for this one, measured; or the name of one in ``jp.DEVICES``, or a
         :class:`jp.Device`, for which time is an estimate from published peaks.
@@ -141,7 +149,8 @@ def search(
     """
     search_ = Search(
         fn, params, structure, scores, *args, dims=dims, minimum=minimum, maximum=maximum,
-        round_to=round_to, device=device, table=table, rounds=rounds, progress=progress,
+        objective=objective, round_to=round_to, device=device, table=table, rounds=rounds,
+        progress=progress,
     )  # fmt: skip
     return search_.plan(target, verify)
 
@@ -159,6 +168,7 @@ class Search:
         dims: str | Sequence[str] = "*",
         minimum: Limits | None = None,
         maximum: Limits | None = None,
+        objective: str = "sum",
         round_to: int | None = None,
         device: str | Device | None = None,
         table: LatencyTable | None = None,
@@ -174,7 +184,7 @@ class Search:
             round_to = (self.device or self.table).alignment(_widest_type(params))
         limits = _limits(structure, names, minimum, maximum)
         self.model = build(fn, params, args, structure, names, round_to, limits)
-        self.score, self.order = kept.score_total(structure, self.model, scores)
+        self.score, self.order, self.total = kept.score_total(structure, self.model, scores, objective)
         total = cost(fn, params, *args)
         self.dense = Costs({name: getattr(total, name) for name in COUNTED})
         self.points: dict[str, list[tuple[float, float]]] = {}  # cost -> (of the model, found)
@@ -308,7 +318,7 @@ class Search:
             predicted=target.in_units(best.predicted, self.dense),
             measured=target.in_units(best.found, self.dense),
             dense=self.dense,
-            score=self.score.at(best.choice) / self.score.at(self._full),
+            score=self.total.at(best.choice) / self.total.at(self._full),
             target=target,
             notes=tuple(notes),
             _structure=self.structure,
@@ -346,7 +356,8 @@ def _limits(
     structure: Structure, names: Sequence[str], minimum: Limits | None, maximum: Limits | None
 ) -> dict[str, tuple[int, int]]:
     """The least and the largest count of each dimension."""
-    limits = {name: (0, structure.dims[name].size) for name in names}
+    sizes = {name: structure.dims[name].size for name in names}
+    limits = {name: (math.ceil(FLOOR * size), size) for name, size in sizes.items()}
     for which, given in (("minimum", minimum or {}), ("maximum", maximum or {})):
         for pattern, value in given.items():
             for name in chosen_dims(structure, pattern):
@@ -357,13 +368,16 @@ def _limits(
                         f"{which}={{{pattern!r}: {value}}} is {count} of {size} units of {name}; "
                         "wanted a number of units, or a fraction below 1"
                     )
-                low, high = limits.get(name, (0, size))
-                limits[name] = (count, high) if which == "minimum" else (low, count)
-                if limits[name][0] > limits[name][1]:
-                    raise ValueError(
-                        f"minimum {limits[name][0]} of {name} is above its maximum {limits[name][1]}"
-                    )
+                if name in limits:
+                    low, high = limits[name]
+                    limits[name] = (count, high) if which == "minimum" else (min(low, count), count)
+                    _check_order(name, *limits[name])
     return limits
+
+
+def _check_order(name: str, low: int, high: int) -> None:
+    if low > high:
+        raise ValueError(f"minimum of {name} is {low}, above its maximum {high}")
 
 
 def _widest_type(params: Any) -> Any:
