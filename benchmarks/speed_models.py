@@ -64,7 +64,7 @@ class LSTM(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for _ in range(self.layers):
-            x = nn.RNN(nn.OptimizedLSTMCell(self.width))(x)
+            x = jnp.asarray(nn.RNN(nn.OptimizedLSTMCell(self.width))(x))
         return nn.Dense(self.classes)(x[:, -1])
 
 

@@ -12,6 +12,12 @@ from jaxprune import training as training
 from jaxprune.calibration import Stats as Stats
 from jaxprune.calibration import calibrate as calibrate
 from jaxprune.budget.latency import LatencyTable as LatencyTable
+from jaxprune.budget.metric import Family as Family
+from jaxprune.budget.metric import MetricPlan as MetricPlan
+from jaxprune.budget.metric import Sensitivity as Sensitivity
+from jaxprune.budget.metric import pareto as pareto
+from jaxprune.budget.metric import prune_to_metric as prune_to_metric
+from jaxprune.budget.metric import sensitivity as sensitivity
 from jaxprune.budget.roofline import DEVICES as DEVICES
 from jaxprune.budget.roofline import Device as Device
 from jaxprune.budget.roofline import device as device

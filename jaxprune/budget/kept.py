@@ -14,7 +14,6 @@ from jaxprune.budget.model import Model, dims_in
 from jaxprune.budget.solver import Term, Total, merged
 from jaxprune.structure.structure import Structure
 
-
 OBJECTIVES = ("sum", "balanced")
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class LatencyTable:
         part.replace(self.path)
 
     def measure(
-        self, wanted: dict[str, Callable[[], float]], progress: Progress | None = None
+        self, wanted: Mapping[str, Callable[[], float]], progress: Progress | None = None
     ) -> None:
         """Runs the measurements whose names are not known yet."""
         missing = [name for name in wanted if name not in self.seconds]

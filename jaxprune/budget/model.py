@@ -190,9 +190,7 @@ def _timed(
 
 def _points(op: Operation, widths: Sequence[np.ndarray]) -> list[tuple[str, dict[Axis, int]]]:
     shape = [len(w) for w in widths]
-    every = [
-        {d: int(w[i]) for d, w, i in zip(op.dims, widths, at)} for at in np.ndindex(*shape)
-    ]
+    every = [{d: int(w[i]) for d, w, i in zip(op.dims, widths, at)} for at in np.ndindex(*shape)]
     return [(name_of(op, counts), counts) for counts in every]
 
 

@@ -18,7 +18,7 @@ from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step, Tape, Value
 
-Sizes = Mapping[Axis, Any]  # a dimension -> its count, or an array of counts
+Sizes = dict[Axis, Any]  # a dimension -> its count, or an array of counts
 
 ONE_PROGRAM = ("custom_jvp_call", "custom_vjp_call")  # what follows are derivative rules
 
@@ -127,7 +127,7 @@ def _loop(step: Step) -> tuple[Axis | int, ...]:
 
 
 def _shapes(values: Sequence[Value], sizes: Sizes) -> list[tuple[Any, ...]]:
-    return [tuple(axes.size_of(a, sizes) for a in v.axes) for v in values]  # type: ignore[arg-type]
+    return [tuple(axes.size_of(a, sizes) for a in v.axes) for v in values]
 
 
 def _itemsize(value: Value) -> int:

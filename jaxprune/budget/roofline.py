@@ -30,10 +30,14 @@ class Device:
 
     def seconds(self, op: Operation, sizes: Sizes) -> Any:
         """max(FLOPs / peak, bytes / bandwidth), with tiles filled up: a lower bound."""
-        dtype = np.result_type(*(v.aval.dtype.name for v in op.step.outs)).name if op.step.outs else ""
+        dtype = (
+            np.result_type(*(v.aval.dtype.name for v in op.step.outs)).name if op.step.outs else ""
+        )
         peak = self.flops.get(dtype, self.flops["float32"])
         padded = {d: -(-np.asarray(n) // self.tile) * self.tile for d, n in sizes.items()}
-        padded = {d: np.where(np.asarray(d.size) < self.tile, sizes[d], n) for d, n in padded.items()}
+        padded = {
+            d: np.where(np.asarray(d.size) < self.tile, sizes[d], n) for d, n in padded.items()
+        }
         return np.maximum(op.flops(padded) / peak, op.bytes(sizes) / self.bandwidth)
 
     def alignment(self, dtype: Any) -> int:
@@ -108,5 +112,3 @@ def device(name: str) -> Device:
             "leave device out to measure this one"
         )
     return DEVICES[name.lower()]
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,10 @@ import numpy as np
 
 from jaxprune.budget import kept
 from jaxprune.budget.latency import LatencyTable, Progress
-from jaxprune.budget.model import Model, add_latency, build
+from jaxprune.budget.model import add_latency, build
 from jaxprune.budget.roofline import Device
 from jaxprune.budget.roofline import device as device_of
-from jaxprune.budget.solver import Problem, cheapest, solve
+from jaxprune.budget.solver import Problem, cheapest, first_uniform, solve
 from jaxprune.budget.target import Costs, Target
 from jaxprune.compact.compact import Compact, compact
 from jaxprune.cost import cost
@@ -31,6 +32,10 @@ COUNTED = ("flops", "bytes", "params")
 FLOOR = 1 / 8  # of each dimension stays by default: what is nearly emptied doesn't train back
 
 Limits = Mapping[str, float]
+
+
+class Unreachable(ValueError):
+    """A target that no choice of widths meets; the text says what the least is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +63,7 @@ class SearchPlan:
     target: Target
     notes: tuple[str, ...] = ()
     _structure: Structure = field(repr=False, default=None)  # type: ignore[assignment]
+    _choice: Any = field(repr=False, default=None)
 
     def __str__(self) -> str:
         lines = [f"{self.target}: keeps {self.score:.1%} of the score"]
@@ -136,9 +142,8 @@ def search(
       >>> fn = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
       >>> x = jnp.ones((1, 3))
       >>> structure = jp.infer_structure(fn, params, x)
-      >>> plan = jp.search(
-      ...     fn, params, structure, jp.magnitude(params), x, target=jp.Target(params=0.5), round_to=1
-      ... )
+      >>> scores, target = jp.magnitude(params), jp.Target(params=0.5)
+      >>> plan = jp.search(fn, params, structure, scores, x, target=target, round_to=1)
       >>> plan.keep["up:1"].astype(int), plan.predicted.params
       (array([0, 0, 0, 0, 1, 1, 1, 1]), 0.5)
 
@@ -184,7 +189,9 @@ class Search:
             round_to = (self.device or self.table).alignment(_widest_type(params))
         limits = _limits(structure, names, minimum, maximum)
         self.model = build(fn, params, args, structure, names, round_to, limits)
-        self.score, self.order, self.total = kept.score_total(structure, self.model, scores, objective)
+        self.score, self.order, self.total = kept.score_total(
+            structure, self.model, scores, objective
+        )
         total = cost(fn, params, *args)
         self.dense = Costs({name: getattr(total, name) for name in COUNTED})
         self.points: dict[str, list[tuple[float, float]]] = {}  # cost -> (of the model, found)
@@ -195,14 +202,16 @@ class Search:
             self._table = LatencyTable()
         return self._table
 
-    def plan(self, target: Target, verify: bool = True) -> SearchPlan:
-        """The plan for one target; see :func:`search`."""
+    def plan(self, target: Target, verify: bool = True, uniform: bool = False) -> SearchPlan:
+        """The plan for one target; see :func:`search`. Uniform: one fraction for all dimensions."""
         if target.timed:
             self._time()
         budgets = target.budgets(self.dense)
         tries: list[_Try] = []
         for _ in range(ATTEMPTS):
-            tries.append(self._try(target, budgets, verify))
+            tries.append(self._try(target, budgets, uniform))
+            if verify:
+                self._verify(tries[-1], budgets)
             if not verify or tries[-1].enough:
                 break
         return self._chosen(target, tries)
@@ -224,31 +233,39 @@ class Search:
     def _full(self) -> np.ndarray:
         return np.array([len(c) - 1 for c in self.model.counts])
 
-    def _try(self, target: Target, budgets: dict[str, float], verify: bool) -> _Try:
-        """Solves with what is known so far, and measures the result."""
+    def verified(self, plan: SearchPlan) -> SearchPlan:
+        """A plan that was not measured, measured."""
+        if plan.target.timed:
+            self._time()
+        tried = _Try(plan._choice, plan.keep, plan.masks, dict(plan.predicted))
+        self._verify(tried, plan.target.budgets(self.dense))
+        measured = plan.target.in_units(tried.found, self.dense)
+        return dataclasses.replace(plan, measured=measured, notes=plan.notes + tried.notes)
+
+    def _try(self, target: Target, budgets: dict[str, float], uniform: bool) -> _Try:
+        """Solves with what is known so far."""
         limits = {name: self._model_budget(name, b) for name, b in budgets.items()}
         problem = self.model.problem(self.score, limits)
-        choice = solve(problem)
+        choice = first_uniform(problem) if uniform else solve(problem)
         if choice is None:
-            raise ValueError(self._unreachable(target, problem))
+            raise Unreachable(self._unreachable(target, problem))
         predicted = {n: self._corrected(n, t.at(choice)) for n, t in self.model.tables.items()}
         keep = self._keep(choice)
-        tried = _Try(choice, keep, self.structure.traced_masks(keep), predicted)
-        if verify:
-            self._verify(tried, budgets)
-        return tried
+        return _Try(choice, keep, self.structure.traced_masks(keep), predicted)
 
     def _verify(self, tried: _Try, budgets: Mapping[str, float]) -> None:
         small = compact(self.fn, self.params, tried.masks, *self.args)
         tried.found = self._found(small, timed="latency" in budgets)
         tried.notes = _notes(self.structure, small, tried.keep)
-        for name in budgets:
-            self.points.setdefault(name, []).append(
-                (self.model.tables[name].at(tried.choice), tried.found[name])
-            )
-        slack = {name: MET if name == "latency" else 1.0 for name in budgets}
-        tried.used = max(tried.found[n] * slack[n] / b for n, b in budgets.items())
-        tried.enough = tried.used <= 1 and (tried.used >= CLOSE or (tried.choice == self._full).all())
+        known = {name: b for name, b in budgets.items() if name in tried.found}
+        for name in known:
+            of_model = self.model.tables[name].at(tried.choice)
+            self.points.setdefault(name, []).append((of_model, tried.found[name]))
+        slack = {name: MET if name == "latency" else 1.0 for name in known}
+        tried.used = max((tried.found[n] * slack[n] / b for n, b in known.items()), default=1.0)
+        tried.enough = tried.used <= 1 and (
+            tried.used >= CLOSE or (tried.choice == self._full).all()
+        )
 
     def _found(self, small: Compact, timed: bool) -> dict[str, float]:
         total = cost(small.fn, small.params, *self.args)
@@ -256,12 +273,10 @@ class Search:
         if timed and self.device is None:
             ratio = self._compared(small).ratios["small"].median
             found["latency"] = self.dense["latency"] / ratio
-        elif timed:
-            found["latency"] = float("nan")
         return found
 
     def _compared(self, small: Compact) -> Comparison:
-        entries = {
+        entries: dict[str, Any] = {
             "dense": (self.jitted, self.inputs),
             "small": (small.fn, (small.params, *self.inputs[1:])),
         }
@@ -304,8 +319,10 @@ class Search:
     def _chosen(self, target: Target, tries: list[_Try]) -> SearchPlan:
         """Of those that meet the target the one that keeps most; else the nearest one."""
         good = [t for t in tries if t.used <= 1]
-        best = max(good, key=lambda t: self.score.at(t.choice)) if good else min(
-            tries, key=lambda t: t.used
+        best = (
+            max(good, key=lambda t: self.score.at(t.choice))
+            if good
+            else min(tries, key=lambda t: t.used)
         )
         notes = list(best.notes)
         if self.device is not None:
@@ -322,6 +339,7 @@ class Search:
             target=target,
             notes=tuple(notes),
             _structure=self.structure,
+            _choice=best.choice,
         )
 
 
@@ -358,7 +376,7 @@ def _limits(
     """The least and the largest count of each dimension."""
     sizes = {name: structure.dims[name].size for name in names}
     limits = {name: (math.ceil(FLOOR * size), size) for name, size in sizes.items()}
-    for which, given in (("minimum", minimum or {}), ("maximum", maximum or {})):
+    for which, given in (("maximum", maximum or {}), ("minimum", minimum or {})):
         for pattern, value in given.items():
             for name in chosen_dims(structure, pattern):
                 size = structure.dims[name].size

@@ -16,6 +16,7 @@ import numpy as np
 SWEEPS = 30
 BISECTIONS = 16
 FILLED = 2  # of the choices found, so many are filled up
+EXCHANGED = 32  # dimensions up to which units are exchanged between them, too
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the price, between two budgets
 UNIFORM = 40  # uniform choices that are looked at
 SAME = 1e-9  # relative: a difference that is rounding
@@ -51,11 +52,11 @@ class Total:
 
     def line(self, choice: np.ndarray, dim: int) -> np.ndarray:
         """For every candidate of one dimension, the sum of its terms, the others as they are."""
-        total = 0.0
+        total: np.ndarray | float = 0.0
         for term in self.by_dim[dim]:
-            total = total + term.table[
-                tuple(slice(None) if d == dim else choice[d] for d in term.dims)
-            ]
+            total = (
+                total + term.table[tuple(slice(None) if d == dim else choice[d] for d in term.dims)]
+            )
         return np.asarray(total)
 
 
@@ -93,7 +94,8 @@ def solve(problem: Problem) -> np.ndarray | None:
     """
     if problem.fits(problem.full()):
         return problem.full()
-    starts = [c for c in uniform(problem) if problem.fits(c)][:1]
+    start = first_uniform(problem)
+    starts = [] if start is None else [start]
     found = list(starts)
     for shares in _shares(len(problem.budgets)):
         for start in [problem.full(), *starts]:
@@ -103,7 +105,10 @@ def solve(problem: Problem) -> np.ndarray | None:
         least = cheapest(problem)
         found = [least] if problem.fits(least) else []
     best = sorted(found, key=problem.score.at, reverse=True)[:FILLED]
-    return max((fill(problem, choice) for choice in best), key=problem.score.at, default=None)
+    filled = [fill(problem, choice) for choice in best]
+    if len(problem.sizes) <= EXCHANGED:
+        filled = [exchange(problem, choice) for choice in filled]
+    return max(filled, key=problem.score.at, default=None)
 
 
 def uniform(problem: Problem) -> Iterator[np.ndarray]:
@@ -111,6 +116,11 @@ def uniform(problem: Problem) -> Iterator[np.ndarray]:
     top = problem.full()
     for part in np.linspace(1, 0, UNIFORM):
         yield np.rint(part * top).astype(int)
+
+
+def first_uniform(problem: Problem) -> np.ndarray | None:
+    """The uniform choice that keeps most within the budgets, or None."""
+    return next((c for c in uniform(problem) if problem.fits(c)), None)
 
 
 def cheapest(problem: Problem) -> np.ndarray:
@@ -131,7 +141,10 @@ def _prices(problem: Problem, shares: Sequence[float], price: float) -> dict[str
 
 
 def _climb(
-    problem: Problem, prices: Mapping[str, float], weight: float = 1.0, start: np.ndarray | None = None
+    problem: Problem,
+    prices: Mapping[str, float],
+    weight: float = 1.0,
+    start: np.ndarray | None = None,
 ) -> np.ndarray:
     """Best score less priced costs, one dimension at a time, until none wants to move."""
     choice = problem.full() if start is None else start.copy()
@@ -171,16 +184,32 @@ def _bisect(problem: Problem, shares: Sequence[float], start: np.ndarray) -> np.
     return best
 
 
-def fill(problem: Problem, choice: np.ndarray) -> np.ndarray:
+def fill(problem: Problem, choice: np.ndarray, skip: int = -1) -> np.ndarray:
     """Uses what is left of the budgets: the step up of most score per cost that fits, repeated."""
     choice = choice.copy()
     while True:
         left = {n: 1 + SAME - problem.costs[n].at(choice) / b for n, b in problem.budgets.items()}
-        steps = [_best_up(problem, choice, d, left) for d in range(len(choice))]
+        steps = [_best_up(problem, choice, d, left) for d in range(len(choice)) if d != skip]
         worth, d, to = max(steps, default=(0.0, 0, 0))
         if worth <= 0:
             return choice
         choice[d] = to
+
+
+def exchange(problem: Problem, choice: np.ndarray) -> np.ndarray:
+    """Takes from one dimension and fills up the others, as long as that adds score."""
+    better = True
+    while better:
+        better = False
+        for d in range(len(choice)):
+            for lower in range(int(choice[d])):
+                trial = choice.copy()
+                trial[d] = lower
+                trial = fill(problem, trial, skip=d)
+                if problem.score.at(trial) > problem.score.at(choice) * (1 + SAME):
+                    choice, better = trial, True
+                    break
+    return choice
 
 
 def _best_up(

@@ -1,0 +1,461 @@
+"""jp.search and its parts on small networks; what is timed is checked by laws, not by times."""
+
+import functools
+import json
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from benchmarks.native_models import GPT, ViT, Widths
+from benchmarks.speed_models import LSTM, BottleneckResNet
+from jaxprune.budget import latency, model
+from jaxprune.budget.kept import score_total
+from jaxprune.budget.metric import Sensitivity
+from jaxprune.budget.search import Search
+from jaxprune.structure.patterns import chosen_dims
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """One cache for all tests, so that the alignment is measured once."""
+    monkeypatch.setenv("JAXPRUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def mlp():
+    params = {
+        "up": {"kernel": jax.random.normal(jax.random.key(0), (16, 64)), "bias": jnp.ones(64)},
+        "mid": {"kernel": jax.random.normal(jax.random.key(1), (64, 48))},
+        "down": {"kernel": jax.random.normal(jax.random.key(2), (48, 5))},
+    }
+
+    def fn(p, x):
+        x = jax.nn.relu(x @ p["up"]["kernel"] + p["up"]["bias"])
+        return jax.nn.relu(x @ p["mid"]["kernel"]) @ p["down"]["kernel"]
+
+    x = jax.random.normal(jax.random.key(3), (8, 16))
+    return fn, params, x
+
+
+def module(net, x):
+    return net.apply, jax.jit(net.init)(jax.random.key(0), x), x
+
+
+HALF = jp.Target(flops=0.5)
+SMALL = Widths(32, 4, 8, 64)
+NETWORKS = {
+    "mlp": mlp,
+    "resnet": lambda: module(BottleneckResNet(10, 8, (1, 1)), jnp.ones((1, 32, 32, 3))),
+    "vit": lambda: module(ViT(10, SMALL, 2, 8), jnp.ones((1, 32, 32, 3))),
+    "gpt": lambda: module(GPT(50, SMALL, 2, 16), jnp.ones((1, 16), jnp.int32)),
+    "scanned gpt": lambda: module(GPT(50, SMALL, 4, 8, scanned=True), jnp.ones((1, 8), jnp.int32)),
+    "lstm": lambda: module(LSTM(5, 16, 2), jnp.ones((2, 6, 8))),
+}  # fmt: skip
+
+
+def scores_of(params):
+    scores = jp.magnitude(params)
+    if "batch_stats" in params:
+        scores = {**scores, "batch_stats": jax.tree.map(jnp.zeros_like, scores["batch_stats"])}
+    return scores
+
+
+@functools.cache
+def setting(name):
+    fn, params, x = NETWORKS[name]()
+    return fn, params, jp.infer_structure(fn, params, x), scores_of(params), x
+
+
+# ----------------------------------------------------------------------------- the cost model
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_counted_costs_are_those_of_the_compact_network(name):
+    """The oracle: compact, and count the small program."""
+    fn, params, structure, scores, x = setting(name)
+    search = Search(fn, params, structure, scores, x, round_to=1, minimum={"*": 2})
+    rng = np.random.default_rng(0)
+    tables = search.model.tables
+    assert tables["flops"].at(search._full) == jp.cost(fn, params, x).flops
+    for _ in range(2):
+        choice = np.array([rng.integers(0, len(c)) for c in search.model.counts])
+        keep = search._keep(choice)
+        small = jp.compact(fn, params, structure.traced_masks(keep), x)
+        found = jp.cost(small.fn, small.params, x)
+        assert tables["params"].at(choice) == found.params
+        # What is carried beside the kept part, and norms of fewer channels, are a little more.
+        assert 0.9 * found.flops <= tables["flops"].at(choice) <= 1.02 * found.flops
+        # An estimate: what moves outside single operations is taken as constant.
+        assert tables["bytes"].at(choice) == pytest.approx(found.bytes, rel=0.35)
+
+
+def test_one_dimension_keeps_its_score_exactly():
+    fn, params, structure, scores, x = setting("mlp")
+    names = ["mid/kernel:1"]
+    built = model.build(fn, params, (x,), structure, names, 1, {})
+    total, order, _ = score_total(structure, built, scores)
+    for i, count in enumerate(built.counts[0]):
+        keep = np.isin(np.arange(48), order[names[0]][:count])
+        kept = jp.apply_masks(scores, structure.traced_masks({names[0]: keep}))
+        wanted = sum(float(leaf.sum()) for leaf in jax.tree.leaves(kept))
+        assert total.at(np.array([i])) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_heads_of_aligned_size_need_no_alignment():
+    fn, params, x = module(ViT(10, Widths(64, 4, 64, 64), 1, 8), jnp.ones((1, 16, 16, 3)))
+    structure = jp.infer_structure(fn, params, x)
+    names = chosen_dims(structure, "*heads")
+    built = model.build(fn, params, (x,), structure, names, 64, {})
+    assert built.counts[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_counts_are_aligned_and_within_limits():
+    fn, params, structure, scores, x = setting("mlp")
+    found = Search(fn, params, structure, scores, x, round_to=8, minimum={"up*": 20}).model
+    assert found.chosen(np.array([0, 0])) == {"up/kernel:1": 24, "mid/kernel:1": 8}
+    assert all((c % 8 == 0).all() for c in found.counts)
+
+
+# ------------------------------------------------------------------------------------- search
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("target", [jp.Target(flops=0.6), jp.Target(params=0.5, bytes=0.8)])
+def test_counted_targets_are_met_by_the_compact_network(name, target):
+    fn, params, structure, scores, x = setting(name)
+    plan = jp.search(fn, params, structure, scores, x, target=target, round_to=1)
+    small = jp.compact(fn, params, plan.masks, x)
+    dense, found = jp.cost(fn, params, x), jp.cost(small.fn, small.params, x)
+    for cost, fraction in target.given.items():
+        assert getattr(found, cost) <= fraction * getattr(dense, cost) * (1 + 1e-6)
+        assert plan.measured[cost] == pytest.approx(getattr(found, cost) / getattr(dense, cost))
+    for dim, kept in plan.keep.items():
+        np.testing.assert_array_equal(small.keep[dim], kept)
+    masked = fn(jp.apply_masks(params, plan.masks), x)
+    chex.assert_trees_all_close(small.fn(small.params, x), masked, atol=1e-4)
+
+
+def test_keeps_at_least_as_much_as_uniform():
+    fn, params, structure, scores, x = setting("vit")
+    search = Search(fn, params, structure, scores, x, round_to=2)
+    for fraction in (0.75, 0.5, 0.35):
+        ours, uniform = (search.plan(jp.Target(flops=fraction), uniform=u) for u in (False, True))
+        assert ours.score > uniform.score
+
+
+def test_absolute_and_fractional_budgets_agree():
+    fn, params, structure, scores, x = setting("mlp")
+    dense = jp.cost(fn, params, x).flops
+    plans = [
+        jp.search(fn, params, structure, scores, x, target=jp.Target(flops=f), round_to=1)
+        for f in (0.5, 0.5 * dense)
+    ]
+    chex.assert_trees_all_equal(plans[0].keep, plans[1].keep)
+    assert plans[1].predicted.flops == pytest.approx(plans[0].predicted["flops"] * dense)
+
+
+def test_units_of_largest_score_are_kept():
+    fn, params, structure, scores, x = setting("mlp")
+    plan = jp.search(fn, params, structure, scores, x, target=jp.Target(params=0.5), round_to=1)
+    units = structure.unit_scores(scores, "sum")
+    for name, kept in plan.keep.items():
+        assert np.asarray(units[name])[kept].min() >= np.asarray(units[name])[~kept].max(initial=0)
+
+
+def test_a_dense_network_that_meets_the_target_stays_whole():
+    fn, params, structure, scores, x = setting("mlp")
+    plan = jp.search(fn, params, structure, scores, x, target=jp.Target(flops=1.0))
+    assert plan.score == 1 and all(kept.all() for kept in plan.keep.values())
+
+
+def test_whole_branches_go_when_they_may():
+    fn, params, structure, scores, x = setting("gpt")
+    quiet = jax.tree_util.tree_map_with_path(
+        lambda path, s: s * (1e-6 if "TransformerBlock_0" in jax.tree_util.keystr(path) else 1),
+        scores,
+    )
+    plan = jp.search(
+        fn, params, structure, quiet, x, target=jp.Target(flops=0.6), minimum={"*": 0}, round_to=1
+    )
+    gone = [n for n, kept in plan.keep.items() if not kept.any()]
+    assert any("TransformerBlock_0" in n for n in gone)
+    assert any("the branch goes" in note for note in plan.notes)
+    small = jp.compact(fn, params, plan.masks, x)
+    masked = fn(jp.apply_masks(params, plan.masks), x)
+    chex.assert_trees_all_close(small.fn(small.params, x), masked, atol=1e-4)
+
+
+def test_scanned_layers_compete_with_widths():
+    fn, params, structure, scores, x = setting("scanned gpt")
+    layers = chosen_dims(structure, "*layers")
+    plan = jp.search(fn, params, structure, scores, x, target=HALF, dims="*layers", round_to=1)
+    assert list(plan.keep) == layers and plan.keep[layers[0]].sum() in (1, 2)
+
+
+def test_a_narrow_main_path_is_never_emptied():
+    fn, params, structure, scores, x = setting("mlp")
+    found = Search(fn, params, structure, scores, x, minimum={"*": 0}, round_to=1).model
+    assert all(c.min() >= 1 for c in found.counts)
+
+
+def test_scores_of_units():
+    fn, params, structure, _, x = setting("mlp")
+    units = {"up/kernel:1": np.arange(64.0), "mid/kernel:1": np.ones(48)}
+    plan = jp.search(fn, params, structure, units, x, target=HALF, round_to=1)
+    kept = plan.keep["up/kernel:1"]
+    assert (np.diff(kept.astype(int)) >= 0).all()  # the last units are the best
+    assert plan.score < 1
+
+
+def test_balanced_keeps_some_of_every_leaf():
+    """A leaf of tiny scores is emptied for the sum, and not when leaves can't be compared."""
+    fn, params, structure, scores, x = setting("mlp")
+    uneven = {**scores, "mid": {"kernel": scores["mid"]["kernel"] * 1e-4}}
+    uneven["up"] = jax.tree.map(lambda s: s * 1e-4, scores["up"])
+    least = [
+        min(int(kept.sum()) for kept in jp.search(
+            fn, params, structure, uneven, x, target=HALF, round_to=1, objective=how
+        ).keep.values())
+        for how in ("sum", "balanced")
+    ]  # fmt: skip
+    assert least[1] > least[0]
+
+
+def test_timed_target_is_measured_and_printed(tmp_path):
+    """No time is asserted: what was measured is there, beside what was predicted."""
+    fn, params, structure, scores, x = setting("mlp")
+    table = jp.LatencyTable(tmp_path / "times.json")
+    plan = jp.search(
+        fn, params, structure, scores, x, target=jp.Target(speedup=1.01), table=table, rounds=3
+    )
+    assert plan.measured.speedup > 0 and plan.predicted["latency"] > 0
+    text = str(plan)
+    assert "predicted" in text and "measured" in text and "speedup" in text
+    assert len(table) > 4 and len(jp.LatencyTable(tmp_path / "times.json")) == len(table)
+
+
+def test_a_known_device_is_estimated():
+    fn, params, structure, scores, x = setting("mlp")
+    target = jp.Target(speedup=1.2)
+    plan = jp.search(fn, params, structure, scores, x, target=target, device="laptop cpu")
+    assert plan.predicted.speedup >= 1.2
+    assert any("published peaks" in note for note in plan.notes)
+
+
+# -------------------------------------------------------------------------- times of operations
+
+
+def test_a_table_is_read_and_not_measured_again(tmp_path):
+    calls = []
+    wanted = {"a": lambda: calls.append("a") or 1.5, "b": lambda: calls.append("b") or 2.5}
+    jp.LatencyTable(tmp_path / "t.json").measure(wanted)
+    again = jp.LatencyTable(tmp_path / "t.json")
+    again.measure(wanted)
+    assert calls == ["a", "b"] and again.seconds == {"a": 1.5, "b": 2.5}
+
+
+def test_an_interrupted_measurement_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "SAVE_EVERY", 1)
+
+    def fails():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jp.LatencyTable(tmp_path / "t.json").measure({"a": lambda: 1.0, "b": fails})
+    assert jp.LatencyTable(tmp_path / "t.json").seconds == {"a": 1.0}
+
+
+def test_seconds_of_a_known_sleep():
+    def run(count):
+        time.sleep(0.002 * count)
+        return jnp.zeros(())
+
+    assert latency.seconds_per_run(run, []) == pytest.approx(0.002, rel=0.5)
+
+
+def test_time_of_an_operation_grows_with_its_size():
+    """128 times the FLOPs: far more than any noise."""
+    fn = lambda p, x: x @ p["w"]  # noqa: E731
+    params = {"w": jnp.ones((512, 1024))}
+    x = jnp.ones((256, 512))
+    structure = jp.infer_structure(lambda p, x: fn(p, x).sum(), params, x)
+    names = ["w:1"]
+    built = model.build(lambda p, x: fn(p, x).sum(), params, (x,), structure, names, 8, {})
+    dot = next(op for op in built.ops if op.step.name == "dot_general")
+    small, large = (latency.time_operation(dot, {built.axes[0]: n}) for n in (8, 1024))
+    assert 0 < small < large
+
+
+@pytest.mark.parametrize(
+    ("cost", "best"),
+    [
+        ({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}, 1),
+        ({1: 2.0, 2: 1.5, 4: 1.2, 8: 1.0, 16: 0.99}, 8),
+        ({1: 1.02, 2: 1.0}, 1),
+        ({1: 3.0, 2: 2.0, 4: 1.0}, 4),
+    ],
+)
+def test_alignment_is_the_finest_that_costs_no_more(cost, best):
+    assert latency.coarsest_worth(cost) == best
+
+
+# ----------------------------------------------------------------------------------- accuracy
+
+
+def accuracy(fn, params, x):
+    """A metric that is 1 for the dense network: agreement with it."""
+    wanted = fn(params, x).argmax(-1)
+    return lambda p: float((fn(p, x).argmax(-1) == wanted).mean())
+
+
+def test_sensitivity_of_dimensions_and_leaves(tmp_path):
+    fn, params, structure, scores, x = setting("mlp")
+    metric = accuracy(fn, params, x)
+    by_dim = jp.sensitivity(metric, params, scores, structure=structure, fractions=(0.25, 0.9))
+    by_leaf = jp.sensitivity(metric, params, scores, fractions=(0.5,))
+    assert by_dim.dense == 1 and set(by_dim.curves) == {"up/kernel:1", "mid/kernel:1"}
+    assert set(by_leaf.curves) == {"up/kernel", "mid/kernel", "down/kernel"}
+    masks = jp.structured(structure, dims="mid/kernel:1")(scores, 0.9)
+    assert by_dim.curves["mid/kernel:1"][1] == metric(jp.apply_masks(params, masks))
+    by_dim.save(tmp_path / "s.json")
+    assert Sensitivity.load(tmp_path / "s.json") == by_dim
+    assert json.loads((tmp_path / "s.json").read_text())["dense"] == 1
+
+
+def test_allowed_fraction_is_read_off_the_curve():
+    curve = Sensitivity((0.25, 0.5, 0.75), {"a": (1.0, 0.9, 0.5), "b": (0.2, 0.9, 0.9)}, 1.0)
+    assert curve.allowed(0.9)["a"] == pytest.approx(0.5)
+    assert curve.allowed(0.7)["a"] == pytest.approx(0.625)
+    assert curve.allowed(0.9)["b"] == pytest.approx(0.03125)
+    assert curve.allowed(1.5) == {"a": 0.0, "b": 0.0}
+
+
+@pytest.mark.parametrize("finetune", [None, lambda params, masks: params])
+def test_prunes_as_far_as_the_metric_allows(finetune):
+    fn, params, structure, scores, x = setting("mlp")
+    metric = accuracy(fn, params, x)
+    found = jp.prune_to_metric(
+        fn, params, structure, scores, x,
+        metric=metric, floor=0.75, finetune=finetune, round_to=1,
+    )  # fmt: skip
+    assert found.metric >= 0.75 and metric(found.params) == found.metric
+    assert found.plan.measured.flops < 1 and len(found.trace) >= 3
+    below = [budget for budget, value in found.trace if value < 0.75]
+    assert all(budget < found.plan.target.flops for budget in below)
+    assert "floor 0.75" in str(found)
+
+
+def test_a_family_from_one_search():
+    fn, params, structure, scores, x = setting("mlp")
+    targets = [jp.Target(flops=f) for f in (0.8, 0.5)]
+    metric = accuracy(fn, params, x)
+    family = jp.pareto(fn, params, structure, scores, x, targets=targets, metric=metric, round_to=1)
+    alone = jp.search(fn, params, structure, scores, x, target=targets[1], round_to=1)
+    chex.assert_trees_all_equal(family.plans[1].keep, alone.keep)
+    assert [row["metric"] for row in family.rows()] == list(family.metrics)
+    assert family.dense == 1 and family.plans[0].score > family.plans[1].score
+
+
+# -------------------------------------------------------------------------------- bad input
+
+BAD = {
+    "no target": (lambda s: jp.Target(), "nothing to aim at"),
+    "negative": (lambda s: jp.Target(flops=-1), "flops=-1.*above 0"),
+    "slower": (lambda s: jp.Target(speedup=0.5), "speedup=0.5.*1 or more"),
+    "unreachable": (
+        lambda s: jp.search(*s[:-1], s[-1], target=jp.Target(flops=1e-4), round_to=1),
+        "cannot be met with the 2 dimensions.*would be flops=",
+    ),
+    "unknown device": (
+        lambda s: jp.search(*s, target=jp.Target(speedup=2), device="abacus"),
+        "no figures are known of the device 'abacus'.*h100",
+    ),
+    "negative scores": (
+        lambda s: jp.search(*s[:3], jax.tree.map(jnp.negative, s[3]), s[4], target=HALF),
+        "the score of .* is -.*jnp.abs",
+    ),
+    "zero scores": (
+        lambda s: jp.search(*s[:3], jax.tree.map(jnp.zeros_like, s[3]), s[4], target=HALF),
+        "all scores are 0",
+    ),
+    "scores of another tree": (
+        lambda s: jp.search(*s[:3], [1.0], s[4], target=HALF),
+        "scores have the structure .*wanted one like params",
+    ),
+    "unit scores of another size": (
+        lambda s: jp.search(*s[:3], {"up/kernel:1": np.ones(3)}, s[4], target=HALF),
+        r"has shape \(3,\).*wanted \(64,\)",
+    ),
+    "unknown dims": (
+        lambda s: jp.search(*s, target=HALF, dims="conv*"),
+        "matches no prunable dimension",
+    ),
+    "minimum above": (
+        lambda s: jp.search(*s, target=HALF, minimum={"up*": 99}),
+        "is 99 of 64 units",
+    ),
+    "minimum above maximum": (
+        lambda s: jp.search(*s, target=HALF, maximum={"up*": 9}, minimum={"*": 10}),
+        "minimum of up/kernel:1 is 10, above its maximum 9",
+    ),
+    "objective": (
+        lambda s: jp.search(*s, target=HALF, objective="best"),
+        "objective is 'best'",
+    ),
+    "fractions": (
+        lambda s: jp.sensitivity(lambda p: 0.0, s[1], s[3], fractions=(0.5, 1.5)),
+        "ascending numbers between 0 and 1",
+    ),
+    "no leaf": (
+        lambda s: jp.sensitivity(lambda p: 0.0, s[1], s[3], where=lambda path, leaf: False),
+        "chooses no leaf",
+    ),
+    "dense below the floor": (
+        lambda s: jp.prune_to_metric(*s, metric=lambda p: 0.5, floor=0.6),
+        "dense network's metric is 0.5, below the floor",
+    ),
+    "no budget keeps the floor": (
+        lambda s: jp.prune_to_metric(
+            *s, metric=lambda p: float(sum((x != 0).all() for x in jax.tree.leaves(p))), floor=4.0
+        ),
+        "no budget of 6 that were tried",
+    ),
+    "cost": (
+        lambda s: jp.prune_to_metric(*s, metric=lambda p: 1.0, floor=0.5, cost="watts"),
+        "cost is 'watts'",
+    ),
+    "no targets": (lambda s: jp.pareto(*s, targets=[]), "got no targets"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        call(setting("mlp"))
+
+
+def test_nothing_prunable():
+    params = {"kernel": jnp.ones((4, 3))}
+    fn = lambda p, x: x @ p["kernel"]  # noqa: E731
+    x = jnp.ones((2, 4))
+    structure = jp.infer_structure(fn, params, x)
+    with pytest.raises(ValueError, match="matches no prunable dimension.*frozen"):
+        jp.search(fn, params, structure, params, x, target=HALF)
+
+
+def test_a_table_from_elsewhere(tmp_path):
+    table = jp.LatencyTable(tmp_path / "t.json")
+    table.identity["jax"] = "0.1"
+    table.measure({"a": lambda: 1.0})
+    with pytest.raises(ValueError, match=r"measured elsewhere \(jax: '0.1' there.*jp.LatencyTable"):
+        jp.LatencyTable(tmp_path / "t.json")
+
+
+def test_costs_name_what_they_lack():
+    with pytest.raises(AttributeError, match="no 'watts' among"):
+        _ = jp.budget.target.Costs(flops=1.0).watts
