@@ -9,8 +9,6 @@ from jaxprune import sanity as sanity
 from jaxprune import schedules as schedules
 from jaxprune import scores as scores
 from jaxprune import training as training
-from jaxprune.calibration import Stats as Stats
-from jaxprune.calibration import calibrate as calibrate
 from jaxprune.budget.latency import LatencyTable as LatencyTable
 from jaxprune.budget.metric import Family as Family
 from jaxprune.budget.metric import MetricPlan as MetricPlan
@@ -24,6 +22,8 @@ from jaxprune.budget.roofline import device as device
 from jaxprune.budget.search import SearchPlan as SearchPlan
 from jaxprune.budget.search import search as search
 from jaxprune.budget.target import Target as Target
+from jaxprune.calibration import Stats as Stats
+from jaxprune.calibration import calibrate as calibrate
 from jaxprune.compact.compact import Compact as Compact
 from jaxprune.compact.compact import compact as compact
 from jaxprune.compact.export import Exported as Exported

@@ -123,7 +123,7 @@ def test_counts_are_aligned_and_within_limits():
 # ------------------------------------------------------------------------------------- search
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["mlp", "vit", "scanned gpt"])
 @pytest.mark.parametrize("target", [jp.Target(flops=0.6), jp.Target(params=0.5, bytes=0.8)])
 def test_counted_targets_are_met_by_the_compact_network(name, target):
     fn, params, structure, scores, x = setting(name)
@@ -211,18 +211,19 @@ def test_scores_of_units():
     assert plan.score < 1
 
 
-def test_balanced_keeps_some_of_every_leaf():
-    """A leaf of tiny scores is emptied for the sum, and not when leaves can't be compared."""
+def test_balanced_does_not_see_the_scale_of_a_leaf():
     fn, params, structure, scores, x = setting("mlp")
-    uneven = {**scores, "mid": {"kernel": scores["mid"]["kernel"] * 1e-4}}
-    uneven["up"] = jax.tree.map(lambda s: s * 1e-4, scores["up"])
-    least = [
-        min(int(kept.sum()) for kept in jp.search(
-            fn, params, structure, uneven, x, target=HALF, round_to=1, objective=how
-        ).keep.values())
-        for how in ("sum", "balanced")
-    ]  # fmt: skip
-    assert least[1] > least[0]
+    scaled = {**scores, "mid": jax.tree.map(lambda s: s * 1e-4, scores["mid"])}
+
+    def keep(scores, objective):
+        plan = jp.search(
+            fn, params, structure, scores, x, target=HALF, round_to=1, objective=objective
+        )
+        return {name: kept.tolist() for name, kept in plan.keep.items()}
+
+    balanced = [{n: sum(k) for n, k in keep(s, "balanced").items()} for s in (scores, scaled)]
+    assert balanced[0] == balanced[1]
+    assert keep(scores, "sum") != keep(scaled, "sum")
 
 
 def test_timed_target_is_measured_and_printed(tmp_path):

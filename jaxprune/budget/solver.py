@@ -16,7 +16,7 @@ import numpy as np
 SWEEPS = 30
 BISECTIONS = 16
 FILLED = 2  # of the choices found, so many are filled up
-EXCHANGED = 32  # dimensions up to which units are exchanged between them, too
+EXCHANGED = 12  # dimensions up to which units are exchanged between them, too
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the price, between two budgets
 UNIFORM = 40  # uniform choices that are looked at
 SAME = 1e-9  # relative: a difference that is rounding
