@@ -359,3 +359,13 @@ def test_accuracy_density_refuses_what_is_no_density(density):
 def test_accuracy_density_refuses_percent():
     with pytest.raises(ValueError, match="an accuracy of series 'a' is 90; wanted a fraction"):
         jp.plot.accuracy_density({"a": [(0.1, 90)]})
+
+
+def test_sensitivity_draws_the_steepest_curves():
+    found = jp.Sensitivity((0.5, 0.9), {"a": (0.9, 0.8), "b": (0.7, 0.2), "c": (0.9, 0.9)}, 0.95)
+    ax = jp.plot.sensitivity(found, limit=2)
+    assert list(lines(ax)) == ["b", "a"]
+    np.testing.assert_allclose(lines(ax)["b"], ([0, 50, 90], [0.95, 0.7, 0.2]))
+    assert "2 steepest of 3" in ax.get_title()
+    with pytest.raises(ValueError, match="sensitivity"):
+        jp.plot.sensitivity(jp.Sensitivity((0.5,), {}, 0.9))

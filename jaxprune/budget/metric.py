@@ -288,6 +288,10 @@ class Family:
     params: tuple[Any, ...] = ()
     dense: float | None = None
 
+    def points(self) -> list[tuple[float, float]]:
+        """(speed-up, metric) per plan, for :func:`jp.plot.accuracy_speedup`."""
+        return [(row["speedup"], row["metric"]) for row in self.rows()]
+
     def rows(self) -> list[dict[str, float]]:
         """A dict per plan: score, metric where there is one, and what was measured."""
         metrics: Sequence[Any] = self.metrics or (None,) * len(self.plans)
@@ -328,7 +332,8 @@ def pareto(
       **options: of :func:`jp.search`.
 
     Returns:
-      A :class:`Family`; :func:`jp.plot.pareto` draws several of them.
+      A :class:`Family`. ``jp.plot.accuracy_speedup({name: family.points(), ...})`` draws several of
+      them.
 
     Raises:
       ValueError: for no targets, and as :func:`jp.search`.

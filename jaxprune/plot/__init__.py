@@ -11,4 +11,5 @@ from jaxprune.plot.curves import densities as densities
 from jaxprune.plot.curves import mask as mask
 from jaxprune.plot.curves import measured_theoretical as measured_theoretical
 from jaxprune.plot.curves import over_steps as over_steps
+from jaxprune.plot.curves import sensitivity as sensitivity
 from jaxprune.plot.dimensions import structure as structure

@@ -154,6 +154,36 @@ def over_steps(series: Series, *, ylabel: str, ax: Any = None) -> Any:
     return ax
 
 
+def sensitivity(found: Any, *, limit: int = 8, ax: Any = None) -> Any:
+    """Draws the metric against the fraction that is removed of one dimension or leaf at a time.
+
+    Args:
+      found: what :func:`jp.sensitivity` returned.
+      limit: curves drawn; those whose metric falls furthest come first.
+      ax: matplotlib axes, a new figure if None.
+
+    Raises:
+      ValueError: without curves.
+      ImportError: when matplotlib isn't installed.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> found = jp.Sensitivity((0.5, 0.9), {"up": (0.9, 0.4), "down": (0.8, 0.7)}, dense=0.9)
+      >>> jp.plot.sensitivity(found).get_xlabel()
+      'removed of one dimension or leaf [%]'
+    """
+    steepest = sorted(found.curves, key=lambda name: min(found.curves[name]))[:limit]
+    x = [100 * f for f in (0.0, *found.fractions)]
+    series = {name: list(zip(x, (found.dense, *found.curves[name]))) for name in steepest}
+    points = _points(series, "sensitivity", "[(fraction, metric), ...]")
+    ax = new_axes(ax, width=_width(points))
+    _draw(ax, points)
+    ax.set(xlabel="removed of one dimension or leaf [%]", ylabel="metric")
+    if len(found.curves) > limit:
+        ax.set_title(f"the {limit} steepest of {len(found.curves)} curves", fontsize="medium")
+    return ax
+
+
 def densities(of: Summary | Mapping[str, Summary], *, ax: Any = None) -> Any:
     """Draws the density of each leaf, in the order of the tree, and returns the axes.
 
