@@ -38,6 +38,7 @@ SCORES = {
     "synflow": functools.partial(jp.scores.synflow, fn=lambda p: squares(p)),
     "apoz": jp.scores.apoz,
     "mean_activation": jp.scores.mean_activation,
+    "ria": jp.scores.ria,
     "wanda": jp.scores.wanda,
     "fpgm": jp.scores.fpgm,
     "batch_norm_scale": functools.partial(jp.batch_norm_scale, where=lambda p, x: is_float(x)),

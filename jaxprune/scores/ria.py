@@ -45,7 +45,7 @@ def ria(params: Params, *, input_norms: Any = None, power: float = 0.5, **eviden
     required("ria", "input_norms", input_norms, how)
 
     def powered(norms: Any) -> Any:
-        return None if norms is None else jnp.asarray(norms) ** power
+        return norms if norms is None or not is_float(norms) else jnp.asarray(norms) ** power
 
     norms = jax.tree.map(powered, input_norms)
     return wanda(jax.tree.map(_relative, params), input_norms=norms)
@@ -60,4 +60,4 @@ def _relative(w: Any) -> Any:
 
 def _share(size: jax.Array, axis: int) -> jax.Array:
     whole = jnp.sum(size, axis, keepdims=True)
-    return jnp.where(whole > 0, size / jnp.where(whole > 0, whole, 1), 0)
+    return jnp.where(whole == 0, 0, size / jnp.where(whole == 0, 1, whole))  # NaN stays
