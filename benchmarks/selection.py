@@ -1,17 +1,18 @@
 """What a mask update costs against sorting: ``python -m benchmarks.selection``.
 
 One leaf of scores becomes a mask, at a traced sparsity of 90 %: by the pattern of this library, by
-its two ways of counting, by a full argsort (exact, like counting), and by the value that a full
-sort finds (ties beyond the count are kept). Then 2:4 by pairwise comparison against the argsort of
-each group. Rounds are interleaved and a ratio is taken within a round, so that what slows the
-machine slows all.
+the cut that its counting finds (ties beyond the count are kept), by a full argsort (exact, like
+the pattern), and by the value that a full sort finds. Then 2:4 by pairwise comparison against the
+argsort of each group. Rounds are interleaved and a ratio is taken within a round, so that what
+slows the machine slows all. At 1e8 entries argsort takes minutes: there the pattern is compared
+with the full sort alone. Last, what mask updates of several patterns keep in memory besides the
+masks, |w| included, as XLA has compiled them.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from jaxprune import selection
 
 SPARSITY = 0.9
 SIZES = (1_000_000, 10_000_000)
-WANTED = 10.0  # times faster than argsort, on a CPU, for the largest leaf
+HUGE = 100_000_000
+WANTED = 20.0  # times faster than argsort, on a CPU, for the largest leaf
 COUNTING = "jp.unstructured"
 ARGSORT = "argsort"
+SORT = "cut by jnp.sort"
 
 Update = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -48,10 +51,10 @@ def by_sort(scores: jax.Array, sparsity: jax.Array) -> jax.Array:
     return scores >= jnp.sort(scores.reshape(-1))[scores.size - k]
 
 
-def by_cut(find: Callable[..., jax.Array], scores: jax.Array, sparsity: jax.Array) -> jax.Array:
-    """One way of counting, without breaking ties."""
-    bits = selection.ordered_bits(scores)
-    return bits >= find([bits], selection.kept_count(scores.size, sparsity), [0])
+def by_cut(scores: jax.Array, sparsity: jax.Array) -> jax.Array:
+    """Without breaking ties."""
+    cut = selection.kth_largest([scores], selection.kept_count(scores.size, sparsity))
+    return selection.ordered_bits(scores) >= cut
 
 
 def two_of_four_by_argsort(scores: jax.Array, sparsity: jax.Array) -> jax.Array:
@@ -66,9 +69,8 @@ def two_of_four(scores: jax.Array, sparsity: jax.Array) -> jax.Array:
 
 UPDATES: dict[str, Update] = {
     COUNTING: by_pattern,
-    "cut by histograms": partial(by_cut, selection._by_histograms),
-    "cut by bits": partial(by_cut, selection._by_bits),
-    "cut by jnp.sort": by_sort,
+    "cut by counting": by_cut,
+    SORT: by_sort,
     ARGSORT: by_argsort,
 }
 TWO_OF_FOUR: dict[str, Update] = {"jp.n_m(2, 4)": two_of_four, ARGSORT: two_of_four_by_argsort}
@@ -81,37 +83,80 @@ def leaf(size: int, dtype: Any) -> jax.Array:
     return jnp.abs(jax.random.normal(jax.random.key(0), (side, side))).astype(dtype)
 
 
-def measure(updates: dict[str, Update], scores: jax.Array, rounds: int) -> dict[str, Any]:
-    """Returns seconds of each update, and how many times slower argsort is (quartiles)."""
+def measure(
+    updates: dict[str, Update], scores: jax.Array, rounds: int, baseline: str = ARGSORT
+) -> dict[str, Any]:
+    """Returns seconds of each update, and how many times slower the baseline is (quartiles)."""
     args = (scores, jnp.float32(SPARSITY))
     masks = {name: np.asarray(jax.jit(fn)(*args)) for name, fn in updates.items() if name in EXACT}
     for name, mask in masks.items():
-        if not np.array_equal(mask, masks[ARGSORT]):
-            raise AssertionError(f"{name} keeps other entries than {ARGSORT} does")
+        if not np.array_equal(mask, next(iter(masks.values()))):
+            raise AssertionError(f"{name} keeps other entries than {next(iter(masks))} does")
     entries = {name: (fn, args) for name, fn in updates.items()}
-    compared = jp.compare(entries, rounds=rounds, baseline=ARGSORT)
+    compared = jp.compare(entries, rounds=rounds, baseline=baseline)
+    key = "argsort_over_this" if baseline == ARGSORT else "sort_over_this"
     return {
         name: {
             "median_seconds": timing.median,
-            "argsort_over_this": compared.ratios[name].median,
-            "argsort_over_this_quartiles": [
-                compared.ratios[name].low,
-                compared.ratios[name].high,
-            ],
+            key: compared.ratios[name].median,
+            f"{key}_quartiles": [compared.ratios[name].low, compared.ratios[name].high],
             "samples_seconds": list(timing.samples),
         }
         for name, timing in compared.timings.items()
     }
 
 
+def trees() -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Parameters whose masks are made; shapes alone."""
+    shapes = {
+        "one leaf": [(3164, 3164)],
+        "five leaves": [(3, 3, 256, 512), (784, 1024), (1024, 1024), (1024, 4096), (4096, 1024)],
+    }
+    return {
+        f"{name}, {jnp.dtype(dtype).name}": {
+            str(i): jax.ShapeDtypeStruct(shape, dtype) for i, shape in enumerate(each)
+        }
+        for name, each in shapes.items()
+        for dtype in (jnp.float32, jnp.bfloat16)
+    }
+
+
+PATTERNS: dict[str, Callable[[Any, jax.Array], Any]] = {
+    "jp.unstructured()": jp.unstructured(),
+    "jp.unstructured(jp.erk)": jp.unstructured(jp.erk),
+    "jp.unstructured(jp.global_threshold)": jp.unstructured(jp.global_threshold),
+    "jp.n_m(2, 4)": lambda scores, sparsity: jp.n_m(2, 4)(scores),
+    "jp.n_m(2, 4) on a schedule": jp.n_m(2, 4),
+}
+
+
+def memory() -> dict[str, dict[str, dict[str, float]]]:
+    """Returns bytes per parameter: the masks, and what else XLA stores to make them."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for tree, params in trees().items():
+        size = sum(x.size for x in params.values())
+        for name, pattern in PATTERNS.items():
+            update = jax.jit(lambda w, s, pattern=pattern: pattern(jp.magnitude(w), s))
+            compiled = update.lower(params, jax.ShapeDtypeStruct((), jnp.float32)).compile()
+            stored = compiled.memory_analysis()
+            if stored is None:
+                continue
+            found.setdefault(tree, {})[name] = {
+                "masks": stored.output_size_in_bytes / size,
+                "besides": stored.temp_size_in_bytes / size,
+            }
+            print(f"{tree:<22} {name:<38} {found[tree][name]['besides']:.3f} bytes besides masks")
+    return found
+
+
 def show(title: str, rows: dict[str, Any]) -> None:
     print(title)
     for name, row in rows.items():
-        low, high = row["argsort_over_this_quartiles"]
-        milliseconds, ratio = row["median_seconds"] * 1e3, row["argsort_over_this"]
+        key = next(key for key in row if key.endswith("_over_this"))
+        low, high = row[f"{key}_quartiles"]
         print(
-            f"  {name:<20} {milliseconds:10.2f} ms   {ratio:7.1f} x faster than argsort "
-            f"[{low:.1f}, {high:.1f}]"
+            f"  {name:<20} {row['median_seconds'] * 1e3:10.2f} ms   {row[key]:7.1f} x faster than "
+            f"{key.removesuffix('_over_this')} [{low:.1f}, {high:.1f}]"
         )
 
 
@@ -119,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--huge", type=int, default=HUGE, help="entries of the last leaf; 0: none")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     args = parser.parse_args()
     found: dict[str, Any] = {}
@@ -134,9 +180,19 @@ def main() -> None:
     largest = leaf(max(args.sizes), jnp.float32).shape
     ratio = found[f"float32, {largest[0]} x {largest[1]}"][COUNTING]["argsort_over_this"]
     print(f"the largest leaf: {ratio:.1f} x faster than argsort, on a CPU wanted {WANTED:.0f} x")
+    huge: dict[str, Any] = {}
+    if args.huge:
+        updates = {name: UPDATES[name] for name in (COUNTING, SORT)}
+        scores = leaf(args.huge, jnp.float32)
+        name = f"float32, {scores.shape[0]} x {scores.shape[1]}"
+        huge[name] = measure(updates, scores, min(args.rounds, 3), baseline=SORT)
+        show(name, huge[name])
     settings = {"sparsity": SPARSITY, "rounds": args.rounds, "sizes": list(args.sizes)}
+    settings["huge"] = args.huge
+    settings["huge_without_argsort"] = "it takes minutes; the full sort is timed in its place"
+    measured = {"updates": found, "huge": huge, "bytes_per_parameter": memory()}
     path = results.folder(args.results) / "selection.json"
-    results.save(results.header("selection") | {"settings": settings, "updates": found}, path)
+    results.save(results.header("selection") | {"settings": settings} | measured, path)
     print(f"written to {path}")
 
 

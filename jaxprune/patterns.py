@@ -197,7 +197,9 @@ def _keep_n_of_m(groups: jax.Array, n: int, place: int, part: Any) -> jax.Array:
     kept = keep_n_of_m(groups, n, place)
     if known(part) and part == 1:
         return kept
-    loss = jnp.max(jnp.where(kept, -jnp.inf, groups), axis=place, keepdims=True)
+    gone = jnp.where(kept, -jnp.inf, groups)
+    each = [jax.lax.index_in_dim(gone, j, place) for j in range(groups.shape[place])]
+    loss = functools.reduce(jnp.maximum, each)  # one by one, so that XLA doesn't store ``gone``
     return kept | keep_largest(loss, kept_count(loss.size, part))
 
 

@@ -1,24 +1,28 @@
-"""Exact selection by counting: no sort, and no concatenation of leaves.
+"""Exact selection by counting: no sort, no concatenation of leaves, and no memory.
 
-Floats are mapped to unsigned integers of the same order, and the k-th largest is found digit by
-digit from the top, by counting how many entries are at least a trial value. A count is a
-reduction: sharded leaves exchange a few integers, and several leaves are ranked together by adding
-their counts. Counts are integers, so they stay exact beyond the 2**24 that a float32 can hold.
+Floats have the order of unsigned integers, see :func:`ordered_bits`, and the k-th largest is found
+two bits at a time from the top: one pass over the scores counts how many are at least each of three
+trial values. The last of equal scores to be kept is found in the same way among their places.
+
+Each pass is one fused reduction: XLA computes the scores anew in each and keeps nothing but counts,
+so that a mask takes its own byte per entry. A reduction also shards: devices exchange a few
+integers. Several leaves are ranked together by adding their counts. Counts are integers, and so
+stay exact beyond the 2**24 that a float32 can hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_UINT = {2: np.uint16, 4: np.uint32, 8: np.uint64}
-_DIGIT = 16  # bits that one histogram settles: its 65536 counters fit in a core's own cache
-_LARGE = 1 << 18  # entries from which a histogram is worth its counters
+_INTEGERS = {2: (np.int16, np.uint16), 4: (np.int32, np.uint32), 8: (np.int64, np.uint64)}
+_DIGIT = 2  # bits that one pass settles
+_LARGE = 1 << 18  # entries whose memory is worth the time to compile each pass on its own
 
 
 def known(x: Any) -> bool:
@@ -58,81 +62,137 @@ def _rounded_product(size: int, fraction: jax.Array) -> jax.Array:
     return 2 * whole * upper.astype(jnp.int32) + jnp.round(remainder).astype(jnp.int32)
 
 
+class _Word(NamedTuple):
+    """The integers behind a type of floats."""
+
+    width: int  # bits
+    int: Any  # the types
+    uint: Any
+    sign: Any  # the sign bit
+    infinity: Any
+
+
+def _word(dtype: Any) -> _Word:
+    """That of the floats which ``_words`` reads."""
+    dtype = np.dtype(np.float32) if dtype.itemsize == 1 else dtype
+    signed, uint = _INTEGERS[dtype.itemsize]
+    width = 8 * dtype.itemsize
+    infinity = np.asarray(np.inf, dtype).view(uint)[()]
+    return _Word(width, signed, uint, uint(1 << (width - 1)), infinity)
+
+
+def _words(x: jax.Array) -> tuple[jax.Array, _Word]:
+    """The bits of floats; those of 8 bits are widened first."""
+    x = jax.lax.stop_gradient(x)
+    x = x.astype(jnp.float32) if x.dtype.itemsize == 1 else x
+    word = _word(x.dtype)
+    return jax.lax.bitcast_convert_type(x, word.uint), word
+
+
 def ordered_bits(x: jax.Array) -> jax.Array:
     """Unsigned integers in the order of the floats ``x``: -0.0 equals 0.0, NaN ranks lowest.
 
     Works on the bits, so that no denormal is flushed to zero on the way.
     """
-    x = jax.lax.stop_gradient(x)
-    if x.dtype.itemsize == 1:
-        x = x.astype(jnp.float32)
-    uint: Any = _UINT[x.dtype.itemsize]
-    sign = uint(1 << (8 * x.dtype.itemsize - 1))
-    infinity = np.asarray(np.inf, x.dtype).view(uint)
-    bits = jax.lax.bitcast_convert_type(x, uint)
-    size = bits & ~sign
-    ordered = jnp.where((bits & sign != 0) & (size != 0), ~bits, size | sign)
-    return jnp.where(size > infinity, uint(0), ordered)
+    bits, word = _words(x)
+    size = bits & ~word.sign
+    ordered = jnp.where((bits & word.sign != 0) & (size != 0), ~bits, size | word.sign)
+    return jnp.where(size > word.infinity, word.uint(0), ordered)
 
 
-def kth_largest(ordered: Sequence[jax.Array], k: Any, least: Sequence[Any] | None = None) -> Any:
-    """The k-th largest of several arrays of ordered bits together.
+def _places(x: jax.Array) -> jax.Array:
+    """Unsigned integers that as signed ones have the order of the floats, up to -0.0 and NaN.
+
+    Negative floats are mirrored; -0.0 lies one below 0.0, and NaN beyond both infinities. So the
+    floats between two bounds are one interval. XLA computes the last operation anew for each user
+    if it has one operand, which is why that is the cast.
+    """
+    bits, word = _words(x)
+    signed = jax.lax.bitcast_convert_type(bits, word.int)
+    mirrored = signed ^ ((signed >> (word.width - 1)) & word.int(~word.sign))
+    return jax.lax.bitcast_convert_type(mirrored, word.uint)
+
+
+def _start(bits: jax.Array, word: _Word) -> jax.Array:
+    """The first of the places, for whose floats ``ordered_bits`` is at least ``bits`` >= 1."""
+    lowest, highest = ~(word.infinity | word.sign), word.infinity | word.sign
+    start = jnp.clip(bits, lowest, highest + word.uint(1)) ^ word.sign
+    return jnp.where(start == 0, ~word.uint(0), start)
+
+
+def _at_least(x: jax.Array, bits: jax.Array) -> jax.Array:
+    """Where ``ordered_bits(x) >= bits``, for ``bits`` >= 1, in fewer operations."""
+    word = _word(x.dtype)
+    start = _start(bits, word)
+    return _places(x) - start < word.infinity + word.uint(1) - start
+
+
+def _equal(x: jax.Array, bits: jax.Array) -> jax.Array:
+    """Where ``ordered_bits(x) == bits``."""
+    word = _word(x.dtype)
+    is_nan = bits == 0  # all but the interval of numbers
+    start = _start(bits, word)
+    end = jnp.where(is_nan, word.infinity + word.uint(1), _start(bits + word.uint(1), word))
+    return (_places(x) - start < end - start) ^ is_nan
+
+
+def kth_largest(scores: Sequence[jax.Array], k: Any, least: Sequence[Any] | None = None) -> Any:
+    """The ordered bits of the k-th largest of several arrays together.
 
     Args:
-      ordered: arrays of one unsigned type.
+      scores: float arrays of one type.
       k: an integer from 1 to the number of all entries, may be traced.
       least: per array, a number that its count is raised to.
 
     Returns:
       The largest value v for which the counts of entries >= v sum to k or more.
     """
-    total = sum(x.size for x in ordered)
-    least = [0] * len(ordered) if least is None else least
-    args = list(ordered), jnp.asarray(k, count_dtype(total)), list(least)
-    if total < _LARGE:
-        return _by_bits(*args)
-    # benchmarks/selection.py measures both: a scatter is the fastest on a CPU, the slowest on a GPU
-    return jax.lax.platform_dependent(*args, cpu=_by_histograms, default=_by_bits)
+    size = sum(x.size for x in scores)
+    dtype = count_dtype(size)
+    least = [0] * len(scores) if least is None else least
+
+    def enough(trials: list[jax.Array]) -> list[jax.Array]:
+        each = [_counts([_at_least(x, t) for t in trials]) for x in scores]
+        return [_total(counts, least, dtype) >= k for counts in zip(*each, strict=True)]
+
+    word = _word(scores[0].dtype)
+    highest = _highest(enough, word.width, word.uint, size)  # all ones where ``least`` suffices
+    return jnp.minimum(highest, word.infinity | word.sign)
 
 
-def _by_bits(ordered: list[jax.Array], k: jax.Array, least: list[Any]) -> jax.Array:
-    """One bit a pass."""
-    dtype = ordered[0].dtype
-    width = 8 * dtype.itemsize
+def _highest(
+    holds: Callable[[list[jax.Array]], list[jax.Array]], width: int, dtype: Any, entries: int
+) -> jax.Array:
+    """The highest number of ``width`` bits for which a property holds, as for all below it.
 
-    def body(i: jax.Array, found: jax.Array) -> jax.Array:
-        trial = found | (jnp.ones((), dtype) << (width - 1 - i).astype(dtype))
-        total = _total([_count(x >= trial) for x in ordered], least, k.dtype)
-        return jnp.where(total >= k, trial, found)
+    The passes are written out, which lets XLA fuse the scores into each. In a loop they would be
+    stored before it; that compiles faster, and a small leaf takes little memory anyway.
+    """
+    passes = -(-width // _DIGIT)
 
-    return jax.lax.fori_loop(0, width, body, jnp.zeros((), dtype))
+    def settle(i: Any, found: jax.Array) -> jax.Array:
+        shift = jnp.asarray(_DIGIT * (passes - 1 - i)).astype(dtype)
+        trials = [found | (dtype(digit) << shift) for digit in range(1, 1 << _DIGIT)]
+        digit = sum((held.astype(dtype) for held in holds(trials)), jnp.zeros((), dtype))
+        return found | (digit << shift)
 
-
-def _by_histograms(ordered: list[jax.Array], k: jax.Array, least: list[Any]) -> jax.Array:
-    """Sixteen bits a pass."""
-    dtype = ordered[0].dtype
     found = jnp.zeros((), dtype)
-    for shift in reversed(range(0, 8 * dtype.itemsize, _DIGIT)):
-        total = _total([_at_least(x, found, shift) for x in ordered], least, k.dtype)
-        digit = jnp.sum(total >= k, dtype=jnp.int32) - 1
-        found |= digit.astype(dtype) << np.asarray(shift, dtype)
+    if entries < _LARGE:
+        return jax.lax.fori_loop(0, passes, settle, found)
+    for i in range(passes):
+        found = settle(i, found)
     return found
 
 
-def _at_least(x: jax.Array, found: jax.Array, shift: int) -> jax.Array:
-    """For each value t of the next digit, how many entries are >= found | (t << shift)."""
-    wide = x.dtype if x.dtype.itemsize > 2 else np.dtype(np.uint32)
-    high, base = (v.astype(wide) >> np.asarray(shift, wide) for v in (x, found))
-    size = np.asarray(1 << _DIGIT, wide)
-    # The first bin takes what lies below the digits found so far, the last one what lies above.
-    bins = jnp.where(high < base, 0, jnp.minimum(high - base, size) + 1).astype(jnp.int32)
-    counts = jnp.zeros((1 << _DIGIT) + 2, jnp.int32)
-    counts = counts.at[bins].add(1, mode="promise_in_bounds")
-    return jnp.cumsum(counts[::-1])[::-1][1:-1]
+def _counts(hits: Sequence[jax.Array]) -> list[jax.Array]:
+    """How many hits each of two arrays or more has, in one pass over all.
 
-
-def _count(hits: jax.Array) -> jax.Array:
-    return jnp.sum(hits, dtype=jnp.int32)
+    All of the counts have to be used: for a single one XLA on a CPU stores the hits before it sums.
+    """
+    ones = [h.astype(jnp.int32) for h in hits]
+    zeros = [np.int32(0)] * len(ones)
+    add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]  # noqa: E731
+    return jax.lax.reduce(ones, zeros, add, range(ones[0].ndim))
 
 
 def _total(counts: Sequence[jax.Array], least: Sequence[Any], dtype: Any) -> jax.Array:
@@ -173,30 +233,18 @@ def keep_largest(scores: jax.Array, k: Any) -> jax.Array:
     if scores.size == 0:
         return jnp.ones(scores.shape, bool)
     k = jnp.clip(k, 0, scores.size).astype(jnp.int32)
-    ordered = ordered_bits(scores)
-    cut = kth_largest([ordered], jnp.maximum(k, 1))
-    above = ordered > cut
-    return (above | _first(ordered == cut, k - _count(above))) & (k > 0)
+    cut = kth_largest([scores], jnp.maximum(k, 1))
+    above, tied = _at_least(scores, cut + cut.dtype.type(1)), _equal(scores, cut)
+    index = jax.lax.iota(np.uint32, scores.size).reshape(scores.shape)  # in memory order
+    back = ~index  # the last operation is unary, see _places
+    over, ties = _counts([above, tied])
+    wanted = jnp.minimum(k - over, ties)  # always k - over
 
+    def too_few(trials: list[jax.Array]) -> list[jax.Array]:
+        return [n < wanted for n in _counts([tied & (back > ~t) for t in trials])]
 
-def _first(hits: jax.Array, wanted: jax.Array) -> jax.Array:
-    """The first ``wanted`` (>= 1) hits in memory order.
-
-    Walks down the axes: counts per slice say in which slice the last one lies. A running count over
-    all entries would be slow on a CPU, and would gather a sharded leaf.
-    """
-    index, last = jnp.zeros(hits.shape, jnp.int32), jnp.int32(0)
-    rows, stride = hits, hits.size
-    for axis, size in enumerate(hits.shape):
-        stride //= size
-        counts = jnp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=jnp.int32)
-        before = jnp.cumsum(counts) - counts
-        i = jnp.maximum(_count(before < wanted) - 1, 0)
-        here = jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0) == i
-        rows = jnp.any(rows & here, axis=0)  # rows[i], which would gather a sharded axis
-        wanted, last = wanted - before[i], last + i * stride
-        index += jax.lax.broadcasted_iota(jnp.int32, hits.shape, axis) * stride
-    return hits & (index <= last)
+    last = _highest(too_few, (scores.size - 1).bit_length(), np.uint32, scores.size)
+    return (above | (tied & (back >= ~last))) & (k > 0)
 
 
 @jax.jit
@@ -215,11 +263,12 @@ def keep_counts(
     """
     none = [0] * len(scores)
     dtype = count_dtype(sum(x.size for x in scores))
-    ordered = [ordered_bits(x) for x in scores]
     wanted = _total([jnp.asarray(n) for n in shares], none, dtype)
-    cut = kth_largest(ordered, jnp.maximum(wanted, 1), least)
-    over = [jnp.maximum(_count(x > cut), b) for x, b in zip(ordered, least, strict=True)]
-    upto = [jnp.maximum(_count(x >= cut), b) for x, b in zip(ordered, least, strict=True)]
+    cut = kth_largest(scores, jnp.maximum(wanted, 1), least)
+    over_cut = cut + cut.dtype.type(1)
+    found = [_counts([_at_least(x, over_cut), _equal(x, cut)]) for x in scores]
+    over = [jnp.maximum(n, b) for (n, _), b in zip(found, least, strict=True)]
+    upto = [jnp.maximum(n + m, b) for (n, m), b in zip(found, least, strict=True)]
     spare = wanted - _total(over, none, dtype)
     kept = []
     for low, high in zip(over, upto, strict=True):

@@ -128,12 +128,30 @@ def map_floats(score: Callable[[Any], Any], params: Params) -> Scores:
 
 
 def root_mean_square(x: jax.Array) -> jax.Array:
-    """Over finite entries, the others as zeros; scaled so that no square over- or underflows."""
-    finite = jnp.where(jnp.isfinite(x), x, 0)
-    largest = jnp.max(jnp.abs(finite), initial=0)
-    largest = jnp.where(largest > 0, largest, 1)
-    rms = largest * jnp.sqrt(jnp.mean(jnp.square(finite / largest)))
-    return jnp.where(rms > 0, rms, 1)
+    """Over finite entries, the others as zeros; scaled so that no square over- or underflows.
+
+    In reductions whose two results are both used: XLA stores ``x`` anew for one of a single result.
+    """
+    finite = -jnp.where(jnp.isfinite(x), x, 0)  # once more unary, see selection._places
+    ends = jax.lax.reduce([finite, finite], [_zero(x)] * 2, _widest, range(x.ndim))
+    largest = jnp.maximum(ends[0], -ends[1])
+    square = jnp.square(finite / jnp.where(largest > 0, largest, 1))
+    # Rows first: a sum of 1e8 entries one by one would stop growing.
+    row = jax.lax.reduce([square, square], [_zero(x)] * 2, _add_and_max, range(x.ndim)[-1:])
+    rms = largest * jnp.sqrt(jnp.sum(row[0]) / max(x.size, 1))
+    return jnp.where((jnp.max(row[1], initial=0) > 0) & (rms > 0), rms, 1)
+
+
+def _zero(x: jax.Array) -> Any:
+    return np.zeros((), x.dtype)
+
+
+def _widest(a: Any, b: Any) -> list[jax.Array]:
+    return [jnp.maximum(a[0], b[0]), jnp.minimum(a[1], b[1])]
+
+
+def _add_and_max(a: Any, b: Any) -> list[jax.Array]:
+    return [a[0] + b[0], jnp.maximum(a[1], b[1])]
 
 
 def widen(x: Any) -> jax.Array:
