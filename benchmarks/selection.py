@@ -108,7 +108,7 @@ def measure(
 
 def trees() -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Parameters whose masks are made; shapes alone."""
-    shapes = {
+    shapes: dict[str, list[tuple[int, ...]]] = {
         "one leaf": [(3164, 3164)],
         "five leaves": [(3, 3, 256, 512), (784, 1024), (1024, 1024), (1024, 4096), (4096, 1024)],
     }
@@ -130,15 +130,20 @@ PATTERNS: dict[str, Callable[[Any, jax.Array], Any]] = {
 }
 
 
+def stored_by(pattern: Callable[[Any, jax.Array], Any], params: Any) -> Any:
+    """XLA's account of one mask update by magnitude, compiled and not run."""
+    update = jax.jit(lambda params, sparsity: pattern(jp.magnitude(params), sparsity))
+    sparsity = jax.ShapeDtypeStruct((), jnp.float32)
+    return update.lower(params, sparsity).compile().memory_analysis()
+
+
 def memory() -> dict[str, dict[str, dict[str, float]]]:
     """Returns bytes per parameter: the masks, and what else XLA stores to make them."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for tree, params in trees().items():
         size = sum(x.size for x in params.values())
         for name, pattern in PATTERNS.items():
-            update = jax.jit(lambda w, s, pattern=pattern: pattern(jp.magnitude(w), s))
-            compiled = update.lower(params, jax.ShapeDtypeStruct((), jnp.float32)).compile()
-            stored = compiled.memory_analysis()
+            stored = stored_by(pattern, params)
             if stored is None:
                 continue
             found.setdefault(tree, {})[name] = {
