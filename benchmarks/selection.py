@@ -125,7 +125,7 @@ PATTERNS: dict[str, Callable[[Any, jax.Array], Any]] = {
     "jp.unstructured()": jp.unstructured(),
     "jp.unstructured(jp.erk)": jp.unstructured(jp.erk),
     "jp.unstructured(jp.global_threshold)": jp.unstructured(jp.global_threshold),
-    "jp.n_m(2, 4)": lambda scores, sparsity: jp.n_m(2, 4)(scores),
+    "jp.n_m(2, 4)": lambda scores, sparsity: jp.n_m(2, 4)(scores, None),
     "jp.n_m(2, 4) on a schedule": jp.n_m(2, 4),
 }
 
