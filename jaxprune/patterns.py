@@ -114,7 +114,8 @@ def _keep_per_output(path: str, scores: jax.Array, sparsity: Any) -> jax.Array:
             "leave the leaf out with where=lambda path, leaf: leaf.ndim >= 2"
         )
     columns = scores.reshape(-1, scores.shape[-1])
-    keep = jax.vmap(keep_largest, in_axes=(1, None), out_axes=1)
+    one = functools.partial(keep_largest, entries=scores.size)
+    keep = jax.vmap(one, in_axes=(1, None), out_axes=1)
     return keep(columns, kept_count(len(columns), sparsity)).reshape(scores.shape)
 
 
@@ -197,10 +198,19 @@ def _keep_n_of_m(groups: jax.Array, n: int, place: int, part: Any) -> jax.Array:
     kept = keep_n_of_m(groups, n, place)
     if known(part) and part == 1:
         return kept
-    gone = jnp.where(kept, -jnp.inf, groups)
-    each = [jax.lax.index_in_dim(gone, j, place) for j in range(groups.shape[place])]
-    loss = functools.reduce(jnp.maximum, each)  # one by one, so that XLA doesn't store ``gone``
+    loss = _largest_to_go(kept, groups, place)
     return kept | keep_largest(loss, kept_count(loss.size, part))
+
+
+def _largest_to_go(kept: jax.Array, groups: jax.Array, place: int) -> jax.Array:
+    """Per group, the largest score that isn't kept; NaN counts as lowest."""
+    scores = jax.lax.stop_gradient(groups)
+    scores = widen(scores) if scores.dtype.itemsize == 1 else scores  # some have no infinity
+    lowest = np.asarray(-np.inf, scores.dtype)[()]
+    gone = jnp.where(kept | jnp.isnan(scores), lowest, scores)
+    # Not jnp.max: XLA on a CPU would store what that reduces.
+    larger = lambda a, b: jnp.where(a > b, a, b)  # noqa: E731
+    return jnp.expand_dims(jax.lax.reduce(gone, lowest, larger, [place]), place)
 
 
 def _check_axis(what: str, path: str, scores: jax.Array, axis: int) -> None:

@@ -136,13 +136,19 @@ def _equal(x: jax.Array, bits: jax.Array) -> jax.Array:
     return (_places(x) - start < end - start) ^ is_nan
 
 
-def kth_largest(scores: Sequence[jax.Array], k: Any, least: Sequence[Any] | None = None) -> Any:
+def kth_largest(
+    scores: Sequence[jax.Array],
+    k: Any,
+    least: Sequence[Any] | None = None,
+    entries: int | None = None,
+) -> Any:
     """The ordered bits of the k-th largest of several arrays together.
 
     Args:
       scores: float arrays of one type.
       k: an integer from 1 to the number of all entries, may be traced.
       least: per array, a number that its count is raised to.
+      entries: under vmap, how many there are in all.
 
     Returns:
       The largest value v for which the counts of entries >= v sum to k or more.
@@ -156,7 +162,9 @@ def kth_largest(scores: Sequence[jax.Array], k: Any, least: Sequence[Any] | None
         return [_total(counts, least, dtype) >= k for counts in zip(*each, strict=True)]
 
     word = _word(scores[0].dtype)
-    highest = _highest(enough, word.width, word.uint, size)  # all ones where ``least`` suffices
+    highest = _highest(
+        enough, word.width, word.uint, entries or size
+    )  # all ones where ``least`` suffices
     return jnp.minimum(highest, word.infinity | word.sign)
 
 
@@ -173,7 +181,7 @@ def _highest(
     def settle(i: Any, found: jax.Array) -> jax.Array:
         shift = jnp.asarray(_DIGIT * (passes - 1 - i)).astype(dtype)
         trials = [found | (dtype(digit) << shift) for digit in range(1, 1 << _DIGIT)]
-        digit = sum((held.astype(dtype) for held in holds(trials)), jnp.zeros((), dtype))
+        digit = jnp.sum(jnp.stack(holds(trials)), dtype=dtype)
         return found | (digit << shift)
 
     found = jnp.zeros((), dtype)
@@ -196,10 +204,8 @@ def _counts(hits: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _total(counts: Sequence[jax.Array], least: Sequence[Any], dtype: Any) -> jax.Array:
-    return sum(
-        (jnp.maximum(c, b).astype(dtype) for c, b in zip(counts, least, strict=True)),
-        jnp.zeros((), dtype),
-    )
+    raised = [jnp.maximum(c, b).astype(dtype) for c, b in zip(counts, least, strict=True)]
+    return jnp.sum(jnp.stack(raised), dtype=dtype)
 
 
 def count_dtype(total: int) -> Any:
@@ -218,13 +224,14 @@ def count_dtype(total: int) -> Any:
     return jnp.int64
 
 
-@jax.jit
-def keep_largest(scores: jax.Array, k: Any) -> jax.Array:
+@partial(jax.jit, static_argnames="entries")
+def keep_largest(scores: jax.Array, k: Any, *, entries: int | None = None) -> jax.Array:
     """The mask of exactly ``k`` entries of largest score; among equals the earlier ones.
 
     Args:
       scores: floats of any shape; NaN ranks lowest.
       k: an integer, clipped to [0, size]; may be traced.
+      entries: under vmap, how many there are in all, which decides how to save memory.
 
     Example:
       >>> keep_largest(jnp.array([1.0, 3.0, 3.0, 3.0]), 2).astype(int)
@@ -233,7 +240,8 @@ def keep_largest(scores: jax.Array, k: Any) -> jax.Array:
     if scores.size == 0:
         return jnp.ones(scores.shape, bool)
     k = jnp.clip(k, 0, scores.size).astype(jnp.int32)
-    cut = kth_largest([scores], jnp.maximum(k, 1))
+    entries = entries or scores.size
+    cut = kth_largest([scores], jnp.maximum(k, 1), entries=entries)
     above, tied = _at_least(scores, cut + cut.dtype.type(1)), _equal(scores, cut)
     index = jax.lax.iota(np.uint32, scores.size).reshape(scores.shape)  # in memory order
     back = ~index  # the last operation is unary, see _places
@@ -243,7 +251,7 @@ def keep_largest(scores: jax.Array, k: Any) -> jax.Array:
     def too_few(trials: list[jax.Array]) -> list[jax.Array]:
         return [n < wanted for n in _counts([tied & (back > ~t) for t in trials])]
 
-    last = _highest(too_few, (scores.size - 1).bit_length(), np.uint32, scores.size)
+    last = _highest(too_few, (scores.size - 1).bit_length(), np.uint32, entries)
     return (above | (tied & (back >= ~last))) & (k > 0)
 
 
@@ -286,10 +294,10 @@ def keep_n_of_m(scores: jax.Array, n: int, axis: int) -> jax.Array:
       >>> keep_n_of_m(jnp.array([[1.0, 3.0, 2.0, 3.0]]), 2, axis=1).astype(int)
       Array([[0, 1, 0, 1]], dtype=int32)
     """
-    ordered = ordered_bits(scores)
-    place = jax.lax.broadcasted_iota(jnp.int32, ordered.shape, axis)
-    rank = jnp.zeros(ordered.shape, jnp.int32)
-    for j in range(ordered.shape[axis]):
-        other = jax.lax.index_in_dim(ordered, j, axis)
-        rank += jnp.where(j < place, other >= ordered, other > ordered).astype(jnp.int32)
+    down = ~ordered_bits(scores)  # the last operation is unary, see _places
+    place = jax.lax.broadcasted_iota(jnp.int32, down.shape, axis)
+    rank = jnp.zeros(down.shape, jnp.int32)
+    for j in range(down.shape[axis]):
+        other = jax.lax.index_in_dim(down, j, axis)
+        rank += jnp.where(j < place, other <= down, other < down).astype(jnp.int32)
     return rank < n

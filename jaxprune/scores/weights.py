@@ -36,7 +36,21 @@ def magnitude(params: Params, **evidence: Any) -> Scores:
       >>> jp.magnitude({"w": jnp.array([-2.0, 1.0])})
       {'w': Array([2., 1.], dtype=float32)}
     """
-    return map_floats(jnp.abs, params)
+    return map_floats(absolute, params)
+
+
+def absolute(x: Any) -> jax.Array:
+    """As ``jnp.abs``, which XLA on a CPU computes in float32 for bfloat16, and stores rounded."""
+    return _without_sign(x) if x.dtype == jnp.bfloat16 else jnp.abs(x)
+
+
+@jax.custom_jvp
+def _without_sign(x: Any) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(x, np.uint16)
+    return jax.lax.bitcast_convert_type(bits & np.uint16(0x7FFF), jnp.bfloat16)
+
+
+_without_sign.defjvp(lambda x, dx: (_without_sign(*x), jax.jvp(jnp.abs, x, dx)[1]))
 
 
 def l2(params: Params, **evidence: Any) -> Scores:
