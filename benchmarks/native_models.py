@@ -31,14 +31,20 @@ class Attention(nn.Module):
 
     widths: Widths
     causal: bool
+    cached: int = 0  # tokens before these, whose keys and values are given
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.widths.heads, self.widths.head)
         q, k, v = (nn.DenseGeneral(shape, name=name)(x) for name in ("query", "key", "value"))
+        if self.cached:
+            # Parameters, so that their heads go with the others; an argument would hold them all.
+            past = (x.shape[0], self.cached, *shape)
+            k = jnp.concatenate([self.param("keys", nn.initializers.zeros, past), k], 1)
+            v = jnp.concatenate([self.param("values", nn.initializers.zeros, past), v], 1)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(self.widths.head)
         if self.causal:
-            allowed = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+            allowed = jnp.tril(jnp.ones(scores.shape[-2:], bool), self.cached)
             scores = jnp.where(allowed, scores, -jnp.inf)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v)
         return nn.DenseGeneral(self.widths.residual, (-2, -1), name="out")(mixed)
@@ -50,11 +56,12 @@ class TransformerBlock(nn.Module):
     widths: Widths
     causal: bool
     two_pass: bool = False  # variance after the mean: what is removed still counts there
+    cached: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         norms = [nn.LayerNorm(use_fast_variance=not self.two_pass) for _ in range(2)]
-        x = x + Attention(self.widths, self.causal)(norms[0](x))
+        x = x + Attention(self.widths, self.causal, self.cached)(norms[0](x))
         hidden = nn.gelu(nn.Dense(self.widths.hidden)(norms[1](x)))
         return x + nn.Dense(self.widths.residual)(hidden)
 
@@ -100,12 +107,13 @@ class GPT(nn.Module):
     layers: int
     length: int
     scanned: bool = False  # one block with stacked parameters, in a loop
+    cached: int = 0  # tokens before these; not in a loop
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         embed = nn.Embed(self.words, self.widths.residual)
         positions = nn.Embed(self.length, self.widths.residual)
-        x = embed(tokens) + positions(jnp.arange(tokens.shape[1]))
+        x = embed(tokens) + positions(self.cached + jnp.arange(tokens.shape[1]))
         if self.scanned:
             stack = nn.scan(
                 _ScannedBlock, {"params": 0}, split_rngs={"params": True}, length=self.layers
@@ -113,7 +121,7 @@ class GPT(nn.Module):
             x, _ = stack(self.widths)(x, None)
         else:
             for _ in range(self.layers):
-                x = TransformerBlock(self.widths, causal=True)(x)
+                x = TransformerBlock(self.widths, causal=True, cached=self.cached)(x)
         return embed.attend(nn.LayerNorm()(x))
 
 

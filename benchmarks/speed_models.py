@@ -83,34 +83,64 @@ class MLP(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A network and what it is given; ``native`` writes it at other widths by hand."""
+    """A network, the same one written at half of every width, and what both are given."""
 
     module: nn.Module
+    half: nn.Module
     shape: tuple[int, ...]
-    dtype: Any = jnp.float32
     words: int = 0  # tokens are drawn below it
+    fixed: str = ""  # dimensions that stay, with wildcards
 
-    def example(self) -> jax.Array:
+    def example(self, dtype: Any) -> jax.Array:
         if self.words:
             return jax.random.randint(jax.random.key(0), self.shape, 0, self.words)
-        return jax.random.normal(jax.random.key(0), self.shape, self.dtype)
+        return jax.random.normal(jax.random.key(0), self.shape, dtype)
 
 
-def _gpt(layers: int) -> nn.Module:
-    return GPT(50257, Widths(768, 12, 64, 3072), layers, 1024)
+FULL = Widths(768, 12, 64, 3072)
+SMALL = Widths(64, 4, 16, 128)
+
+
+def _resnet(size: int, width: int = 64, **more: Any) -> Case:
+    dense, half = (BottleneckResNet(width=w, **more) for w in (width, width // 2))
+    return Case(dense, half, (1, size, size, 3))
+
+
+def _vit(widths: Widths, layers: int, patch: int, size: int) -> Case:
+    dense, half = (ViT(1000, w, layers, patch) for w in (widths, widths.half()))
+    return Case(dense, half, (1, size, size, 3))
+
+
+def _gpt(
+    widths: Widths, layers: int, batch: int, tokens: int, cached: int = 0, words: int = 50257
+) -> Case:
+    dense, half = (GPT(words, w, layers, 1024, cached=cached) for w in (widths, widths.half()))
+    return Case(dense, half, (batch, tokens), words, fixed="*/keys:1")  # the tokens before
+
+
+def _lstm(width: int, layers: int, shape: tuple[int, ...]) -> Case:
+    dense, half = (LSTM(10, w, layers) for w in (width, width // 2))
+    return Case(dense, half, shape)
+
+
+def _mlp(widths: tuple[int, ...], batch: int) -> Case:
+    dense, half = (MLP(10, w) for w in (widths, tuple(w // 2 for w in widths)))
+    return Case(dense, half, (batch, 784))
 
 
 CASES: dict[str, Callable[[], Case]] = {
-    "ResNet-50, batch 1": lambda: Case(BottleneckResNet(), (1, 224, 224, 3)),
-    "ViT-B/16, batch 1": lambda: Case(
-        ViT(1000, Widths(768, 12, 64, 3072), 12, 16), (1, 224, 224, 3)
-    ),
-    "GPT stack of 12, prefill of 128": lambda: Case(_gpt(12), (1, 128), words=50257),
-    "LSTM 2 x 512, 64 steps, batch 8": lambda: Case(LSTM(10, 512, 2), (8, 64, 80)),
-    "MLP 784-4096-4096-10, batch 64": lambda: Case(MLP(10, (4096, 4096)), (64, 784)),
+    "ResNet-50, batch 1": lambda: _resnet(224),
+    "ViT-B/16, batch 1": lambda: _vit(FULL, 12, 16, 224),
+    "GPT of 12 layers, prefill of 128": lambda: _gpt(FULL, 12, 1, 128),
+    "GPT of 12 layers, decode after 256": lambda: _gpt(FULL, 12, 1, 1, cached=256),
+    "GPT of 12 layers, batch 8 of 64": lambda: _gpt(FULL, 12, 8, 64),
+    "LSTM 2 x 512, 64 steps, batch 8": lambda: _lstm(512, 2, (8, 64, 80)),
+    "MLP 784-4096-4096-10, batch 64": lambda: _mlp((4096, 4096), 64),
 }
 QUICK: dict[str, Callable[[], Case]] = {
-    "small ResNet": lambda: Case(BottleneckResNet(10, 8, (1, 1)), (1, 32, 32, 3)),
-    "small ViT": lambda: Case(ViT(10, Widths(64, 4, 16, 128), 2, 8), (1, 32, 32, 3)),
-    "small LSTM": lambda: Case(LSTM(10, 64, 1), (2, 8, 16)),
+    "small ResNet": lambda: _resnet(32, 8, classes=10, blocks=(1, 1)),
+    "small ViT": lambda: _vit(SMALL, 2, 8, 32),
+    "small GPT, decode after 16": lambda: _gpt(SMALL, 2, 1, 1, cached=16, words=128),
+    "small LSTM": lambda: _lstm(64, 1, (2, 8, 16)),
+    "small MLP": lambda: _mlp((256, 256), 4),
 }
