@@ -369,3 +369,60 @@ def test_sensitivity_draws_the_steepest_curves():
     assert "2 steepest of 3" in ax.get_title()
     with pytest.raises(ValueError, match="sensitivity"):
         jp.plot.sensitivity(jp.Sensitivity((0.5,), {}, 0.9))
+
+
+# -- widths that a search keeps
+
+
+@pytest.fixture(scope="module")
+def plans():
+    params = {f"layer_{i}": {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 4))} for i in range(2)}
+
+    def fn(p, x):
+        for layer in p.values():
+            x = x + jnp.tanh(x @ layer["up"]) @ layer["down"]
+        return x
+
+    x = jnp.ones((1, 4))
+    structure = jp.infer_structure(fn, params, x)
+    return {
+        f"params {part}": jp.search(
+            fn, params, structure, params, x, target=jp.Target(params=part), round_to=1
+        )
+        for part in (0.5, 0.75)
+    }
+
+
+def test_widths_show_the_kept_share_of_every_dimension(plans):
+    ax = jp.plot.widths(plans)
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert len(labels) == 2 and all(label.endswith(": 8") for label in labels)
+    for line, plan in zip(ax.get_lines(), plans.values(), strict=True):
+        kept = [100 * vector.mean() for vector in plan.keep.values()]
+        np.testing.assert_allclose(line.get_xdata(), kept)
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == list(plans)
+
+
+def test_widths_of_chosen_dimensions(plans):
+    plan = plans["params 0.5"]
+    ax = jp.plot.widths(plan, dims=plan.widths[1][0])
+    assert len(ax.get_yticklabels()) == 1 and ax.get_legend() is None
+    with pytest.raises(
+        ValueError, match=r"no dimension's label matches 'nothing'; see print\(plan\)"
+    ):
+        jp.plot.widths(plan, dims="nothing")
+
+
+def test_widths_want_plans_of_one_network(plans):
+    with pytest.raises(
+        TypeError, match=r"plot.widths wants jp.search\(...\), or a dict .* got list"
+    ):
+        jp.plot.widths([1])
+    fn = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]  # noqa: E731
+    params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+    x = jnp.ones((1, 3))
+    other = jp.search(
+        fn, params, jp.infer_structure(fn, params, x), params, x, target=jp.Target(params=0.5)
+    )
+    with pytest.raises(ValueError, match="plans of different dimensions; draw them apart"):
+        jp.plot.widths({"a": plans["params 0.5"], "b": other})

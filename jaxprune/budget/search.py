@@ -65,6 +65,12 @@ class SearchPlan:
     _structure: Structure = field(repr=False, default=None)  # type: ignore[assignment]
     _choice: Any = field(repr=False, default=None)
 
+    @property
+    def widths(self) -> list[tuple[str, int, int]]:
+        """Of each dimension its label, the units kept and its size."""
+        dims = self._structure.dims
+        return [(dims[n].label or n, int(v.sum()), v.size) for n, v in self.keep.items()]
+
     def __str__(self) -> str:
         lines = [f"{self.target}: keeps {self.score:.1%} of the score"]
         lines += [f"{'':<10}  {'dense':>10}  {'predicted':>10}  {'measured':>10}"]
@@ -72,12 +78,9 @@ class SearchPlan:
             found = f"{self.measured[name]:.4g}" if name in self.measured else "-"
             dense = 1.0 if name == "speedup" or self.target.is_fraction(name) else self.dense[name]
             lines.append(f"{name:<10}  {dense:>10.4g}  {value:>10.4g}  {found:>10}")
-        dims = self._structure.dims
-        width = max((len(dims[n].label or n) for n in self.keep), default=9)
+        width = max((len(label) for label, *_ in self.widths), default=9)
         lines.append(f"{'dimension':<{width}}  {'kept':>6} of {'size':>6}")
-        for name, vector in self.keep.items():
-            label = dims[name].label or name
-            lines.append(f"{label:<{width}}  {int(vector.sum()):>6} of {vector.size:>6}")
+        lines += [f"{label:<{width}}  {n:>6} of {size:>6}" for label, n, size in self.widths]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 

@@ -13,3 +13,4 @@ from jaxprune.plot.curves import measured_theoretical as measured_theoretical
 from jaxprune.plot.curves import over_steps as over_steps
 from jaxprune.plot.curves import sensitivity as sensitivity
 from jaxprune.plot.dimensions import structure as structure
+from jaxprune.plot.widths import widths as widths
