@@ -4,8 +4,8 @@
 in one interleaved run each: dense; masks applied at run time; half of the FLOPs by the largest
 magnitudes, widths as they fall; every width halved, by ``jp.compact`` and written by hand; and
 what ``jp.search`` finds for 1.25, 1.5, 2 and 3 times the speed, beside one fraction for all
-dimensions (uniform). Sparse formats follow, each beside the dense network in a run of its own. The search's own measurement
-isn't used: its networks are measured again.
+dimensions (uniform). Sparse formats follow, each beside the dense network in a run of its own.
+The search's own measurement isn't used: its networks are measured again.
 
 Rows are kept in ``speed.json`` one network at a time, so that the job can go on where it was.
 """
