@@ -361,6 +361,37 @@ def test_a_family_from_one_search():
     assert family.dense == 1 and family.plans[0].score > family.plans[1].score
 
 
+@pytest.mark.parametrize("truth", ["faster than expected", "as expected"])
+def test_least_is_measured_before_a_speed_is_called_unreachable(monkeypatch, truth):
+    """The table says that half of the time stays; the device may know better."""
+    fn, params, x = mlp()
+    structure = jp.infer_structure(fn, params, x)
+    search = Search(fn, params, structure, jp.magnitude(params), x, round_to=1)
+    dense = search.dense["flops"]
+    constant = dense / 2 if truth == "as expected" else 0
+    measured = []
+
+    def timed():
+        half = [model.Term(t.dims, t.table / 2) for t in search.model.tables["flops"].terms]
+        table = model.Total(half, len(search.model.names), dense / 2)
+        search.model.tables["latency"], search.dense["latency"] = table, dense
+
+    def found(small, timed):
+        measured.append(jp.cost(small.fn, small.params, x).flops)
+        return {"latency": constant + measured[-1] * (1 - constant / dense)}
+
+    monkeypatch.setattr(search, "_time", timed)
+    monkeypatch.setattr(search, "_found", found)
+    if truth == "as expected":
+        with pytest.raises(
+            ValueError, match="with all of them at their least it would be speedup=1"
+        ):
+            search.plan(jp.Target(speedup=3.0))
+    else:
+        assert search.plan(jp.Target(speedup=3.0)).measured.speedup >= 3
+    assert len(measured) >= 1
+
+
 # -------------------------------------------------------------------------------- bad input
 
 BAD = {

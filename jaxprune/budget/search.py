@@ -212,7 +212,8 @@ class Search:
         budgets = target.budgets(self.dense)
         tries: list[_Try] = []
         for _ in range(ATTEMPTS):
-            tries.append(self._try(target, budgets, uniform))
+            measurable = verify and target.timed
+            tries.append(self._try(target, budgets, uniform, tries if measurable else None))
             if verify:
                 self._verify(tries[-1], budgets)
             if not verify or tries[-1].enough:
@@ -245,13 +246,25 @@ class Search:
         measured = plan.target.in_units(tried.found, self.dense)
         return dataclasses.replace(plan, measured=measured, notes=plan.notes + tried.notes)
 
-    def _try(self, target: Target, budgets: dict[str, float], uniform: bool) -> _Try:
-        """Solves with what is known so far."""
+    def _try(
+        self,
+        target: Target,
+        budgets: dict[str, float],
+        uniform: bool,
+        measured: list[_Try] | None,
+    ) -> _Try:
+        """Solves with what is known so far.
+
+        Where nothing is expected to meet the target, what costs least is measured before that is
+        said: times are expected, not known. ``measured``: tries so far, None if nothing will be.
+        """
         limits = {name: self._model_budget(name, b) for name, b in budgets.items()}
         problem = self.model.problem(self.score, limits)
         choice = first_uniform(problem) if uniform else solve(problem)
         if choice is None:
-            raise Unreachable(self._unreachable(target, problem))
+            choice = cheapest(problem)
+            if measured is None or any((t.choice == choice).all() for t in measured):
+                raise Unreachable(self._unreachable(target, problem))
         predicted = {n: self._corrected(n, t.at(choice)) for n, t in self.model.tables.items()}
         keep = self._keep(choice)
         return _Try(choice, keep, self.structure.traced_masks(keep), predicted)
