@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune.budget.search import SearchPlan
-from jaxprune.plot.curves import COLOURS, _legend, _style, new_axes
+from jaxprune.plot.curves import COLOURS, _style, new_axes
 
 
 def widths(of: Any, *, dims: str = "*", ax: Any = None) -> Any:
@@ -56,8 +56,8 @@ def widths(of: Any, *, dims: str = "*", ax: Any = None) -> Any:
     ax.set_yticks(at, labels)
     ax.set(xlabel="units kept [%]", xlim=(0, 103), ylim=(len(labels) - 0.5, -0.5))
     ax.grid(alpha=0.3)
-    if isinstance(of, Mapping):
-        _legend(ax)
+    if isinstance(of, Mapping):  # beside: lines cover all of the inside
+        ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return ax
 
 
