@@ -23,6 +23,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from jax.experimental import sparse
 from rich.console import Console
@@ -33,6 +35,8 @@ from benchmarks import results
 from benchmarks.native import load_average
 from benchmarks.speed_models import CASES, QUICK, Case
 from jaxprune.budget.search import Search
+
+matplotlib.use("Agg")  # files only
 
 DENSE, MASKED, NAIVE, HALVED, NATIVE = (
     "dense", "masks at run time", "half the FLOPs, widths as they fall", "widths halved",
@@ -261,6 +265,40 @@ def table(title: str, found: dict[str, Any]) -> Table:
     return shown
 
 
+def picture(networks: dict[str, Any], path: Path) -> None:
+    """A line per network, its rows at their measured speed-ups; what was asked for is grey."""
+    kinds = {
+        "search": "found by search", HALVED: HALVED, NATIVE: NATIVE, NAIVE: NAIVE,
+        MASKED: MASKED, "BCOO": "BCOO, 90 % removed", "BCSR": "BCSR, 90 % removed",
+    }  # fmt: skip
+    height = 1.6 + 0.5 * len(networks)
+    figure, ax = plt.subplots(figsize=(12, height), layout="constrained")
+    for asked in SPEEDUPS["float32"]:
+        ax.axvline(asked, color="0.8", linewidth=1, zorder=0)
+    ax.axvline(1, color="0.4", linewidth=1, linestyle="--", zorder=0)
+    for k, (start, label) in enumerate(kinds.items()):
+        points = [
+            (row["speedup"]["median"], y)
+            for y, found in enumerate(networks.values())
+            for name, row in found["rows"].items()
+            if name.startswith(start)
+        ]
+        marker = jp.plot.curves.MARKERS[k]
+        ax.plot(*np.transpose(points), marker, color=jp.plot.curves.COLOURS[k], label=label,
+                markersize=7, markeredgecolor="white", alpha=0.9)  # fmt: skip
+    ax.set_xscale("log", base=2)
+    ticks = [0.06, 0.125, 0.25, 0.5, 1, *SPEEDUPS["float32"], 4, 6]
+    ax.set_xticks(ticks, [f"{t:g}" for t in ticks], fontsize="small")
+    ax.minorticks_off()
+    ax.set_yticks(range(len(networks)), networks)
+    ax.set_ylim(len(networks) - 0.5, -0.5)
+    ax.set_xlabel("measured speed-up over dense [x]; grey: asked of the search")
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="small networks")
@@ -279,6 +317,7 @@ def main() -> None:
         Console(width=120).print(table(title, kept[title]))
         jax.clear_caches()
         results.save(results.header("speed") | {"rounds": args.rounds, "networks": kept}, path)
+    picture(kept, path.with_suffix(".png"))
     print(path)
 
 

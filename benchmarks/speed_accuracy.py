@@ -102,7 +102,7 @@ class Trainer:
         still = {"batch_stats": jax.tree.map(jnp.zeros_like, self.dense["batch_stats"])}
 
         @jax.jit
-        def taylor(x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+        def taylor(x: jax.Array, y: jax.Array) -> dict[str, Any]:
             grad = train.updates(self.model, self.dense, x, y)
             units = self.structure.unit_scores(
                 jp.scores.taylor(self.dense, grad=grad) | still, "sum"
@@ -152,7 +152,7 @@ class Trainer:
 
     def speedup(self, masks: PyTree) -> float:
         small = self.compacted(masks)
-        entries = {
+        entries: dict[str, Any] = {
             "dense": (self.jitted, (self.dense, self.x)),
             "small": (small.fn, (small.params, self.x)),
         }
@@ -164,7 +164,8 @@ class Trainer:
 
 def rows(trainer: Trainer) -> list[dict[str, Any]]:
     """Every way at every speed-up; all are timed again, in one run, when they are tuned."""
-    found, entries = [], {"dense": (trainer.jitted, (trainer.dense, trainer.x))}
+    found: list[dict[str, Any]] = []
+    entries: dict[str, Any] = {"dense": (trainer.jitted, (trainer.dense, trainer.x))}
     for speedup in trainer.settings.speedups:
         for name, way in WAYS.items():
             plan = trainer.plan(way, speedup)
