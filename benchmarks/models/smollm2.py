@@ -109,7 +109,8 @@ def attention(p: dict[str, Any], x: jax.Array) -> jax.Array:
 
 
 def mlp(p: dict[str, Any], x: jax.Array) -> jax.Array:
-    return (jax.nn.silu(x @ p["gate"]) * (x @ p["up"])) @ p["down"]
+    y = (jax.nn.silu(x @ p["gate"]) * (x @ p["up"])) @ p["down"]
+    return y + p["down_bias"] if "down_bias" in p else y  # the mean of hidden units that went
 
 
 def block(p: dict[str, Any], x: jax.Array) -> jax.Array:

@@ -1,0 +1,345 @@
+"""``python -m benchmarks.oneshot_structured``: SmolLM2 with fewer hidden units, heads and blocks.
+
+Nothing is trained. Block by block, calibrated on what the blocks before it give, whole units go and
+their consumers' kept rows are refit. Rows "FFN" take hidden units only, by known recipes. Rows
+"search" choose hidden units, key-value heads (with their queries) and whole blocks together: what
+each block loses when some of its units go is measured alone, as the loss on calibration text, and
+``jp.search`` gives up what costs least loss for the time that is asked for.
+
+Rows that the result file has are kept. Times are taken by ``--time``, of all rows in one
+interleaved run: a network of the same widths stands for each, for values don't change a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import jaxprune as jp
+from benchmarks import oneshot, results
+from benchmarks.models import smollm2
+from benchmarks.native import load_average
+from jaxprune.budget.search import Search
+
+SEQUENCES = 32  # of calibration, half of them documentation, half verb glosses
+JUDGED = 4  # sequences on which the loss of single cuts is measured; not calibrated on
+TOKENS = 256  # of the prefill that is timed
+HIDDEN, HEADS = "gate:1", "q:1.0.0"  # names of a block's dimensions
+CUTS = {HIDDEN: (0.75, 0.5, 0.25, 0.0), HEADS: (2 / 3, 1 / 3, 0.0)}  # kept
+CONSUMERS = {HIDDEN: "down", HEADS: "o"}
+
+Units = dict[str, np.ndarray]  # dimension -> a number, or whether it is kept, per unit
+Keep = list[Units]  # per block
+
+
+def _structure(params: Any) -> jp.Structure:
+    x = jnp.zeros((1, TOKENS, params["embedding"].shape[1]))
+    return jp.infer_structure(smollm2.block, params["blocks"][0], x)
+
+
+def importance(structure: jp.Structure, p: Any, scores: Any) -> Units:
+    """Of each unit, the sum of its consumer's scores: what it makes isn't asked."""
+    silent = jax.tree.map(jnp.zeros_like, p)
+    read = silent | {name: scores[name] for name in CONSUMERS.values()}
+    return {d: np.asarray(structure.unit_scores(read, "sum")[d]) for d in CUTS}
+
+
+# ---- recipes: which hidden units stay ----------------------------------------------------------
+
+
+def magnitude(p: Any, stats: Any) -> Any:
+    return jax.tree.map(jnp.square, p)
+
+
+def energy(p: Any, stats: Any) -> Any:
+    return jp.oneshot.activation_energy(p, stats)
+
+
+def uniform(found: list[Units], kept: float) -> Keep:
+    """The best hidden units of each block, equally many."""
+    count = round(kept * found[0][HIDDEN].size)
+    return [{HIDDEN: _best(units[HIDDEN], count)} for units in found]
+
+
+def by_z_score(found: list[Units], kept: float) -> Keep:
+    """The best hidden units of all blocks, by how far they are from their block's mean (FLAP)."""
+    z = [(u[HIDDEN] - u[HIDDEN].mean()) / u[HIDDEN].std() for u in found]
+    cut = np.quantile(np.concatenate(z), 1 - kept)
+    return [{HIDDEN: units > cut} for units in z]
+
+
+def _best(scores: np.ndarray, count: int) -> np.ndarray:
+    return np.isin(np.arange(scores.size), np.argsort(-scores, kind="stable")[:count])
+
+
+RECIPES: dict[str, tuple[Callable[..., Any], Callable[..., Keep]]] = {
+    "magnitude": (magnitude, uniform),
+    "activations": (energy, uniform),
+    "FLAP": (jp.oneshot.flap, by_z_score),
+}
+REPAIRS = {"": (False, False), " + refit": (True, False), " + bias": (False, True),
+           " + refit + bias": (True, True)}  # fmt: skip
+FFN = [
+    *[f"{r} -20 %" for r in ("magnitude", "activations", "activations + refit", "FLAP + bias")],
+    *[f"{r} -{c} %" for c in (20, 30, 10, 50) for r in ("FLAP + refit + bias",)],
+    *[f"activations + refit -{c} %" for c in (30, 10, 50)],
+]
+SEARCHED = (1.25, 1.5, 2.0)
+
+
+# ---- one pass over the blocks ------------------------------------------------------------------
+
+
+def states_of(params: Any, tokens: np.ndarray) -> list[jax.Array]:
+    return [params["embedding"][rows] for rows in np.array_split(tokens, 4)]
+
+
+def scored(params: Any, tokens: np.ndarray) -> dict[str, list[Units]]:
+    """The importance of every block's units by each recipe, in the dense model."""
+    structure, states = _structure(params), states_of(params, tokens)
+    found: dict[str, list[Units]] = {name: [] for name in RECIPES}
+    for p in tqdm(params["blocks"], desc="calibrating"):
+        stats = jp.calibrate(smollm2.block, p, states)
+        for name, (score, _) in RECIPES.items():
+            found[name].append(importance(structure, p, score(p, stats)))
+        states = [smollm2._block_jit(p, x) for x in states]
+    return found
+
+
+def cut(structure: jp.Structure, p: Any, stats: Any, keep: Units, refit: bool, bias: bool) -> Any:
+    """One block without some units: (the dense block's tree with zeros, masks)."""
+    masks = structure.traced_masks(keep)
+    pruned = jp.apply_masks(p, masks)
+    if refit:
+        rows = {CONSUMERS[dim] for dim, kept in keep.items() if kept.any() and not kept.all()}
+        still = {name: jnp.asarray(True) for name in p}
+        only = still | {name: masks[name] for name in rows}
+        solved = jp.oneshot.refit(p, only, stats) if rows else p
+        pruned |= {name: solved[name] for name in rows}
+    if bias and HIDDEN in keep:
+        biased = {"down_bias": jnp.zeros(p["down"].shape[1])}
+        masks |= {"down_bias": jnp.asarray(True)}
+        pruned = jp.oneshot.compensate(
+            p | biased, pruned | biased, masks, _with_bias(stats), {"down": "down_bias"}
+        )
+    return pruned, masks
+
+
+def _with_bias(stats: Any) -> Any:
+    """Statistics for a tree that has one more leaf."""
+    more = {f: getattr(stats, f) | {"down_bias": None} for f in ("means", "norms", "variances")}
+    more |= {f: getattr(stats, f) | {"down_bias": None} for f in ("grams", "count")}
+    return stats.__class__(**more, layouts=stats.layouts, reasons=stats.reasons)
+
+
+def pruned_model(params: Any, tokens: np.ndarray, keep: Keep, refit: bool, bias: bool) -> Any:
+    """All blocks cut, each calibrated on what the cut ones before it give; and their masks."""
+    structure, states = _structure(params), states_of(params, tokens)
+    blocks, masks = [], []
+    for p, kept in zip(tqdm(params["blocks"], desc="pruning"), keep, strict=True):
+        stats = jp.calibrate(smollm2.block, p, states) if refit or bias else None
+        pruned, mask = cut(structure, p, stats, kept, refit, bias)
+        states = [smollm2._block_jit(pruned, x) for x in states] if refit or bias else states
+        blocks.append(pruned)
+        masks.append(mask)
+    return params | {"blocks": blocks}, masks
+
+
+# ---- what single cuts cost, and the search -----------------------------------------------------
+
+
+def losses(params: Any, tokens: np.ndarray, judged: np.ndarray, order: list[Units]) -> list[Any]:
+    """Per block and dimension: the loss on ``judged`` with 0, ... of its units gone, alone."""
+    structure, states = _structure(params), states_of(params, tokens)
+    begin = params["embedding"][judged]
+    dense = _loss_from(params, 0, begin, judged)
+    found = []
+    for k, p in enumerate(tqdm(params["blocks"], desc="single cuts")):
+        stats = jp.calibrate(smollm2.block, p, states)
+        rows: dict[str, list[float]] = {}
+        for dim, parts in CUTS.items():
+            size = order[k][dim].size
+            rows[dim] = [dense]
+            for part in parts:
+                keep = {dim: _best(order[k][dim], round(part * size))}
+                x = smollm2._block_jit(cut(structure, p, stats, keep, True, False)[0], begin)
+                rows[dim].append(_loss_from(params, k + 1, x, judged))
+        found.append(rows)
+        states = [smollm2._block_jit(p, x) for x in states]
+        begin = smollm2._block_jit(p, begin)
+    return found
+
+
+def _loss_from(params: Any, first: int, x: jax.Array, tokens: np.ndarray) -> float:
+    for p in params["blocks"][first:]:
+        x = smollm2._block_jit(p, x)
+    rows = [smollm2._loss(params["embedding"], params["norm"], a, t) for a, t in zip(x, tokens)]
+    return float(np.mean(rows))
+
+
+def marginal(scores: np.ndarray, curve: list[float], parts: tuple[float, ...]) -> np.ndarray:
+    """Scores of units that add up to the loss avoided by keeping the best so many of them.
+
+    Between measured points along the lower convex hull: the best unit is worth most.
+    """
+    size = scores.size
+    kept = np.array([1.0, *parts]) * size
+    loss = np.interp(np.arange(size + 1), kept[::-1], np.maximum.accumulate(curve)[::-1])
+    worth = -np.diff(_hull(loss))
+    units = np.empty(size)
+    units[np.argsort(-scores, kind="stable")] = np.maximum(worth, 0) + 1e-12
+    return units
+
+
+def _hull(y: np.ndarray) -> np.ndarray:
+    """The largest convex sequence that is nowhere above y."""
+    corners: list[int] = []
+    for i in range(len(y)):
+        while len(corners) > 1 and _above(y, corners[-2], corners[-1], i):
+            corners.pop()
+        corners.append(i)
+    return np.interp(np.arange(len(y)), corners, y[corners])
+
+
+def _above(y: np.ndarray, a: int, b: int, c: int) -> bool:
+    return (y[b] - y[a]) * (c - a) >= (y[c] - y[a]) * (b - a)
+
+
+def search(params: Any, order: list[Units], curves: list[Any]) -> Search:
+    """The search over hidden units, heads and, where both are gone, blocks."""
+    x = jnp.zeros((1, TOKENS), jnp.int32)
+    structure = jp.infer_structure(smollm2.apply, params, x)
+    scores = {
+        f"blocks/{k}/{dim}": marginal(order[k][dim], curves[k][dim], CUTS[dim])
+        for k in range(len(order))
+        for dim in CUTS
+    }
+    return Search(
+        smollm2.apply, params, structure, scores, x, dims=list(scores), minimum={"*": 0},
+        progress=functools.partial(tqdm, desc="timing operations"),
+    )  # fmt: skip
+
+
+def of_plan(plan: jp.SearchPlan, blocks: int) -> Keep:
+    return [{dim: plan.keep[f"blocks/{k}/{dim}"] for dim in CUTS} for k in range(blocks)]
+
+
+# ---- rows --------------------------------------------------------------------------------------
+
+
+def counts(keep: Keep) -> dict[str, list[int]]:
+    return {dim: [int(u[dim].sum()) for u in keep] for dim in keep[0]}
+
+
+def recipe(name: str, found: Mapping[str, list[Units]]) -> tuple[Keep, bool, bool]:
+    """ "FLAP + refit -20 %" -> the units that stay, and how the consumers are repaired."""
+    how, percent = name.removesuffix(" %").rsplit(" -", 1)
+    score = how.split(" + ")[0]
+    keep = RECIPES[score][1](found[score], 1 - int(percent) / 100)
+    return keep, *REPAIRS[how.removeprefix(score)]
+
+
+def row(
+    params: Any, tokens: np.ndarray, evaluated: Any, keep: Keep, refit: bool, bias: bool
+) -> Any:
+    begin = time.perf_counter()
+    pruned, masks = pruned_model(params, tokens, keep, refit, bias)
+    seconds = time.perf_counter() - begin
+    x = evaluated["excerpt"][:1, :TOKENS]
+    every = {"embedding": True, "norm": True, "blocks": masks}
+    small = jp.compact(smollm2.apply, pruned, every, x)
+    want, got = (jax.jit(f)(p, x) for f, p in ((smollm2.apply, pruned), (small.fn, small.params)))
+    return oneshot.measure(pruned, evaluated) | {
+        "seconds": round(seconds, 1),
+        "params": sum(leaf.size for leaf in jax.tree.leaves(small.params)),
+        "flops": jp.cost(small.fn, small.params, x).flops,
+        "exact": small.certificate.exact,
+        "max_relative_error": float(jnp.abs(got - want).max() / jnp.abs(want).max()),
+        "kept": counts(keep),
+    }
+
+
+def timed(params: Any, rows: Mapping[str, Any], rounds: int) -> None:
+    """Adds the times of a prefill and of one token, of all rows and the dense model in one run."""
+    for tokens, name in ((TOKENS, "prefill"), (1, "one token")):
+        x = jnp.zeros((1, tokens), jnp.int32)
+        entries: dict[str, Any] = {"dense": (smollm2.apply, (params, x))}
+        for key, found in rows.items():
+            small = jp.compact(smollm2.apply, params, _first(params, found["kept"]), x)
+            entries[key] = (small.fn, (small.params, x))
+        compared = jp.compare(entries, rounds=rounds)
+        for key, found in rows.items():
+            found[name] = compared.timings[key].to_json()
+            found[name]["speedup"] = compared.ratios[key]._asdict()
+
+
+def _first(params: Any, kept: Mapping[str, list[int]]) -> Any:
+    """Masks that keep the first so many units."""
+    structure = _structure(params)
+    sizes = {dim: structure.dims[dim].size for dim in kept}
+    blocks = [
+        structure.traced_masks({d: np.arange(sizes[d]) < kept[d][k] for d in kept})
+        for k in range(len(params["blocks"]))
+    ]
+    return {"embedding": True, "norm": True, "blocks": blocks}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot_structured")
+    parser.add_argument("--rows", nargs="*", default=FFN, help="hidden units by a recipe")
+    parser.add_argument("--searched", nargs="*", type=float, default=SEARCHED)
+    parser.add_argument("--time", action="store_true", help="time all rows that are there")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
+    args = parser.parse_args()
+    path = results.folder(args.results) / "oneshot_structured.json"
+    result = results.load(path) if path.exists() else results.header("oneshot_structured")
+    params, tokenizer = smollm2.load()
+    if args.time:
+        result["load_average"] = {"before": load_average()}
+        timed(params, result["rows"], args.rounds)
+        results.save(result, path)
+        return
+    tokens = oneshot.calibration(tokenizer, True, SEQUENCES)
+    judged = oneshot.calibration(tokenizer, True, SEQUENCES + JUDGED)
+    judged = np.concatenate([judged[SEQUENCES // 2 :][: JUDGED // 2], judged[-JUDGED // 2 :]])
+    evaluated = oneshot.corpora(tokenizer)
+    rows = result.setdefault("rows", {})
+    result.setdefault("dense", oneshot.measure(params, evaluated))
+    found = scored(params, tokens)
+    for name in args.rows:
+        if name not in rows:
+            rows[name] = row(params, tokens, evaluated, *recipe(name, found))
+            results.save(result, path)
+            print(name, _short(rows[name]), flush=True)
+    if args.searched and "single_cuts" not in result:
+        result["single_cuts"] = losses(params, tokens, judged, found["FLAP"])
+        results.save(result, path)
+    searching = search(params, found["FLAP"], result["single_cuts"]) if args.searched else None
+    for speedup in args.searched:
+        name = f"search {speedup:g} x"
+        if name in rows or searching is None:
+            continue
+        plan = searching.plan(jp.Target(speedup=speedup))
+        keep = of_plan(plan, len(params["blocks"]))
+        rows[name] = row(params, tokens, evaluated, keep, True, False)
+        rows[name] |= {"predicted": plan.predicted.speedup, "by_search": plan.measured.speedup}
+        results.save(result, path)
+        print(name, _short(rows[name]), flush=True)
+
+
+def _short(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in found.items() if k != "kept"}
+
+
+if __name__ == "__main__":
+    main()
