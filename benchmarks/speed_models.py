@@ -133,9 +133,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "ViT-B/16, batch 1": lambda: _vit(FULL, 12, 16, 224),
     "GPT of 12 layers, prefill of 128": lambda: _gpt(FULL, 12, 1, 128),
     "GPT of 12 layers, decode after 256": lambda: _gpt(FULL, 12, 1, 1, cached=256),
-    "GPT of 12 layers, batch 8 of 64": lambda: _gpt(FULL, 12, 8, 64),
     "LSTM 2 x 512, 64 steps, batch 8": lambda: _lstm(512, 2, (8, 64, 80)),
     "MLP 784-4096-4096-10, batch 64": lambda: _mlp((4096, 4096), 64),
+    "GPT of 12 layers, batch 8 of 64": lambda: _gpt(FULL, 12, 8, 64),
 }
 QUICK: dict[str, Callable[[], Case]] = {
     "small ResNet": lambda: _resnet(32, 8, classes=10, blocks=(1, 1)),

@@ -100,7 +100,8 @@ def test_scores_are_compared_at_equal_time():
 
 
 def test_the_quick_command_writes_every_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "SPEEDUPS", {"float32": (1.0, 1e9)})  # met by all, by none
+    for asked in ("SPEEDUPS", "UNIFORM"):
+        monkeypatch.setattr(speed, asked, {"float32": (1.0, 1e9)})  # met by all, by none
     only = ["--only", "small MLP", "--rounds", "2", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["speed", "--quick", *only])
     speed.main()
