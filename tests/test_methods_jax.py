@@ -338,6 +338,21 @@ STRUCTURE = jp.infer_structure(
             "init makes the first masks and has params alone, so the score failed: .*grad.*; bind",
         ),
         (
+            lambda: training.static(ADAM, jp.schedules.cubic(0, 0.9, begin=0, end=9)),  # type: ignore[arg-type]
+            ValueError,
+            "static makes masks of one sparsity, and is given a schedule; pass a number such as",
+        ),
+        (
+            lambda: training.ac_dc(ADAM, jp.schedules.constant(0.5), **PHASES),  # type: ignore[arg-type]
+            ValueError,
+            "jp.training.ac_dc makes masks of one sparsity, and is given a schedule",
+        ),
+        (
+            lambda: training.ste(ADAM, 0.5, pattern=jp.n_m),  # type: ignore[arg-type]
+            TypeError,
+            r"pattern is jp.n_m itself, which makes patterns; call it: jp.n_m\(2, 4\)",
+        ),
+        (
             lambda: training.static(ADAM, 0.9, score=needs_norms).init(W),
             TypeError,
             "so the score failed: .*norms.*; bind its evidence: functools.partial",
@@ -442,6 +457,26 @@ def test_bad_calls_of_update_name_the_method_and_the_leaf(name: str) -> None:
     restored = rf"the state of jp.training.{name} was made for other parameters .*the mask of w"
     with pytest.raises(ValueError, match=restored):
         tx.update(other, state, other)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_state_that_a_checkpoint_changed_says_how_to_restore_it(name: str) -> None:
+    tx, params = METHODS[name], make_params()
+    state = tx.init(params)
+    target = r"restore a checkpoint with jax.eval_shape\(tx.init, params\) as its target"
+    with pytest.raises(TypeError, match=f"the state of jp.training.{name} is a dict; .*{target}"):
+        tx.update(params, state._asdict(), params)
+    for masks, found in (
+        (list(state.masks.values()), "it has no leaf 'b'"),
+        (jax.tree.map(lambda m: m.astype(jnp.uint8), state.masks), r"the mask of b is uint8\(\)"),
+    ):
+        with pytest.raises(ValueError, match=rf"the state of .*{target} \(.*{found}"):
+            tx.update(params, state._replace(masks=masks), params)
+    shape = r"the new mask of w has the shape \(6, 4\), that in the state \(1, 4\); make new"
+    if name in ("set", "rigl", "top_kast", "movement", "soft_threshold"):
+        masks = {**state.masks, "w": state.masks["w"][:1]}  # those of another pattern
+        with pytest.raises(ValueError, match=shape):
+            tx.update(params, state._replace(masks=masks), params)
 
 
 def test_a_method_whose_masks_change_shape_is_told() -> None:

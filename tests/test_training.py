@@ -536,6 +536,31 @@ MASKS = {"w": jnp.ones((4, 4), bool)}
             ValueError,
             r"sparsity ends at \[0.5 0.9\]; wanted the fraction",
         ),
+        (
+            lambda: jp.prune(ADAM, jp.magnitude, optax.linear_schedule(-0.1, 0.8, 10)),
+            ValueError,
+            "sparsity begins at -0.0999.*; wanted the fraction of entries to remove",
+        ),
+        (
+            lambda: jp.prune(ADAM, jp.magnitude, 0.5, pattern=jp.unstructured),  # type: ignore[arg-type]
+            TypeError,
+            r"pattern is jp.unstructured itself, which makes patterns; call it: jp.unst.*\(\)",
+        ),
+        (
+            lambda: jp.prune(ADAM, jp.magnitude, 0.5, pattern="2:4"),  # type: ignore[arg-type]
+            TypeError,
+            r"pattern is a str; wanted a function \(scores, sparsity\) -> masks such as",
+        ),
+        (
+            lambda: jp.prune(ADAM, jp.magnitude, 0.5, pattern=jp.unstructured({"v": 0.5})).init(W),
+            ValueError,
+            r"by_path: 'v' is the first match of none of the pruned leaves \['w'\]; correct it",
+        ),
+        (
+            lambda: jp.prune(ADAM, jp.magnitude, 0.5, pattern=jp.block((2, 8))).init(W),
+            ValueError,
+            r"block\(\(2, 8\)\) does not tile w, shape \(4, 4\): .*leave the leaf out with where=",
+        ),
         (lambda: jp.prune(ADAM, jp.magnitude, 0.5, every=0), ValueError, "every is 0; wanted"),
         (lambda: jp.prune(ADAM, jp.magnitude, 0.5, every=2.5), ValueError, "every is 2.5; wanted"),
         (
@@ -601,7 +626,10 @@ def test_bad_calls_of_update_name_the_leaf(name: str) -> None:
         ValueError, match=r"updates have the shape \(2, 4\) at w, params have \(4, 4\)"
     ):
         tx.update({"w": jnp.ones((2, 4))}, state, W)
-    old = rf"the state of {name} was made for other .*write state = tx.init\(params\) \(the tree of"
+    old = (
+        rf"the state of {name} was made for other .*write state = tx.init\(params\), or restore a "
+        r"checkpoint with jax.eval_shape\(tx.init, params\) as its target \(the tree of masks"
+    )
     with pytest.raises(ValueError, match=old):
         tx.update(wrong, state, wrong)
     with pytest.raises(ValueError, match=r"the mask of w is bool\(4, 4\)"):

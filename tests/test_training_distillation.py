@@ -144,6 +144,22 @@ def test_a_pruned_student_learns_from_any_teacher() -> None:
             lambda: jp.training.activation_map_loss(jnp.ones((1, 2, 3)), jnp.ones((1, 4, 3))),
             r"activation maps, without channels, have the shape \(1, 2\)",
         ),
+        (
+            lambda: jp.training.attention_loss(jnp.ones((2, 2)), jnp.ones((2, 2))),
+            r"attention maps have the shape \(2, 2\); wanted \(..., heads, queries, keys\)",
+        ),
+        (
+            lambda: jp.training.activation_map_loss(jnp.ones((2, 3, 4)), jnp.ones(4)),
+            r"activation maps have the shape \(4,\); wanted \(batch, ..., channels\)",
+        ),
+        (
+            lambda: jp.training.logit_loss(jnp.ones(()), jnp.ones(())),
+            r"logits have the shape \(\); wanted \(..., classes\)",
+        ),
+        (
+            lambda: jp.training.hidden_loss(jnp.ones(()), jnp.ones(3)),
+            r"hidden states have the shape \(\); wanted \(..., features\)",
+        ),
     ],
 )
 def test_outputs_that_do_not_fit_are_named(call: Any, text: str) -> None:

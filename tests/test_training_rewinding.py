@@ -104,7 +104,19 @@ def test_masks_are_set_anywhere_in_a_state() -> None:
         optax.MultiSteps(TX, 2),
     ):
         state = jp.training.set_masks(tx.init(start()), masks)
-        assert optax.tree_utils.tree_get(state, "masks") is masks
+        np.testing.assert_array_equal(optax.tree_utils.tree_get(state, "masks")["w"], masks["w"])
+
+
+def test_masks_of_a_weak_type_do_not_compile_a_second_time() -> None:
+    """A pattern that compares with Python numbers makes them."""
+
+    def weak(scores: Any, sparsity: Any) -> Any:
+        return jax.tree.map(lambda s: jnp.zeros(s.shape) + jnp.asarray(sparsity) < 2.0, scores)
+
+    masks = {"w": jax.jit(lambda x: x < 2)(3) & weak(start(), 0.5)["w"]}
+    tx = jp.training.set(optax.sgd(0.1), 0.5, every=1, pattern=weak)
+    for state in (tx.init(start()), jp.training.set_masks(TX.init(start()), masks)):
+        assert not optax.tree_utils.tree_get(state, "masks")["w"].weak_type
 
 
 W = start()
@@ -124,6 +136,19 @@ def test_bad_rounds_say_what_to_write(settings: Any, text: str) -> None:
     settings = {"sparsity": 0.5, "rounds": 1, "steps": 6} | settings
     with pytest.raises(ValueError, match=text):
         iterative(train, TX, W, settings.pop("sparsity"), **settings)
+
+
+def test_a_run_is_resumed_only_at_the_step_that_was_saved() -> None:
+    settings: Any = {"rounds": 1, "steps": STEPS}
+    first = next(iterative(train, TX, start(), SPARSITY, rewind_to=2, **settings))
+    text = "holds the network at step 2, and rounds are to begin at step {}, which was never saved"
+    for wrong in ({"rewind_to": 3}, {"rewind_to": 2, "rewind": "reset"}):
+        begin = 0 if "rewind" in wrong else 3
+        with pytest.raises(ValueError, match=f"{text.format(begin)}; pass rewind_to=2, or start"):
+            iterative(train, TX, start(), SPARSITY, resume=first, **settings, **wrong)
+    late = first._replace(index=jnp.int32(4))
+    with pytest.raises(ValueError, match="resume is round 4 of 1; pass the number of round"):
+        iterative(train, TX, start(), SPARSITY, rewind_to=2, resume=late, **settings)
 
 
 def test_an_optimizer_without_masks_says_what_to_build() -> None:

@@ -11,7 +11,7 @@ import optax
 from jaxprune.patterns import unstructured
 from jaxprune.scores.weights import magnitude
 from jaxprune.training.core import Moments, check_score, method, scored
-from jaxprune.training.renewal import check_schedule
+from jaxprune.training.renewal import check_number
 from jaxprune.types import Masks, Pattern, ScoreFn
 
 _UNSTRUCTURED = unstructured()
@@ -49,7 +49,8 @@ def ac_dc(
       :class:`jp.training.MaskState`.
 
     Raises:
-      ValueError: unless 0 <= begin < end and phases last at least a step.
+      ValueError: unless 0 <= begin < end and phases last at least a step; for a schedule in place
+        of a number.
 
     Example:
       >>> import jaxprune as jp, optax
@@ -62,7 +63,7 @@ def ac_dc(
       dense phase is longer and pruned entries keep no momentum; here phases are equal.
     """
     check_score(score)
-    check_schedule(sparsity)
+    check_number("jp.training.ac_dc", sparsity)
     if sparse_steps < 1 or dense_steps < 1:
         raise ValueError(
             f"sparse_steps is {sparse_steps} and dense_steps {dense_steps}; wanted at least 1 each"

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.masks import check_masks
+from jaxprune.masks import check_masks, check_structure
 from jaxprune.selection import known
 from jaxprune.training.landing import (
     check_like,
@@ -25,7 +25,15 @@ from jaxprune.training.landing import (
     where_kept,
 )
 from jaxprune.training.moments import check_moments, forget_pruned
-from jaxprune.training.renewal import all_kept, check_every, check_schedule, is_due, scheduled
+from jaxprune.training.renewal import (
+    all_kept,
+    check_every,
+    check_pattern,
+    check_schedule,
+    is_due,
+    scheduled,
+    strong,
+)
 from jaxprune.types import Masks, Params, Pattern, Schedule, ScoreFn, Scores, path_str
 
 Renew = Callable[..., Masks]  # (params, masks, sparsity, **evidence) -> masks
@@ -103,6 +111,7 @@ def method(
     """
     inner = as_transform(inner)
     memory = optax.with_extra_args_support(memory)
+    check_pattern(pattern)
     check_every(every)
     check_schedule(sparsity)
     check_moments(moments)
@@ -124,7 +133,7 @@ def method(
     def update(
         updates: Any, state: MaskState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, MaskState]:
-        check_update(name, updates, params, state.masks)
+        check_update(name, updates, params, state)
         count, last, old, remembered, inner_state = state
         signal, remembered = memory.update(updates, remembered, params, **extra_args)
         evidence = {"grad": updates, "step": count, "last": last, "memory": signal, **extra_args}
@@ -157,7 +166,7 @@ def first_masks(
     if start is None or is_placeholder(params):
         return masks
     scores = _first_scores(start, params)
-    return jax.tree.map(_placed_like, pattern(scores, scheduled(sparsity, 0)), params)
+    return jax.tree.map(_placed_like, strong(pattern(scores, scheduled(sparsity, 0))), params)
 
 
 def _first_scores(start: ScoreFn, params: Params) -> Scores:
@@ -197,7 +206,7 @@ def scored(score: ScoreFn, params: Params, evidence: dict[str, Any]) -> Scores:
 
 def check_renewed(masks: Masks, old: Masks) -> None:
     """Raises ValueError unless new masks have the shapes of those in the state."""
-    check_masks(masks, old)
+    check_structure("new masks", masks, old, "make them with the pattern of the method")
     flat = jax.tree_util.tree_leaves_with_path(masks)
     for (path, mask), before in zip(flat, jax.tree.leaves(old), strict=True):
         if jnp.shape(mask) != jnp.shape(before):
@@ -206,6 +215,7 @@ def check_renewed(masks: Masks, old: Masks) -> None:
                 f"state {jnp.shape(before)}; make new masks with the pattern of the method, for a "
                 "state never changes its shapes"
             )
+    check_masks(masks, old)
 
 
 def as_transform(inner: Any) -> optax.GradientTransformationExtraArgs:

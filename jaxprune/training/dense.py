@@ -11,7 +11,13 @@ import optax
 
 from jaxprune.training.core import MaskState, as_transform, check_renewed, check_score, first_masks
 from jaxprune.training.landing import check_update, where_kept
-from jaxprune.training.renewal import check_every, check_schedule, is_due, scheduled
+from jaxprune.training.renewal import (
+    check_every,
+    check_pattern,
+    check_schedule,
+    is_due,
+    scheduled,
+)
 from jaxprune.types import Masks, Params, Pattern, Schedule, ScoreFn
 
 Chosen = tuple[Masks, Any]  # masks for the next forward pass, and the method's memory
@@ -73,6 +79,7 @@ def dense_method(
     """
     inner = as_transform(inner)
     check_score(start)
+    check_pattern(pattern)
     check_every(every)
     check_schedule(sparsity)
 
@@ -89,7 +96,7 @@ def dense_method(
     def update(
         updates: Any, state: MaskState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, MaskState]:
-        check_update(name, updates, params, state.masks)
+        check_update(name, updates, params, state)
         step = optax.safe_increment(state.count)
         raw, remembered = updates, remember(params, updates, state)
         updates = gradient(params, updates, state)

@@ -69,6 +69,7 @@ def logit_loss(student: jax.Array, teacher: jax.Array, *, temperature: float = 1
       Hinton et al., [Distilling the Knowledge](https://arxiv.org/abs/1503.02531), 2015, section 2;
       there the cross-entropy, which differs by a constant.
     """
+    _check_rank("logits", 1, "(..., classes)", student, teacher)
     _check_shapes("logits", student, teacher)
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; wanted a positive number such as 2.0")
@@ -100,6 +101,7 @@ def hidden_loss(
       Romero et al., [FitNets](https://arxiv.org/abs/1412.6550), 2015, eq. 3; with a projection
       matrix Jiao et al., [TinyBERT](https://arxiv.org/abs/1909.10351), 2020, eq. 8.
     """
+    _check_rank("hidden states", 1, "(..., features)", student, teacher)
     if projection is not None:
         if projection.shape != (student.shape[-1], teacher.shape[-1]):
             raise ValueError(
@@ -147,6 +149,7 @@ def attention_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
     References:
       Wang et al., [MiniLM](https://arxiv.org/abs/2002.10957), 2020, eq. 6, there head by head.
     """
+    _check_rank("attention maps", 3, "(..., heads, queries, keys)", student, teacher)
     s, t = (jnp.mean(_wide(x), axis=-3) for x in (student, teacher))
     _check_shapes("attention maps, without heads,", s, t)
     tiny = float(jnp.finfo(s.dtype).tiny)  # a masked key has probability 0 in both
@@ -174,6 +177,7 @@ def activation_map_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
     References:
       Zagoruyko and Komodakis, [Attention Transfer](https://arxiv.org/abs/1612.03928), 2017, eq. 2.
     """
+    _check_rank("activation maps", 2, "(batch, ..., channels)", student, teacher)
     maps = [jnp.sum(jnp.square(_wide(x)), axis=-1) for x in (student, teacher)]
     _check_shapes("activation maps, without channels,", *maps)
     rows = [m.reshape(m.shape[0], -1) for m in maps]
@@ -189,6 +193,12 @@ def _norm(x: jax.Array) -> jax.Array:
 
 def _wide(x: Any) -> jax.Array:
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
+def _check_rank(what: str, rank: int, wanted: str, *outputs: Any) -> None:
+    for x in outputs:
+        if np.ndim(x) < rank:
+            raise ValueError(f"{what} have the shape {np.shape(x)}; wanted {wanted}")
 
 
 def _check_shapes(what: str, student: Any, teacher: Any) -> None:

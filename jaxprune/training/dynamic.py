@@ -16,7 +16,7 @@ from jaxprune.distributions import Rule, uniform
 from jaxprune.patterns import unstructured
 from jaxprune.scores.weights import is_float, magnitude, random, widen
 from jaxprune.selection import keep_largest, kept_count, known
-from jaxprune.training.core import NOTHING, Moments, Renew, method
+from jaxprune.training.core import NOTHING, Moments, Renew, check_renewed, method
 from jaxprune.training.landing import hold
 from jaxprune.training.renewal import final, scheduled
 from jaxprune.training.static import or_random
@@ -51,6 +51,8 @@ def drop(scores: Scores, masks: Masks, sparsity: Any, fraction: Any, pattern: Pa
     held = hold(scores, masks)
     fraction = jnp.asarray(fraction, jnp.float32)
     fewer = pattern(held, 1 - (1 - fraction) * (1 - jnp.asarray(sparsity, jnp.float32)))
+
+    check_renewed(fewer, masks)
 
     def leaf(kept: jax.Array, mask: jax.Array, score: Any) -> jax.Array:
         return jax.lax.cond(

@@ -16,6 +16,8 @@ import optax
 from jaxprune.masks import check_masks, check_structure
 from jaxprune.types import Masks, Params, PyTree, Scores, path_str
 
+_RESTORE = "restore a checkpoint with jax.eval_shape(tx.init, params) as its target"
+
 
 def land_on_masked(updates: PyTree, params: Params, masks: Masks) -> PyTree:
     """Updates after which ``optax.apply_updates`` gives exactly 0 where masks are False.
@@ -50,8 +52,13 @@ def hold(scores: Scores, masks: Masks, when: Any = True) -> Scores:
     return jax.tree.map(leaf, scores, masks)
 
 
-def check_update(name: str, updates: PyTree, params: Params | None, masks: Masks) -> None:
+def check_update(name: str, updates: PyTree, params: Params | None, state: Any) -> None:
     """Raises ValueError unless updates, params and the state's masks belong together."""
+    if not hasattr(state, "masks"):  # what a checkpoint gives back that was given no target
+        raise TypeError(
+            f"the state of {name} is a {type(state).__name__}; wanted what tx.init(params) "
+            f"returns: {_RESTORE}"
+        )
     if params is None:
         raise ValueError(
             f"{name} lands updates on masked parameters, so it must see them, and params is None; "
@@ -59,11 +66,11 @@ def check_update(name: str, updates: PyTree, params: Params | None, masks: Masks
         )
     check_like("updates", updates, params, "pass the gradients of these parameters")
     try:
-        check_masks(masks, params)
+        check_masks(state.masks, params)
     except ValueError as error:
         raise ValueError(
             f"the state of {name} was made for other parameters than it is given now; "
-            f"write state = tx.init(params) ({error})"
+            f"write state = tx.init(params), or {_RESTORE} ({error})"
         ) from error
 
 

@@ -8,9 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.chosen import is_number
+from jaxprune.patterns import block, channel, n_m, threshold, unstructured
+from jaxprune.selection import known
+from jaxprune.structure.patterns import structured
 from jaxprune.training.landing import is_placeholder
 from jaxprune.types import Masks, Params, Pattern, Schedule
 
+_FACTORIES: dict[Any, str] = {
+    unstructured: "jp.unstructured()",
+    n_m: "jp.n_m(2, 4)",
+    block: "jp.block((4, 4))",
+    channel: "jp.channel()",
+    threshold: "jp.threshold(0.1)",
+    structured: "jp.structured(jp.infer_structure(fn, params, x))",
+}
 _LAST_STEP = np.iinfo(np.int32).max  # where optax's counters stop
 
 
@@ -21,20 +33,50 @@ def scheduled(sparsity: float | Schedule, step: Any) -> Any:
 
 def final(sparsity: float | Schedule) -> Any:
     """The sparsity at the end of all schedules, known even under jit."""
+    return _at(sparsity, _LAST_STEP)
+
+
+def _at(sparsity: float | Schedule, step: Any) -> Any:
     with jax.ensure_compile_time_eval():
-        return scheduled(sparsity, _LAST_STEP)
+        return scheduled(sparsity, step)
 
 
 def check_schedule(sparsity: float | Schedule) -> None:
-    """Raises ValueError unless the schedule, as far as it is known, ends in [0, 1]."""
-    value = final(sparsity)
-    if isinstance(value, jax.core.Tracer):
-        return  # a hyperparameter of the step, such as optax.inject_hyperparams makes
-    if not (np.shape(value) == () and 0 <= float(value) <= 1):
+    """Raises ValueError unless the schedule, as far as it is known, ends and begins in [0, 1]."""
+    for where, step, rounding in (("ends", _LAST_STEP, 0.0), ("begins", 0, 1e-6)):
+        value = _at(sparsity, step)
+        if not known(value):
+            continue  # a hyperparameter of the step, such as optax.inject_hyperparams makes
+        if is_number(value) and -rounding <= float(value) <= 1 + rounding:
+            continue
         raise ValueError(
-            f"sparsity ends at {value}; wanted the fraction of entries to remove, a number in "
+            f"sparsity {where} at {value}; wanted the fraction of entries to remove, a number in "
             "[0, 1], or a schedule of it that stays there, such as "
             "jp.schedules.cubic(0, 0.9, begin=0, end=1000)"
+        )
+
+
+def check_number(name: str, sparsity: Any) -> None:
+    """Raises ValueError for a schedule, where masks of one sparsity are made."""
+    if callable(sparsity):
+        raise ValueError(
+            f"{name} makes masks of one sparsity, and is given a schedule; pass a number such as "
+            "0.9, or write jp.prune(inner, jp.magnitude, schedule)"
+        )
+    check_schedule(sparsity)
+
+
+def check_pattern(pattern: Any) -> None:
+    """Raises TypeError unless a pattern is a function, and not what makes one."""
+    factory = _FACTORIES.get(pattern) if callable(pattern) else None
+    if factory is not None:
+        raise TypeError(
+            f"pattern is jp.{pattern.__name__} itself, which makes patterns; call it: {factory}"
+        )
+    if not callable(pattern):
+        raise TypeError(
+            f"pattern is a {type(pattern).__name__}; wanted a function (scores, sparsity) -> masks "
+            "such as jp.unstructured()"
         )
 
 
@@ -57,6 +99,14 @@ def all_kept(pattern: Pattern, params: Params, sparsity: float | Schedule) -> Ma
         return params
     shapes = jax.eval_shape(lambda scores: pattern(scores, final(sparsity)), _abstract(params))
     return jax.tree.map(lambda p, m: jnp.ones_like(p, bool, m.shape), params, shapes)
+
+
+def strong(masks: Masks) -> Masks:
+    """Masks whose type is no longer weak, as that of comparisons with Python numbers is.
+
+    A state whose types change from one step to the next is compiled for again.
+    """
+    return jax.tree.map(lambda mask: jnp.asarray(mask, bool), masks)
 
 
 def _abstract(params: Params) -> Params:

@@ -15,6 +15,7 @@ from jaxprune.schedules import exponential
 from jaxprune.scores.weights import magnitude
 from jaxprune.training.core import MaskState, check_renewed, check_score, scored
 from jaxprune.training.landing import hold
+from jaxprune.training.renewal import strong
 from jaxprune.training.sparse_params import KeepParamsSparseState
 from jaxprune.types import Masks, Params, Pattern, ScoreFn
 
@@ -31,6 +32,7 @@ class Round(NamedTuple):
     params: Params  # after training
     opt_state: Any
     early: tuple[Params, Any]  # params and state at the step that is rewound to
+    rewind_to: Any  # that step
 
 
 def set_masks(opt_state: Any, masks: Masks) -> Any:
@@ -55,7 +57,7 @@ def set_masks(opt_state: Any, masks: Masks) -> Any:
             return state
         found.append(state)
         check_renewed(masks, state.masks)
-        return state._replace(masks=masks)
+        return state._replace(masks=strong(masks))
 
     opt_state = jax.tree.map(node, opt_state, is_leaf=lambda x: isinstance(x, kinds))
     if not found:
@@ -110,8 +112,8 @@ def iterative(
       resume: the last round of an interrupted run, to go on after it.
 
     Raises:
-      ValueError: unless 0 <= rewind_to < steps, rounds >= 1, rewind is known, and the state of tx
-        holds masks.
+      ValueError: unless 0 <= rewind_to < steps, rounds >= 1, rewind is known, the state of tx
+        holds masks, and ``resume`` is of a run with the same step to rewind to.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp, optax
@@ -139,6 +141,7 @@ def iterative(
     check_score(score)
     schedule = exponential(0.0, sparsity, begin=0, end=rounds)
     begin = 0 if rewind == "reset" else rewind_to
+    _check_resume(resume, begin, rounds)
 
     def dense_round() -> Round:
         masks = pattern(magnitude(params), 0.0)
@@ -146,7 +149,7 @@ def iterative(
         if begin:
             early = train(early[0], early[1], 0, begin)
         after, state = train(_copy(early[0]), _copy(early[1]), begin, steps)
-        return Round(jnp.int32(0), masks, after, state, early)
+        return Round(jnp.int32(0), masks, after, state, early, jnp.int32(begin))
 
     def sparser_round(last: Round, index: int) -> Round:
         masks = _fewer(last, score, pattern, schedule(index))
@@ -154,7 +157,7 @@ def iterative(
         start = _copy(last.params) if rewind == "learning rate" else early_params
         state = set_masks(early_state, _copy(masks))
         after, state = train(apply_masks(start, masks), state, begin, steps)
-        return Round(jnp.int32(index), masks, after, state, last.early)
+        return Round(jnp.int32(index), masks, after, state, last.early, last.rewind_to)
 
     def tickets() -> Iterator[Round]:
         last = resume
@@ -187,4 +190,20 @@ def _check(rewind: str, rewind_to: int, rounds: int, steps: int) -> None:
         raise ValueError(
             f"rewind_to is {rewind_to} of {steps} steps; wanted a step of training, from 0 to "
             f"{steps - 1}"
+        )
+
+
+def _check_resume(resume: Round | None, begin: int, rounds: int) -> None:
+    if resume is None:
+        return
+    saved, index = int(resume.rewind_to), int(resume.index)
+    if saved != begin:
+        raise ValueError(
+            f"resume holds the network at step {saved}, and rounds are to begin at step {begin}, "
+            f"which was never saved; pass rewind_to={saved}, or start anew without resume"
+        )
+    if index > rounds:
+        raise ValueError(
+            f"resume is round {index} of {rounds}; pass the number of rounds, at least {index}, "
+            "that the run began with"
         )

@@ -61,7 +61,7 @@ def keep_params_sparse(masks: Masks) -> optax.GradientTransformation:
     def update(
         updates: Any, state: KeepParamsSparseState, params: Any = None
     ) -> tuple[Any, KeepParamsSparseState]:
-        check_update("jp.keep_params_sparse", updates, params, state.masks)
+        check_update("jp.keep_params_sparse", updates, params, state)
         return land_on_masked(updates, params, state.masks), state
 
     return optax.GradientTransformation(init, update)

@@ -14,6 +14,7 @@ from jaxprune.schedules import one_shot as at_step
 from jaxprune.scores.weights import magnitude, random
 from jaxprune.training.core import check_score, method
 from jaxprune.training.prune import prune
+from jaxprune.training.renewal import check_number
 from jaxprune.types import Masks, Pattern, ScoreFn
 
 _UNSTRUCTURED = unstructured()
@@ -54,7 +55,7 @@ def static(
 
     Raises:
       TypeError: by ``init``, for a score that needs more evidence.
-      ValueError: see :func:`jp.prune`.
+      ValueError: for a schedule in place of a number; see also :func:`jp.prune`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, optax
@@ -68,6 +69,8 @@ def static(
       The baseline "static" of Evci et al., [RigL](https://arxiv.org/abs/1911.11134), 2020, section
       4; with SNIP's score Lee et al., [SNIP](https://arxiv.org/abs/1810.02340), 2019.
     """
+
+    check_number("jp.training.static", sparsity)
 
     def renew(params: Any, masks: Masks, now: jax.Array, **evidence: Any) -> Masks:
         return masks
