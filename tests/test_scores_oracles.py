@@ -80,32 +80,52 @@ FORMULAS = {
 }
 
 
+@functools.cache
+def by_formula():
+    """All of them in one program, which compiles once."""
+
+    @jit
+    def every(w, evidence):
+        return {
+            name: score({"w": w}, **{k: {"w": v} for k, v in evidence[name].items()})["w"]
+            for name, (score, _, _) in FORMULAS.items()
+        }
+
+    return every(W, {name: evidence for name, (_, evidence, _) in FORMULAS.items()})
+
+
 @pytest.mark.parametrize("name", FORMULAS)
 def test_formula(name):
-    score, evidence, wanted = FORMULAS[name]
-    params, evidence = (
-        {"w": jnp.asarray(W)},
-        {k: {"w": jnp.asarray(v)} for k, v in evidence.items()},
-    )
-    got = score(params, **evidence)["w"]
-    np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(by_formula()[name], FORMULAS[name][2], rtol=2e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 4, 5), (), (0, 3)])
 def test_shapes_other_than_matrices(shape):
     w = np.asarray(RNG.normal(size=shape))
-    params, grads = {"w": jnp.asarray(w)}, RNG.normal(size=(3, *shape))
-    np.testing.assert_allclose(jp.scores.lamp(params)["w"], lamp(w), rtol=1e-4)
-    blocks = jp.scores.woodfisher(params, grads={"w": jnp.asarray(grads)}, block=4)["w"]
-    assert blocks.shape == shape
+    grads = RNG.normal(size=(3, *shape))
+    norms = np.arange(1.0, 1 + shape[-2]) if w.ndim > 1 else None
+
+    @jit
+    def some(w, grads):
+        params = {"w": w}
+        blocks = jp.scores.woodfisher(params, grads={"w": grads}, block=4)
+        by_input = jp.scores.wanda(params, input_norms={"w": norms})
+        return {
+            "lamp": jp.scores.lamp(params)["w"],
+            "fpgm": jp.scores.fpgm(params)["w"],
+            "woodfisher": blocks["w"],
+            "wanda": by_input["w"],
+        }
+
+    got = some(w, grads)
+    assert all(score.shape == shape for score in got.values())
+    np.testing.assert_allclose(got["lamp"], lamp(w), rtol=1e-4)
     if w.size:
-        np.testing.assert_allclose(blocks, woodfisher(w, grads, 4, 1e-3), rtol=2e-3)
+        np.testing.assert_allclose(got["woodfisher"], woodfisher(w, grads, 4, 1e-3), rtol=2e-3)
     wanted = fpgm(w) if w.ndim > 1 and w.size else np.zeros(shape)
-    np.testing.assert_allclose(jp.scores.fpgm(params)["w"], wanted, rtol=1e-5)
-    if w.ndim > 1:
-        norms = np.arange(1.0, 1 + shape[-2])
-        got = jp.scores.wanda(params, input_norms={"w": jnp.asarray(norms)})["w"]
-        np.testing.assert_allclose(got, np.abs(w) * norms[:, None], rtol=1e-6)
+    np.testing.assert_allclose(got["fpgm"], wanted, rtol=1e-5)
+    by_input = np.abs(w) * (1 if norms is None else norms[:, None])
+    np.testing.assert_allclose(got["wanda"], by_input, rtol=1e-6)
 
 
 # ---- laws -----------------------------------------------------------------------------------
@@ -142,10 +162,15 @@ POWERS = {
 }
 
 
-def scored(name, w):
-    score, powers = BY_ENTRY[name]
-    evidence = {k: {"w": jnp.asarray(np.cos(w) ** power)} for k, power in powers.items()}
-    return np.asarray(score({"w": jnp.asarray(w, jnp.float32)}, **evidence)["w"])
+@functools.cache
+def jitted(name):
+    return jit(BY_ENTRY[name][0])
+
+
+def scored(name, w, louder=1.0):
+    w = np.asarray(w, np.float32)
+    evidence = {k: {"w": louder * np.cos(w) ** power} for k, power in BY_ENTRY[name][1].items()}
+    return np.asarray(jitted(name)({"w": w}, **evidence)["w"])
 
 
 @pytest.mark.parametrize("name", BY_ENTRY)
@@ -168,15 +193,15 @@ def test_scores_move_with_their_entries_and_equals_score_equal(name, entries, di
 def test_scale(name, entries, c):
     """Scores of scaled weights, and of scaled evidence, that is of a scaled loss."""
     w = np.array([x + 0.5 for x in entries], np.float32)
-    score, powers = BY_ENTRY[name]
-    evidence = {k: {"w": jnp.cos(w) ** power} for k, power in powers.items()}
+    evidence = {k: {"w": np.cos(w) ** power} for k, power in BY_ENTRY[name][1].items()}
     for_weights, for_evidence = POWERS[name]
-    base = np.asarray(score({"w": jnp.asarray(w)}, **evidence)["w"])
-    scaled = np.asarray(score({"w": jnp.asarray(w * c)}, **evidence)["w"])
+    base = scored(name, w)
+    scaled = np.asarray(jitted(name)({"w": w * np.float32(c)}, **evidence)["w"])
     np.testing.assert_allclose(scaled, base * c**for_weights, rtol=1e-5)
-    louder = jax.tree.map(lambda x: x * c, evidence)
-    louder = np.asarray(score({"w": jnp.asarray(w)}, **louder)["w"])
-    np.testing.assert_allclose(louder, base * c**for_evidence, rtol=1e-5)
+    np.testing.assert_allclose(scored(name, w, np.float32(c)), base * c**for_evidence, rtol=1e-5)
+
+
+LAMP = jit(jp.scores.lamp)
 
 
 @settings(max_examples=50)
@@ -186,8 +211,8 @@ def test_scale(name, entries, c):
     )
 )
 def test_lamp_ranks_as_magnitude_does_and_its_largest_is_1(entries):
-    w = jnp.asarray(entries, jnp.float32)
-    lamp, size = (np.asarray(f({"w": w})["w"]) for f in (jp.scores.lamp, jp.magnitude))
+    w = np.asarray(entries, np.float32)
+    lamp, size = np.asarray(LAMP({"w": w})["w"]), np.abs(w)
     order = np.argsort(-size, kind="stable")
     assert (np.diff(lamp[order]) <= 0).all()
     assert lamp[order[0]] == (1 if size.any() else 0)
@@ -196,31 +221,33 @@ def test_lamp_ranks_as_magnitude_does_and_its_largest_is_1(entries):
 
 def test_lamp_of_a_large_leaf_falls_as_its_entries_do():
     """A sum in parallel is not monotone by itself."""
+    score = jit(jp.scores.lamp)
     for small in (1e-4, 0.03, 1.0):  # equal entries: their scores fall as the sum grows
-        w = jnp.full(100_000, small).at[0].set(1)
-        assert (np.diff(np.asarray(jp.scores.lamp({"w": w})["w"])) <= 0).all()
+        w = np.full(100_000, small, np.float32)
+        w[0] = 1
+        assert (np.diff(np.asarray(score({"w": w})["w"])) <= 0).all()
 
 
 def test_woodfisher_does_not_depend_on_the_scale_of_the_loss():
     params = {"w": jnp.asarray(W)}
-    base, louder = (
-        jp.scores.woodfisher(params, grads={"w": jnp.asarray(GRADS * c)})["w"] for c in (1, 1e-4)
-    )
+    score = jit(lambda grads: jp.scores.woodfisher(params, grads={"w": grads})["w"])
+    base, louder = (score(GRADS * c) for c in (1, 1e-4))
     np.testing.assert_allclose(louder, base * 1e-8, rtol=1e-2)
 
 
 def test_woodfisher_of_block_1_is_fisher_up_to_the_damping():
     params, grads = {"w": jnp.asarray(W)}, {"w": jnp.asarray(GRADS)}
     fisher = {"w": jnp.mean(grads["w"] ** 2, 0)}
-    one = jp.scores.woodfisher(params, grads=grads, block=1, damping=1e-6)["w"]
+    score = jit(functools.partial(jp.scores.woodfisher, block=1, damping=1e-6))
+    one = score(params, grads=grads)["w"]
     np.testing.assert_allclose(one, jp.scores.fisher(params, fisher=fisher)["w"], rtol=1e-3)
 
 
 def test_woodfisher_of_gradients_that_are_zero_or_alike_stays_finite():
     params = {"w": jnp.ones(40), "dead": jnp.ones(3)}
+    score = jit(lambda grads: jp.scores.woodfisher(params, grads=grads, damping=1e-9))
     for value in (0.0, 1e3):
-        grads = {"w": jnp.full((2, 40), value), "dead": jnp.zeros((2, 3))}
-        scores = jp.scores.woodfisher(params, grads=grads, damping=1e-9)
+        scores = score({"w": jnp.full((2, 40), value), "dead": jnp.zeros((2, 3))})
         assert all(bool(jnp.all((s >= 0) & jnp.isfinite(s))) for s in scores.values())
 
 
@@ -282,10 +309,13 @@ def test_synflow_is_the_sum_over_paths():
     np.testing.assert_allclose(got["l1"], second, rtol=1e-5)
 
 
+FLOW = jit(functools.partial(jp.scores.synflow, fn=relu_net, args=(jnp.zeros((1, 4)),)))
+
+
 @settings(max_examples=5)
 @given(st.integers(0, 1000))
 def test_synflow_is_conserved_from_layer_to_layer_and_through_units(seed):
-    scores = jp.scores.synflow(deep(seed=seed), fn=relu_net, args=(jnp.zeros((1, 4)),))
+    scores = FLOW(deep(seed=seed))
     totals = [float(s.sum()) for s in scores.values()]
     np.testing.assert_allclose(totals, totals[0], rtol=1e-4)
     np.testing.assert_allclose(scores["l0"].sum(0), scores["l1"].sum(1), rtol=1e-4)
@@ -311,7 +341,8 @@ def test_synflow_in_rounds_keeps_every_layer_alive_where_one_cut_over_magnitudes
     masks = jit(lambda p: jp.scores.in_rounds(score, ONE_CUT, rounds=20)(p, 0.97))(params)
     assert jp.sanity.collapsed(jp.sanity.active(relu_net, masks, params, jnp.ones((1, 8)))) == []
     sizes = {name: w / 100 if name == "l1" else w for name, w in params.items()}
-    (found,) = jp.sanity.collapsed(ONE_CUT(jp.magnitude(sizes), 0.9), least=2)
+    at_once = jit(lambda sizes: ONE_CUT(jp.magnitude(sizes), jnp.float32(0.9)))(sizes)
+    (found,) = jp.sanity.collapsed(at_once, least=2)
     assert found == ("l1", 1, 128)  # the one entry that no leaf loses
 
 
