@@ -157,7 +157,9 @@ class Evaluator:
                 if block <= self._split.dims(value):  # else another block of it, not to overwrite
                     self._store(step, env, j, block, y)
         for (_, block), source in self._passed(step):
-            env[step.outs[0], block] = self._raw(env, source, block & self._split.dims(source))
+            found = self._raw(env, source, block & self._split.dims(source))
+            kept = self._folded if isinstance(found, Folded) else env  # called programs see these
+            kept[step.outs[0], block] = found
 
     def _passed(self, step: Step) -> list[Any]:
         blocks = self._demand.needed.get(step.outs[0], set()) if step.outs else ()
@@ -184,8 +186,7 @@ class Evaluator:
         xs = []
         for v in step.ins:
             block = part.block & self._split.dims(v)
-            key = v, block
-            zero = v.const is None and key not in env and key not in self._folded
+            zero = v.const is None and self._demand.is_zero(v, block)
             nothing = np.zeros((1,) * len(v.axes), v.aval.dtype)
             x = nothing if zero else self._raw(env, v, block)
             xs.append(x.array if isinstance(x, Folded) else x)
