@@ -85,6 +85,19 @@ class Split:
             self._positions[key] = index, own
         return self._positions[key]
 
+    def own(self, value: Value, block: Block) -> np.ndarray | None:
+        """Which entries of a block are no other block's; broadcasts to it. None: all."""
+        mine = np.ones((1,) * len(value.axes), bool)
+        for dimension in block:
+            passes = np.zeros((1,) * len(value.axes), bool)
+            for k, axis in enumerate(value.axes):
+                if dimension in self.pruned(axis):
+                    here = self.positions(axis, block, frozenset([dimension]))[1]
+                    line = here[:1] if here.all() else here  # a size may be a name elsewhere
+                    passes = passes | line.reshape([-1 if j == k else 1 for j in range(mine.ndim)])
+            mine = mine & passes
+        return None if mine.all() else mine
+
     def _marks(self, axis: Axis, bits: dict[Axis, int], view: View) -> np.ndarray:
         """Per position the set of dimensions that lead to it, as bits."""
         axis = axes.find(axis)

@@ -26,7 +26,7 @@ from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step, Tape, Value
 from jaxprune.rules.flow import CALLED_ONCE
 from jaxprune.rules.pointwise import POINTWISE
-from jaxprune.rules.registry import KEPT, Block
+from jaxprune.rules.registry import KEPT, Block, Wire
 
 Key = tuple[Value, Block]
 
@@ -78,12 +78,7 @@ class Constants:
                 if parts and all(constant):
                     mine = (out for out in step.outs if block <= self._demand.split.dims(out))
                     self.known |= {(out, block) for out in mine}
-            for (other, block), source in self._demand.passed.items():
-                if (
-                    other is step
-                    and (source, block & self._demand.split.dims(source)) in self.known
-                ):
-                    self.known.add((step.outs[0], block))
+            self.known |= {(step.outs[0], b) for b, key in self._passed(step) if key in self.known}
 
     def _note(self, step: Step, varying: Sequence[Part]) -> None:
         for part in varying:
@@ -94,9 +89,72 @@ class Constants:
         if step.name not in CALLED_ONCE:
             self.misread |= self.leftovers & {(step.ins[i], block) for i, block in ins}
             return
+        before = set(self.known)
         self._walk(step.subs[0])
         inner = step.subs[0].outputs
-        self.known |= {(step.outs[j], b) for j, b in outs if (inner[j], b) in self.known}
+        constant = [(j, b) for j, b in outs if (inner[j], b) in self.known]
+        varying = [(i, b) for i, b in ins if (step.ins[i], b) not in self.known]
+        if self._moves(step, varying, constant):
+            self.known = before
+            self.misread |= self.leftovers & {(step.ins[i], block) for i, block in ins}
+        else:
+            self.known |= {(step.outs[j], b) for j, b in constant}
+
+    def _moves(self, step: Step, varying: Sequence[Wire], constant: Sequence[Wire]) -> bool:
+        """Whether a gradient rule ties constant results to operands that vary.
+
+        A rule need not be the derivative: the cotangent of a constant may be passed straight on.
+        """
+        if step.name not in DERIVATIVES or len(step.subs) == 1 or not constant:
+            return False
+        rule, sources, targets = DERIVATIVES[step.name](step, varying, constant)
+        return bool(targets & self._reached(rule, sources))
+
+    def _reached(self, tape: Tape, sources: set[Key]) -> set[Key]:
+        """What is computed from blocks of a program's inputs."""
+        reached = set(sources)
+        for step in tape.steps:
+            if step in self._demand.wires:
+                ins, outs = self._demand.wires[step]
+                if any((step.ins[i], b) in reached for i, b in ins):
+                    reached |= {(step.outs[j], b) for j, b in outs}
+                continue
+            for block, parts in self._demand.parts.get(step, {}).items():
+                if any(reached & set(self._operands(step, part.block)) for part in parts):
+                    reached |= {(out, block) for out in step.outs}
+            reached |= {(step.outs[0], b) for b, key in self._passed(step) if key in reached}
+        return reached
+
+    def _passed(self, step: Step) -> list[tuple[Block, Key]]:
+        """Blocks of the result that are a block of an operand."""
+        passed = self._demand.passed.get(step, {}).items()
+        return [(block, (v, block & self._demand.split.dims(v))) for block, v in passed]
+
+
+Ends = tuple[Tape, set[Key], set[Key]]  # a rule, what goes in, and what it may come out as
+
+
+def _forward_ends(step: Step, varying: Sequence[Wire], constant: Sequence[Wire]) -> Ends:
+    """Tangents of operands that vary, tangents of constant results."""
+    rule = step.subs[1]
+    moving, still = rule.inputs[len(step.ins) :], compat.custom_jvp_jaxpr(step.eqn)[2]
+    moved = dict(zip((j for j, s in enumerate(still) if not s), rule.outputs[len(step.outs) :]))
+    sources = {(moving[i], block) for i, block in varying}
+    return rule, sources, {(moved[j], block) for j, block in constant if j in moved}
+
+
+def _backward_ends(step: Step, varying: Sequence[Wire], constant: Sequence[Wire]) -> Ends:
+    """Cotangents of constant results, cotangents of operands that vary."""
+    rule = step.subs[2]
+    grads = dict(zip(compat.rule_operands(step.eqn, range(len(step.ins))), rule.outputs))
+    sources = {(rule.inputs[j - len(step.outs)], block) for j, block in constant}
+    return rule, sources, {(grads[i], block) for i, block in varying if i in grads}
+
+
+DERIVATIVES: dict[str, Callable[[Step, Sequence[Wire], Sequence[Wire]], Ends]] = {
+    "custom_jvp_call": _forward_ends,
+    "custom_vjp_call": _backward_ends,
+}
 
 
 # ---------------------------------------------------------------------------------- computing

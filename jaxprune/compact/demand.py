@@ -47,7 +47,7 @@ class Demand:
     Attributes:
       needed: value -> blocks that something reads.
       parts: step -> {block of the results: the evaluations that are combined into it}.
-      passed: (step, block) -> the operand that is the result, unchanged.
+      passed: step -> {block: the operand that is the result, unchanged}.
       wires: nested step -> (operand wires, result wires).
       refusals: units that must stay, with the reason.
       carried: dimension -> which of its units contribute somewhere although removed.
@@ -58,7 +58,7 @@ class Demand:
         self.absent = absent  # removed units count as not there at all, whatever their values
         self.needed: dict[Value, set[Block]] = {}
         self.parts: dict[Step, dict[Block, list[Part]]] = {}
-        self.passed: dict[tuple[Step, Block], Value] = {}
+        self.passed: dict[Step, dict[Block, Value]] = {}
         self.wires: dict[Step, tuple[list[Wire], list[Wire]]] = {}
         self.refusals: list[Refusal] = []
         self.carried: dict[Axis, np.ndarray] = {}
@@ -94,7 +94,7 @@ class Demand:
         for block in set().union(*results) or {KEPT}:
             source = self._passed(step, block)
             if source is not None:
-                self.passed[step, block] = source
+                self.passed.setdefault(step, {})[block] = source
                 self.want(source, block)
             elif block not in plan:
                 plan[block] = self._parts(step, block)
@@ -266,13 +266,18 @@ class Demand:
 
     def restart(self, tape: Tape, known: Sequence[Zeros]) -> None:
         """Forgets what was found about a program and starts from other facts."""
+        self._forget(tape)
+        self.flow.run(tape, known)
+
+    def _forget(self, tape: Tape) -> None:
         for step in tape.steps:
-            self.parts.pop(step, None)
-            self.wires.pop(step, None)
+            for found in (self.parts, self.wires, self.passed):
+                found.pop(step, None)
+            for sub in step.subs:
+                self._forget(sub)
         for value in [*tape.inputs, *(v for step in tape.steps for v in step.outs)]:
             self.needed.pop(value, None)
             self._zero.pop(value, None)
-        self.flow.run(tape, known)
 
     def refuse(self, dimension: Axis, why: str, units: np.ndarray | None = None) -> None:
         """Says that units of a dimension, all without a list, can't be removed."""

@@ -30,7 +30,7 @@ COMBINE: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-JVP = "custom_jvp_call"
+JVP, VJP = "custom_jvp_call", "custom_vjp_call"
 
 
 class Evaluator:
@@ -51,6 +51,11 @@ class Evaluator:
 
     def size(self, axis: Axis) -> int:
         return self._split.view(KEPT).size(axis)
+
+    def own_only(self, value: Value, block: Block, x: Any) -> Any:
+        """Zeros where the block shows entries of another block."""
+        own = self._split.own(value, block)
+        return x if own is None else jnp.where(own, x, jnp.zeros_like(x))
 
     def wires(self, values: Sequence[Value]) -> list[Wire]:
         return wires([self._demand.needed.get(v, set()) for v in values])
@@ -103,15 +108,13 @@ class Evaluator:
     ) -> tuple[list[Wire], list[Wire]]:
         """Evaluates the constant results of a function that is called once; gives the rest.
 
-        Its program reads the constants among its operands where they are kept; their tangents, if
-        a rule asks for them, are zero.
+        Its program reads the constants among its operands where they are kept; their tangents and
+        cotangents, if a rule asks for them, are zero.
         """
-        for i, block in ins:
-            for rule in step.subs[1:] if (step.ins[i], block) in self._folded else ():
-                tangent = rule.inputs[len(step.ins) + i] if step.name == JVP else None
-                if tangent is not None:
-                    nothing = np.zeros((1,) * len(tangent.axes), tangent.aval.dtype)
-                    self._folded[tangent, block] = Folded(nothing)
+        if step.name == JVP and len(step.subs) == 2:
+            for i, block in ins:
+                if (step.ins[i], block) in self._folded:
+                    self._still(step.subs[1].inputs[len(step.ins) + i], block)
         for sub in step.subs[0].steps if self._any_constant(step, outs) else ():
             if sub in self._demand.wires:
                 self._fold_called(sub, *self._demand.wires[sub])
@@ -120,10 +123,17 @@ class Evaluator:
         for j, block in outs:
             if (step.outs[j], block) in self._constants.known:
                 self._folded[step.outs[j], block] = self._raw({}, step.subs[0].outputs[j], block)
+                if step.name == VJP and len(step.subs) == 3:
+                    self._still(step.subs[2].inputs[j - len(step.outs)], block)
         return (
             [(i, b) for i, b in ins if (step.ins[i], b) not in self._folded],
             [(j, b) for j, b in outs if (step.outs[j], b) not in self._folded],
         )
+
+    def _still(self, moving: Value, block: Block) -> None:
+        """A tangent or cotangent of a constant, for the rules that ask for it."""
+        nothing = np.zeros((1,) * len(moving.axes), moving.aval.dtype)
+        self._folded[moving, block] = Folded(nothing)
 
     def _any_constant(self, step: Step, outs: list[Wire]) -> bool:
         return any((step.outs[j], block) in self._constants.known for j, block in outs)
@@ -132,7 +142,7 @@ class Evaluator:
         for block, parts in self._demand.parts[step].items():
             if all(self._constants.is_constant(step, part) for part in parts):
                 self._store(step, {}, 0, block, self._sum(step, parts, {})[0])
-        for (_, block), source in self._passed(step):
+        for block, source in self._passed(step):
             below = block & self._split.dims(source)
             if (source, below) in self._constants.known:
                 self._folded[step.outs[0], block] = self._raw({}, source, below)
@@ -156,15 +166,15 @@ class Evaluator:
             for j, (value, y) in enumerate(zip(step.outs, ys)):
                 if block <= self._split.dims(value):  # else another block of it, not to overwrite
                     self._store(step, env, j, block, y)
-        for (_, block), source in self._passed(step):
+        for block, source in self._passed(step):
             found = self._raw(env, source, block & self._split.dims(source))
             kept = self._folded if isinstance(found, Folded) else env  # called programs see these
             kept[step.outs[0], block] = found
 
-    def _passed(self, step: Step) -> list[Any]:
+    def _passed(self, step: Step) -> list[tuple[Block, Value]]:
         blocks = self._demand.needed.get(step.outs[0], set()) if step.outs else ()
-        keys = [(step, block) for block in blocks if (step, block) in self._demand.passed]
-        return [(key, self._demand.passed[key]) for key in keys]
+        passed = self._demand.passed.get(step, {})
+        return [(block, passed[block]) for block in blocks if block in passed]
 
     def _combine(self, step: Step) -> Callable[[Any, Any], Any]:
         return COMBINE[self._demand.flow.mixes[step][0].combine]

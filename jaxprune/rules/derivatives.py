@@ -228,7 +228,10 @@ def run_custom_vjp(
         closed = len(step.ins) - len(backward.outputs)  # over arrays, which get no gradient
         moves = [i >= closed and _inexact(step.ins[i]) for i, _ in ins]
         wanted = [(i - closed, block) for (i, block), moving in zip(ins, moves) if moving]
-        results = iter(runner.run(backward, wires, [*saved, *cotangents], wanted))
+        found = runner.run(backward, wires, [*saved, *cotangents], wanted)
+        # An entry that two blocks show has one cotangent.
+        whose = [(backward.outputs[i], block) for i, block in wanted]
+        results = iter([runner.own_only(*key, x) for key, x in zip(whose, found)])
         return tuple(next(results) if moving else None for moving in moves)
 
     small = jax.custom_vjp(function)
