@@ -191,17 +191,32 @@ def _unify_sums(a: Axis, b: Axis, reason: Any) -> None:
 
 
 def _unify_prod_sum(a: Axis, b: Axis, reason: Any) -> None:
-    """``Prod(f, q...) ~ Sum(c_i)``: if all ``c_i`` are multiples of ``q``, cut f instead."""
+    """``Prod(f, q...) ~ Sum(c_i)``: if all ``c_i`` are multiples of ``q``, cut f instead.
+
+    Some ``c_i`` may make one ``q`` together: an axis of that size that was cut before.
+    """
     fs, ps = factors(a), parts(b)
     for k in range(1, len(fs)):
         q = prod(fs[k:])
-        if all(p.size % q.size == 0 for p in ps):
-            heads = [leaf(p.size // q.size) for p in ps]
-            for p, head in zip(ps, heads, strict=True):
+        runs = _runs(ps, q.size)
+        if all(len(run) == 1 or sum(p.size for p in run) == q.size for run in runs):
+            whole = [sum_(run) for run in runs]
+            heads = [leaf(p.size // q.size) for p in whole]
+            for p, head in zip(whole, heads, strict=True):
                 unify(p, prod([head, q]), reason)
             unify(prod(fs[:k]), sum_(heads), reason)
             return _link_compound(b, a)
     _conflict(a, b, reason)
+
+
+def _runs(ps: Sequence[Axis], size: int) -> list[list[Axis]]:
+    """Neighbouring parts, together as soon as they are a multiple of ``size``."""
+    runs: list[list[Axis]] = [[]]
+    for part in ps:
+        if runs[-1] and sum(p.size for p in runs[-1]) % size == 0:
+            runs.append([])
+        runs[-1].append(part)
+    return runs
 
 
 def _link_compound(a: Axis, b: Axis) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxprune.axes import Axis
 from jaxprune.compact.blocks import View
@@ -29,6 +30,7 @@ COMBINE: dict[str, Callable[[Any, Any], Any]] = {
     "and": jnp.bitwise_and,
 }
 
+CHOOSE: dict[str, Callable[..., Any]] = {"reduce_max": lax.reduce_max, "reduce_min": lax.reduce_min}
 
 JVP, VJP = "custom_jvp_call", "custom_vjp_call"
 
@@ -135,12 +137,15 @@ class Evaluator:
         nothing = np.zeros((1,) * len(moving.axes), moving.aval.dtype)
         self._folded[moving, block] = Folded(nothing)
 
+    def _all_constant(self, step: Step, parts: list[Part]) -> bool:
+        return all(self._constants.is_constant(step, part) for part in parts)
+
     def _any_constant(self, step: Step, outs: list[Wire]) -> bool:
         return any((step.outs[j], block) in self._constants.known for j, block in outs)
 
     def _flat_constant(self, step: Step) -> None:
         for block, parts in self._demand.parts[step].items():
-            if all(self._constants.is_constant(step, part) for part in parts):
+            if self._all_constant(step, parts):
                 self._store(step, {}, 0, block, self._sum(step, parts, {})[0])
         for block, source in self._passed(step):
             below = block & self._split.dims(source)
@@ -149,6 +154,8 @@ class Evaluator:
 
     def _sum(self, step: Step, parts: list[Part], env: dict[Any, Any]) -> list[Any]:
         """The results of a step, put together from its evaluations."""
+        if len(parts) > 1 and step.name in CHOOSE and not self._all_constant(step, parts):
+            return [self._choose(step, parts, env)]
         ys = [self._part(step, part, env) for part in parts]
         if len(ys) == 1:
             return ys[0]
@@ -159,6 +166,19 @@ class Evaluator:
                 Folded(now(functools.partial(functools.reduce, combine), e)) for e in zip(*plain)
             ]
         return [functools.reduce(combine, each) for each in zip(*plain)]
+
+    def _choose(self, step: Step, parts: list[Part], env: dict[Any, Any]) -> Any:
+        """A maximum over all parts at once: entries that tie share its gradient evenly."""
+        value, gone = step.ins[0], sorted(step.params["axes"])
+        stay = [k for k in range(len(value.axes)) if k not in gone]
+        rows = []
+        for part in parts:
+            x = self._read(env, value, part.block & self._split.dims(value))
+            for _, axis, positions in part.picks:
+                x = x.take(positions, axis=axis)
+            x = x.transpose((*stay, *gone))
+            rows.append(x.reshape((*x.shape[: len(stay)], -1)))
+        return CHOOSE[step.name](jnp.concatenate(rows, -1), (len(stay),))
 
     def _flat(self, step: Step, env: dict[Any, Any]) -> None:
         for block, parts in self._demand.parts[step].items():
