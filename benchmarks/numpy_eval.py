@@ -7,8 +7,9 @@ its programs under ``jax.jit`` as well and compares.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,10 +33,40 @@ def evaluate(closed: Any, *args: Any) -> list[np.ndarray]:
 
     with np.errstate(all="ignore"):
         for eqn in jaxpr.eqns:
-            results = _apply(eqn, [read(v) for v in eqn.invars])
+            operands = [read(v) for v in eqn.invars]
+            _watch(eqn, operands)
+            results = _apply(eqn, operands)
             for var, result in zip(eqn.outvars, results, strict=True):
                 env[var] = result
     return [np.asarray(read(v)) for v in jaxpr.outvars]
+
+
+# What turns a NaN into a number: who knows what it would have been.
+DECIDES = {
+    "argmax", "argmin", "eq", "ge", "gt", "is_finite", "le", "lt", "ne", "sort", "top_k",
+}  # fmt: skip
+_watchers: list[list[str]] = []
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[list[str]]:
+    """Lists the primitives that decide something by a NaN."""
+    _watchers.append([])
+    try:
+        yield _watchers[-1]
+    finally:
+        _watchers.pop()
+
+
+def _watch(eqn: Any, xs: Sequence[Any]) -> None:
+    if _watchers and eqn.primitive.name in DECIDES and any(map(_has_nan, xs)):
+        _watchers[-1].append(eqn.primitive.name)
+
+
+def _has_nan(x: Any) -> bool:
+    return bool(
+        _is_plain(x) and np.issubdtype(np.asarray(x).dtype, np.inexact) and np.isnan(x).any()
+    )
 
 
 def _apply(eqn: Any, xs: list[Any]) -> list[np.ndarray]:
@@ -386,6 +417,8 @@ def _scan(eqn: Any, xs: list[Any]) -> Any:
     for i in reversed(order) if parts.reverse else order:
         out = evaluate(parts.jaxpr, *consts, *carry, *(x[i] for x in inputs))
         carry, rows[i] = out[: parts.num_carry], out[parts.num_carry :]
+    if not rows:
+        return [*carry, *(np.zeros(v.aval.shape) for v in eqn.outvars[parts.num_carry :])]
     return [*carry, *map(np.stack, zip(*rows, strict=True))]
 
 

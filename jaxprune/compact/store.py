@@ -88,7 +88,7 @@ def load(folder: str | Path, fn: Callable[..., Any], params: Any, *args: Any) ->
         that differ, or dimensions that can no longer be cut.
     """
     text, arrays = read(folder, PLAN, FORMAT, VERSION)
-    program = _infer.infer(fn, params, args)
+    program = _infer.infer_settled(fn, params, args)
     structure = from_program(program, params)
     check_leaves(structure, text["leaves"])
     decisions = {row["name"]: _decision(structure, row, arrays) for row in text["dimensions"]}

@@ -41,6 +41,11 @@ def infer(
     param_axes: Sequence[Sequence[Axis]] | None = None,
 ) -> Program:
     """Traces and couples; ``param_axes`` continues from what an earlier trace found."""
+    closed, out_shape = _trace(fn, params, args)
+    return couple(closed, out_shape, params, args, param_axes)
+
+
+def _trace(fn: Callable[..., Any], params: Any, args: Sequence[Any]) -> tuple[Any, Any]:
     if not callable(fn):
         raise TypeError(
             f"infer_structure wants a function of (params, *args), got {type(fn).__name__}; "
@@ -49,7 +54,23 @@ def infer(
     if not jax.tree.leaves(params):
         raise ValueError("params has no array leaf; pass the variables that fn takes first")
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *args)
-    return couple(closed, out_shape, params, args, param_axes)
+    return closed, out_shape
+
+
+def infer_settled(fn: Callable[..., Any], params: Any, args: Sequence[Any]) -> Program:
+    """As :func:`infer`, such that coupling again from its axes finds nothing new.
+
+    Which layouts nest may depend on how far an axis has been cut when they meet.
+    """
+    closed, out_shape = _trace(fn, params, args)
+    program = couple(closed, out_shape, params, args)
+    while True:
+        param_axes, fresh = copy_axes([v.axes for v in program.param_values])
+        free = [leaf for leaf in fresh.values() if not leaf.reasons]
+        again = couple(closed, out_shape, params, args, param_axes)
+        if not any(axes.find(leaf) is not leaf or leaf.reasons for leaf in free):
+            return program
+        program = again
 
 
 def couple(
