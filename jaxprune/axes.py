@@ -199,8 +199,9 @@ def _unify_prod_sum(a: Axis, b: Axis, reason: Any) -> None:
     for k in range(1, len(fs)):
         q = prod(fs[k:])
         runs = _runs(ps, q.size)
-        if all(len(run) == 1 or sum(p.size for p in run) == q.size for run in runs):
-            whole = [sum_(run) for run in runs]
+        whole = [sum_(run) for run in runs]
+        fits = [p.size == q.size or len(run) == 1 for p, run in zip(whole, runs, strict=True)]
+        if all(fits) and all(p.size % q.size == 0 for p in whole):
             heads = [leaf(p.size // q.size) for p in whole]
             for p, head in zip(whole, heads, strict=True):
                 unify(p, prod([head, q]), reason)

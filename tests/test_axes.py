@@ -83,3 +83,18 @@ def test_unified_products_index_the_same_positions(a_sizes, b_sizes):
     axes.unify(a, b)
     free = {leaf: np.array([0]) for leaf in axes.leaves(a) if not leaf.reasons and leaf.size > 1}
     np.testing.assert_array_equal(axes.index_of(a, free), axes.index_of(b, free))
+
+
+def test_parts_that_make_one_factor_together_are_that_factor():
+    """``3 + 1 + 2 * 4`` are three rows of 4; parts across a row's end freeze both."""
+    row = axes.leaf(4)
+    pieces = [axes.leaf(3), axes.leaf(1)]
+    split = axes.sum_([axes.sum_(pieces), axes.prod([axes.leaf(2), axes.leaf(4)])])
+    axes.unify(split, axes.prod([axes.leaf(3), row]))
+    assert list(axes.leaves(row)) == pieces and not any(p.reasons for p in axes.leaves(split))
+    kept = {pieces[0]: np.array([0, 2])}
+    np.testing.assert_array_equal(axes.index_of(split, kept), [0, 2, 3, 4, 6, 7, 8, 10, 11])
+
+    across = axes.sum_([axes.leaf(3), axes.leaf(5), axes.leaf(4)])
+    axes.unify(across, axes.prod([axes.leaf(3), axes.leaf(4)]), "why")
+    assert all(leaf.reasons == ["why"] for leaf in axes.leaves(across))

@@ -112,3 +112,38 @@ def test_a_crash_is_reported_with_its_place(monkeypatch):
 def test_a_slow_program_is_a_crash():
     with pytest.raises(TimeoutError, match="took more than"):
         fuzz._too_slow()
+
+
+def test_a_loop_of_no_steps_gives_empty_rows():
+    def fn(x):
+        return jax.lax.scan(lambda c, row: (c + row.sum(), c * row), 1.0, x)
+
+    closed = jax.make_jaxpr(fn)(np.ones((0, 3)))
+    last, rows = numpy_eval.evaluate(closed, np.ones((0, 3)))
+    assert last == 1.0 and rows.shape == (0, 3)
+
+
+def test_what_decides_by_nan_is_listed():
+    closed = jax.make_jaxpr(lambda x: jax.numpy.where(x > 0, x, 0.0) + 1)(np.ones(2))
+    with numpy_eval.watching() as decided:
+        numpy_eval.evaluate(closed, np.ones(2))
+        assert decided == []
+        numpy_eval.evaluate(closed, np.array([np.nan, 1.0]))
+    assert decided == ["gt"]
+
+
+def test_a_certificate_warns_where_nan_decides():
+    """The masked weight norm is 0 / 0; the relu after it takes that NaN for negative."""
+    nan = [o for o in fuzz.check_program(1989, 1) if o.error > fuzz.TOLERANCE]
+    assert [(o.verdict, o.by_nan) for o in nan] == [("equal", True)]
+
+
+def test_the_narrowest_float_of_a_program_sets_its_rounding():
+    """The softmax of ``jax.nn`` is in float32, so that evaluations differ there by more."""
+
+    def fn(x):
+        return jax.jit(lambda x: x.astype(np.float32).astype(np.float64))(x)
+
+    assert fuzz.rounding_of(jax.make_jaxpr(fn)(np.ones(2))) == np.finfo(np.float32).eps
+    assert fuzz.rounding_of(jax.make_jaxpr(lambda x: x + x)(np.ones(2))) == np.finfo(float).eps
+    assert fuzz.agrees_with_xla(7800)

@@ -66,7 +66,7 @@ def infer_settled(fn: Callable[..., Any], params: Any, args: Sequence[Any]) -> P
     program = couple(closed, out_shape, params, args)
     while True:
         param_axes, fresh = copy_axes([v.axes for v in program.param_values])
-        free = [leaf for leaf in fresh.values() if not leaf.reasons]
+        free = [leaf for leaf in fresh.values() if leaf.size > 1 and not leaf.reasons]
         again = couple(closed, out_shape, params, args, param_axes)
         if not any(axes.find(leaf) is not leaf or leaf.reasons for leaf in free):
             return program
