@@ -55,29 +55,28 @@ def test_a_constant_that_comes_out_of_a_difference_reaches_a_called_program():
     assert small.params["up"].shape == (3, 1) and small.certificate.exact
 
 
-def with_rule(passes_on):
-    """``cos(h @ kernel)``; whether the cotangent of h is passed straight on or multiplied."""
+def plain(p, h):
+    return jnp.cos(h @ p["kernel"]) * p["gain"]
 
-    @jax.custom_vjp
-    def function(kernel, h):
-        return jnp.cos(h @ kernel)
+
+def with_rule(passes_on):
+    """Whether the cotangent of h is passed straight on or multiplied."""
+    function = jax.custom_vjp(plain)
 
     def backward(saved, ct):
-        slopes = jax.vjp(lambda k, h: jnp.cos(h @ k), *saved)[1](ct)
-        return slopes[0], ct if passes_on else 0.5 * slopes[1]
+        by_params, by_h = jax.vjp(plain, *saved)[1](ct)
+        return by_params, ct if passes_on else 0.5 * by_h
 
-    function.defvjp(lambda k, h: (function(k, h), (k, h)), backward)
+    function.defvjp(lambda p, h: (plain(p, h), (p, h)), backward)
     return function
 
 
-@jax.custom_jvp
-def forward_rule(kernel, h):
-    return jnp.cos(h @ kernel)
+forward_rule = jax.custom_jvp(plain)
 
 
 @forward_rule.defjvp
 def _(primals, tangents):
-    return forward_rule(*primals), tangents[1]
+    return plain(*primals), tangents[1]
 
 
 KEEP = np.arange(4) < 2
@@ -88,9 +87,10 @@ def repeated(function):
 
     def fn(p, x):
         h = jnp.tanh(x @ p["in"])[:, :1] + p["bias"]
-        return function(p["kernel"], h) @ p["down"]
+        return function({k: p[k] for k in ("kernel", "gain")}, h) @ p["down"]
 
-    params = random_params(bias=(4,), kernel=(4, 4), down=(4, 2)) | {"in": jnp.ones((3, 5)) / 5}
+    params = random_params(bias=(4,), kernel=(4, 4), gain=(4,), down=(4, 2))
+    params |= {"in": jnp.ones((3, 5)) / 5}
     keep = {"bias": KEEP, "kernel": KEEP[:, None] & KEEP}
     return fn, params, {k: jnp.asarray(keep.get(k, True)) for k in params}
 
@@ -115,8 +115,8 @@ def test_an_entry_that_two_blocks_show_gets_one_cotangent():
     def scaled(h):
         return h - jax.nn.logsumexp(h, -1, keepdims=True)
 
-    plain = scaled.__wrapped__
-    scaled.defvjp(lambda h: (scaled(h), h), lambda h, ct: (0.5 * jax.vjp(plain, h)[1](ct)[0],))
+    body = scaled.__wrapped__
+    scaled.defvjp(lambda h: (body(h), h), lambda h, ct: (0.5 * jax.vjp(body, h)[1](ct)[0],))
 
     def fn(p, x):
         h = jnp.pad(x @ p["up"] + jnp.arange(4.0), ((0, 0), (0, 2)), constant_values=0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import jax.numpy as jnp
@@ -176,8 +177,9 @@ class Evaluator:
             x = self._read(env, value, part.block & self._split.dims(value))
             for _, axis, positions in part.picks:
                 x = x.take(positions, axis=axis)
-            x = x.transpose((*stay, *gone))
-            rows.append(x.reshape((*x.shape[: len(stay)], -1)))
+            shape = jnp.shape(x)
+            flat = (*(shape[k] for k in stay), prod(shape[k] for k in gone))
+            rows.append(x.transpose((*stay, *gone)).reshape(flat))
         return CHOOSE[step.name](jnp.concatenate(rows, -1), (len(stay),))
 
     def _flat(self, step: Step, env: dict[Any, Any]) -> None:
