@@ -3,12 +3,15 @@
 Each program of ``benchmarks.programs`` is compacted under several masks and compared with the
 masked model in float64. Whether all masked units went or some had to stay, the results must be
 equal: a difference that the certificate does not announce is a silent one, and there may be none.
+``--again fuzz.json`` checks only the programs of which an earlier result names failures;
+``--resume FILE`` keeps what is done in a file, and goes on from there when called again.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import json
 import multiprocessing
 import os
 import signal
@@ -304,7 +307,7 @@ def agrees_with_xla(seed: int) -> bool:
 class Chunk(NamedTuple):
     """What a worker found in its share."""
 
-    programs: int
+    seeds: list[int]
     outcomes: list[Outcome]
     xla: list[tuple[int, bool]]
 
@@ -328,19 +331,31 @@ def work(seeds: Sequence[int], count: int) -> Chunk:
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
     jax.clear_caches()
-    return Chunk(len(seeds), outcomes, xla)
+    return Chunk(list(seeds), outcomes, xla)
 
 
-def run_all(first: int, programs: int, count: int, workers: int) -> Iterator[Chunk]:
+def run_all(seeds: Sequence[int], count: int, workers: int) -> Iterator[Chunk]:
     """Chunks as they are done. Workers are new for each round, so that memory stays bounded."""
-    seeds = range(first, first + programs)
-    shares = [seeds[i : i + CHUNK] for i in range(0, programs, CHUNK)]
+    shares = [seeds[i : i + CHUNK] for i in range(0, len(seeds), CHUNK)]
     context = multiprocessing.get_context("spawn")
     for start in range(0, len(shares), ROUND * workers):
         some = shares[start : start + ROUND * workers]
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             for future in as_completed([pool.submit(work, share, count) for share in some]):
                 yield future.result()
+
+
+def resumed(file: Path, seeds: Sequence[int], count: int, workers: int) -> Iterator[Chunk]:
+    """As :func:`run_all`; each chunk is a line of a file, what stands there is not run again."""
+    done: set[int] = set()
+    for line in file.read_text().splitlines() if file.exists() else ():
+        shares, outcomes, xla = json.loads(line)
+        done.update(shares)
+        yield Chunk(shares, [Outcome(*o) for o in outcomes], [(s, agrees) for s, agrees in xla])
+    for chunk in run_all([s for s in seeds if s not in done], count, workers):
+        with file.open("a") as lines:
+            lines.write(json.dumps(chunk) + "\n")
+        yield chunk
 
 
 def summary(chunks: Sequence[Chunk]) -> dict[str, Any]:
@@ -352,7 +367,7 @@ def summary(chunks: Sequence[Chunk]) -> dict[str, Any]:
     good = [o for o in outcomes if o.verdict == "equal" and not (o.ill_conditioned or o.by_nan)]
     equal = [o.error for o in good if not o.not_finite]
     return {
-        "programs": sum(chunk.programs for chunk in chunks),
+        "programs": sum(len(chunk.seeds) for chunk in chunks),
         "masks": len(outcomes),
         "crashes": verdicts["crash"],
         "silent_differences": verdicts["different"],
@@ -394,6 +409,18 @@ def failures(chunks: Sequence[Chunk]) -> list[dict[str, Any]]:
     ]
 
 
+def excused(chunks: Sequence[Chunk]) -> list[dict[str, Any]]:
+    """Differences that are none of compaction's, and why."""
+    why = {"rounding": lambda o: o.ill_conditioned, "masked NaN is compared": lambda o: o.by_nan}
+    outcomes = sorted(o for chunk in chunks for o in chunk.outcomes)
+    return [
+        {"seed": o.seed, "mask": o.mask, "why": name, "error": str(o.error)}
+        for o in outcomes
+        for name, holds in why.items()
+        if holds(o)
+    ]
+
+
 def show(seed: int, count: int) -> None:
     """Prints a program, its dimensions, and what becomes of it under each mask."""
     with jax.enable_x64(True):
@@ -415,9 +442,23 @@ def _progress(chunks: Iterator[Chunk], total: int) -> Iterator[Chunk]:
             bad += len(failed)
             for o in failed:
                 bar.write(f"{o.verdict}: --show {o.seed}, {o.mask}, error {o.error}")
-            bar.update(chunk.programs)
+            bar.update(len(chunk.seeds))
             bar.set_postfix(failures=bad)
             yield chunk
+
+
+def _seeds(args: argparse.Namespace) -> list[int]:
+    if not args.again:
+        return list(range(args.seed, args.seed + args.programs))
+    return sorted({row["seed"] for row in results.load(args.again)["failures"]})
+
+
+def _print(counts: dict[str, Any], bad: Sequence[dict[str, Any]]) -> None:
+    for row in bad:
+        print(f"{row['verdict']}: --show {row['seed']}, {row['mask']}, error {row['error']}")
+        print(row["detail"])
+    for name, value in counts.items():
+        print(f"{name:<36} {value}")
 
 
 def main() -> None:
@@ -426,25 +467,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first program")
     parser.add_argument("--masks", type=int, default=4, help="for each program")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--again", type=Path, default=None, help="failures of an earlier result")
+    parser.add_argument("--resume", type=Path, default=None, help="what is done of the same call")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--show", type=int, default=None, metavar="SEED")
     args = parser.parse_args()
     if args.show is not None:
         return show(args.show, args.masks)
-    begin = time.monotonic()
-    found = list(
-        _progress(run_all(args.seed, args.programs, args.masks, args.workers), args.programs)
-    )
+    begin, seeds = time.monotonic(), _seeds(args)
+    workload = seeds, args.masks, args.workers
+    chunks = resumed(args.resume, *workload) if args.resume else run_all(*workload)
+    found = list(_progress(chunks, len(seeds)))
     counts, bad = summary(found), failures(found)
-    for row in bad:
-        print(f"{row['verdict']}: --show {row['seed']}, {row['mask']}, error {row['error']}")
-        print(row["detail"])
-    for name, value in counts.items():
-        print(f"{name:<36} {value}")
-    settings = {"first_seed": args.seed, "masks_per_program": args.masks, "tolerance": TOLERANCE}
-    settings["seconds"] = round(time.monotonic() - begin)
-    report = results.header("fuzz") | {"settings": settings, "counts": counts, "failures": bad}
-    results.save(report, args.json or results.folder() / "fuzz.json")
+    _print(counts, bad)
+    settings: dict[str, Any] = {"seeds": seeds} if args.again else {"first_seed": args.seed}
+    settings |= {"masks_per_program": args.masks, "tolerance": TOLERANCE}
+    if not args.resume:
+        settings["seconds"] = round(time.monotonic() - begin)
+    report = results.header("fuzz") | {"settings": settings, "counts": counts}
+    report |= {"failures": bad, "excused": excused(found)}
+    name = "fuzz_again.json" if args.again else "fuzz.json"
+    results.save(report, args.json or results.folder() / name)
     sys.exit(bool(bad) or counts["numpy_differs_from_xla"] > 0)
 
 

@@ -136,6 +136,8 @@ def test_a_certificate_warns_where_nan_decides():
     """The masked weight norm is 0 / 0; the relu after it takes that NaN for negative."""
     nan = [o for o in fuzz.check_program(1989, 1) if o.error > fuzz.TOLERANCE]
     assert [(o.verdict, o.by_nan) for o in nan] == [("equal", True)]
+    (row,) = fuzz.excused([fuzz.Chunk([1989], nan, [])])
+    assert (row["seed"], row["why"]) == (1989, "masked NaN is compared")
 
 
 def test_the_narrowest_float_of_a_program_sets_its_rounding():
@@ -147,3 +149,17 @@ def test_the_narrowest_float_of_a_program_sets_its_rounding():
     assert fuzz.rounding_of(jax.make_jaxpr(fn)(np.ones(2))) == np.finfo(np.float32).eps
     assert fuzz.rounding_of(jax.make_jaxpr(lambda x: x + x)(np.ones(2))) == np.finfo(float).eps
     assert fuzz.agrees_with_xla(7800)
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    def run_all(seeds, count, workers):
+        return (fuzz.work(seeds[i : i + 2], count) for i in range(0, len(seeds), 2))
+
+    monkeypatch.setattr(fuzz, "run_all", run_all)
+    whole = list(run_all(range(6), 1, 1))
+    stopped = fuzz.resumed(tmp_path / "done", range(6), 1, 1)
+    assert next(stopped) == whole[0]
+    assert list(fuzz.resumed(tmp_path / "done", range(6), 1, 1)) == whole
+    assert len((tmp_path / "done").read_text().splitlines()) == 3
+    monkeypatch.setattr(fuzz, "run_all", lambda seeds, *_: iter(seeds))  # nothing is left
+    assert fuzz.summary(list(fuzz.resumed(tmp_path / "done", range(6), 1, 1)))["programs"] == 6
