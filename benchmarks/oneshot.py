@@ -86,18 +86,19 @@ def prune_model(
 ) -> tuple[Any, dict[str, Any]]:
     """Pruned parameters, with seconds and mean relative output errors per kernel."""
     states = [params["embedding"][rows] for rows in np.array_split(tokens, 4)]
-    blocks, errors, calibrating, solving = [], [], 0.0, 0.0
-    for p in params["blocks"]:
-        begin = time.perf_counter()
-        stats = jp.calibrate(smollm2.block, p, states)
-        middle = jax.block_until_ready(stats.grams) and time.perf_counter()
-        pruned, _ = prune(p, stats, at, damping)
-        end = jax.block_until_ready(pruned) and time.perf_counter()
-        calibrating, solving = calibrating + middle - begin, solving + end - middle
+    errors, solving, begin = [], 0.0, time.perf_counter()
+
+    def timed(p: Any, stats: Any) -> tuple[Any, Any]:
+        nonlocal solving
+        start = jax.block_until_ready(stats.grams) and time.perf_counter()
+        pruned, masks = prune(p, stats, at, damping)
+        solving += jax.block_until_ready(pruned) and time.perf_counter() - start
         found = jp.oneshot.output_error(p, pruned, stats)
         errors.append({k: float(e) for k, e in found.items() if e is not None})
-        states = [smollm2._block_jit(pruned, x) for x in states]
-        blocks.append(pruned)
+        return pruned, masks
+
+    blocks, _ = jp.oneshot.sequential(smollm2.block, params["blocks"], states, timed)
+    calibrating = time.perf_counter() - begin - solving
     mean = {k: float(np.mean([e[k] for e in errors])) for k in errors[0]}
     about = {"solver_s": round(solving, 1), "calibration_s": round(calibrating, 1)}
     return params | {"blocks": blocks}, about | {"layer_error": mean}

@@ -143,14 +143,16 @@ def _with_bias(stats: Any) -> Any:
 
 def pruned_model(params: Any, tokens: np.ndarray, keep: Keep, refit: bool, bias: bool) -> Any:
     """All blocks cut, each calibrated on what the cut ones before it give; and their masks."""
-    structure, states = _structure(params), states_of(params, tokens)
-    blocks, masks = [], []
-    for p, kept in zip(tqdm(params["blocks"], desc="pruning"), keep, strict=True):
-        stats = jp.calibrate(smollm2.block, p, states) if refit or bias else None
-        pruned, mask = cut(structure, p, stats, kept, refit, bias)
-        states = [smollm2._block_jit(pruned, x) for x in states] if refit or bias else states
-        blocks.append(pruned)
-        masks.append(mask)
+    structure, left = _structure(params), iter(keep)
+
+    def one(p: Any, stats: Any) -> tuple[Any, Any]:
+        return cut(structure, p, stats, next(left), refit, bias)
+
+    blocks, masks = jp.oneshot.sequential(
+        smollm2.block, params["blocks"], states_of(params, tokens), one,
+        where=lambda path, leaf: path in CONSUMERS.values(),
+        progress=functools.partial(tqdm, desc="pruning"),
+    )  # fmt: skip
     return params | {"blocks": blocks}, masks
 
 

@@ -6,9 +6,12 @@ All methods take ``stats = jp.calibrate(fn, params, batches)``.
 from jaxprune.oneshot.alps import alps as alps
 from jaxprune.oneshot.dsnot import dsnot as dsnot
 from jaxprune.oneshot.obc import obc as obc
+from jaxprune.oneshot.permutation import permute as permute
+from jaxprune.oneshot.permutation import permuted as permuted
 from jaxprune.oneshot.refit import least_squares as least_squares
 from jaxprune.oneshot.refit import output_error as output_error
 from jaxprune.oneshot.refit import refit as refit
+from jaxprune.oneshot.sequential import sequential as sequential
 from jaxprune.oneshot.sparsegpt import sparsegpt as sparsegpt
 from jaxprune.oneshot.structured import activation_energy as activation_energy
 from jaxprune.oneshot.structured import compensate as compensate
