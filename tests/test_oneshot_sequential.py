@@ -16,8 +16,8 @@ def block(p, x):
 def network():
     keys = jax.random.split(jax.random.key(0), 7)
     blocks = [
-        {"up": jax.random.normal(keys[2 * k], (8, 16)), "down": jax.random.normal(keys[2 * k + 1], (16, 8)) / 4}
-        for k in range(3)
+        {"up": jax.random.normal(a, (8, 16)), "down": jax.random.normal(b, (16, 8)) / 4}
+        for a, b in (keys[:2], keys[2:4], keys[4:6])
     ]  # fmt: skip
     x = jax.random.normal(keys[6], (4, 64, 8))
     return blocks, list(x)
