@@ -197,7 +197,6 @@ def measure(
     _over_native(rows)
     return {
         "rows": rows,
-        "score_at_equal_time": equal_time(rows),
         "search_seconds": {k.split(", ")[1]: v for k, v in about.items() if ", " in k},
         "load_average": {"before": before, "after": load_average()},
         "seconds": time.perf_counter() - start,
@@ -225,26 +224,23 @@ def _over_native(rows: dict[str, Any]) -> None:
 
 
 def equal_time(rows: dict[str, Any]) -> list[dict[str, float]]:
-    """The score of each searched network beside what uniform ones keep at its measured speed-up.
+    """The score of each searched network beside what uniform ones keep in its measured time.
 
-    Between two uniform networks the score goes along a straight line, which lies above what they
-    keep where that falls ever more slowly; beyond the fastest one nothing is compared.
+    Between two uniform networks (the dense one is one of them) the score goes along a straight
+    line over the time; beyond the fastest one nothing is compared.
     """
-    points = [(1.0, 1.0)] + [
-        (row["speedup"]["median"], row["score"])
-        for name, row in rows.items()
-        if name.startswith("uniform")
-    ]
+    uniform = [row for name, row in rows.items() if name.startswith("uniform")]
+    points = [(1.0, 1.0), *((1 / row["speedup"]["median"], row["score"]) for row in uniform)]
     x, y = np.transpose(sorted(points))
     searched = [row for name, row in rows.items() if name.startswith("search")]
     return [
         {
             "speedup": row["speedup"]["median"],
             "search": row["score"],
-            "uniform": float(np.interp(row["speedup"]["median"], x, y)),
+            "uniform": float(np.interp(1 / row["speedup"]["median"], x, y)),
         }
         for row in searched
-        if row["speedup"]["median"] <= x[-1]
+        if 1 / row["speedup"]["median"] >= x[0]
     ]
 
 
@@ -315,11 +311,17 @@ def main() -> None:
         title = f"{name}, {args.dtype}"
         if title in kept or not fnmatch.fnmatch(name, args.only):
             continue
-        asked = {"search": SPEEDUPS[args.dtype], "uniform": UNIFORM[args.dtype]}
+        asked: dict[str, Sequence[float]] = {
+            "search": SPEEDUPS[args.dtype],
+            "uniform": UNIFORM[args.dtype],
+        }
         kept[title] = measure(make(), args.dtype, asked, args.rounds)
         Console(width=120).print(table(title, kept[title]))
         jax.clear_caches()
         results.save(results.header("speed") | {"rounds": args.rounds, "networks": kept}, path)
+    for found in kept.values():
+        found["score_at_equal_time"] = equal_time(found["rows"])
+    results.save(results.header("speed") | {"rounds": args.rounds, "networks": kept}, path)
     picture(kept, path.with_suffix(".png"))
     print(path)
 

@@ -92,11 +92,12 @@ def row(speedup, score):
 def test_scores_are_compared_at_equal_time():
     rows = {
         "dense": {"speedup": {"median": 1.0}},
-        "uniform 2 x": row(2.0, 0.5), "uniform 3 x": row(3.0, 0.3),
-        "search 2 x": row(2.5, 0.45), "search 3 x": row(3.5, 0.3), "search 1.5 x": row(1.5, 0.9),
+        "uniform 2 x": row(2.0, 0.5), "uniform 4 x": row(4.0, 0.1),
+        "search 3 x": row(8 / 3, 0.45), "search 5 x": row(5.0, 0.3),
+        "search 1.5 x": row(4 / 3, 0.9),
     }  # fmt: skip
     found = speed.equal_time(rows)
-    assert [(r["search"], round(r["uniform"], 6)) for r in found] == [(0.45, 0.4), (0.9, 0.75)]
+    assert [(r["search"], round(r["uniform"], 6)) for r in found] == [(0.45, 0.3), (0.9, 0.75)]
 
 
 def test_the_quick_command_writes_every_row(tmp_path, monkeypatch):
