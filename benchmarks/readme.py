@@ -1,7 +1,8 @@
-"""Writes the table and pictures of the committed run into README: ``python -m benchmarks.readme``.
+"""Writes tables and pictures of committed runs into README: ``python -m benchmarks.readme``.
 
-They come from ``results/<device>/main.json`` (``python -m benchmarks --full``), and only where no
-device has one from ``main-quick.json``. A test holds README and the files together.
+The first section comes from ``results/<device>/main.json`` (``python -m benchmarks --full``), and
+only where no device has one from ``main-quick.json``; the second from ``speed.json``. A test holds
+README and the files together.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from benchmarks import results, table
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- benchmarks.readme: begin -->", "<!-- benchmarks.readme: end -->"
+SPEED_BEGIN, SPEED_END = "<!-- benchmarks.speed: begin -->", "<!-- benchmarks.speed: end -->"
+ASKED = ("search 1.25 x", "search 1.5 x", "search 2 x", "search 3 x")
 POINTS = (0.25, 0.5, 0.75)  # of structured pruning; the file has them all
 
 
@@ -24,9 +27,43 @@ def section() -> str:
 
 
 def update(text: str) -> str:
-    """Returns README's text with the section anew."""
-    pattern = re.escape(BEGIN) + ".*" + re.escape(END)
-    return re.sub(pattern, lambda _: section(), text, flags=re.S)
+    """Returns README's text with both sections anew."""
+    for begin, end, new in ((BEGIN, END, section()), (SPEED_BEGIN, SPEED_END, speed_section())):
+        pattern = re.escape(begin) + ".*" + re.escape(end)
+        text = re.sub(pattern, lambda _, new=new: new, text, flags=re.S)
+    return text
+
+
+def speed_section() -> str:
+    """Returns the measured speeds of ``python -m benchmarks.speed``: for each device a table."""
+    return "\n\n".join([SPEED_BEGIN, *map(_speeds, _files("speed.json")), SPEED_END])
+
+
+def _speeds(path: Path) -> str:
+    found = results.load(path)
+    device, versions = found["device"], found["versions"]
+    head = [*(f"asked {name.split()[1]} x" for name in ASKED), "widths halved", "by hand"]
+    head += ["masks at run time", "BCSR, 90 % removed"]
+    lines = [["network", *head], ["---", *["---:"] * len(head)]]
+    lines += [_speed_row(name, network["rows"]) for name, network in found["networks"].items()]
+    folder = path.parent.relative_to(README.parent)
+    where = f"{device['processor']}, {device['cores']} cores"
+    return "\n\n".join(
+        [
+            f"Measured speed-up over the dense network, {where}, jax {versions['jax']}, "
+            f"{found['date']}, medians of one interleaved run each; weights are random, time "
+            "does not depend on them "
+            f"([speed.json]({folder}/{path.name})):",
+            "\n".join(f"| {' | '.join(line)} |" for line in lines),
+            f"![measured speed-up of each way, per network]({folder}/{path.stem}.png)",
+        ]
+    )
+
+
+def _speed_row(name: str, rows: dict[str, Any]) -> list[str]:
+    wanted = [*ASKED, "widths halved", "halved by hand", "masks at run time", "BCSR"]
+    found = [next((r for n, r in rows.items() if n.startswith(w)), None) for w in wanted]
+    return [name, *(f"{r['speedup']['median']:.2f} x" if r else "" for r in found)]
 
 
 def _files(name: str) -> list[Path]:

@@ -283,9 +283,9 @@ def picture(networks: dict[str, Any], path: Path) -> None:
         ]
         marker = jp.plot.curves.MARKERS[k]
         ax.plot(*np.transpose(points), marker, color=jp.plot.curves.COLOURS[k], label=label,
-                markersize=7, markeredgecolor="white", alpha=0.9)  # fmt: skip
+                markersize=7, markeredgecolor="white", alpha=0.9, zorder=9 - k)  # fmt: skip
     ax.set_xscale("log", base=2)
-    ticks = [0.06, 0.125, 0.25, 0.5, 1, *SPEEDUPS["float32"], 4, 6]
+    ticks = [0.125, 0.25, 0.5, 1, *SPEEDUPS["float32"], 4, 6]
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks], fontsize="small")
     ax.minorticks_off()
     ax.set_yticks(range(len(networks)), networks)
