@@ -18,12 +18,12 @@ from jaxprune.oneshot import permutation
 def mlp(hidden=16, seed=0):
     keys = jax.random.split(jax.random.key(seed), 3)
     params = {
-        "up": jax.random.normal(keys[0], (5, hidden)),
+        "up": jax.random.normal(keys[0], (4, hidden)),
         "bias": jax.random.normal(keys[1], (hidden,)),
         "down": jax.random.normal(keys[2], (hidden, 6)),
     }
     fn = lambda p, x: jax.nn.gelu(x @ p["up"] + p["bias"]) @ p["down"]  # noqa: E731
-    return fn, params, jnp.linspace(-1, 1, 15).reshape(3, 5)
+    return fn, params, jnp.linspace(-1, 1, 12).reshape(3, 4)
 
 
 def kept(lines, order, n, m):
@@ -82,7 +82,7 @@ def test_a_transformer_stays_what_it_is():
     structure = jp.infer_structure(module.apply, params, x)
     scores = jp.magnitude(params)
     better, orders = jp.oneshot.permute(module.apply, params, structure, scores, x, rounds=5)
-    assert {structure.dims[name].size for name in orders} == {16, 24}
+    assert {16, 24} <= {structure.dims[name].size for name in orders}
     want, got = (jax.jit(module.apply)(p, x) for p in (params, better))
     np.testing.assert_allclose(got, want, atol=1e-5)
     assert any((order != np.arange(len(order))).any() for order in orders.values())

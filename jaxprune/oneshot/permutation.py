@@ -64,9 +64,11 @@ def permute(
       >>> params = {"up": jnp.ones((3, 8)), "down": jnp.array([[4.0]] * 4 + [[1.0]] * 4)}
       >>> fn = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
       >>> x = jnp.ones((1, 3))
-      >>> structure, pattern = jp.infer_structure(fn, params, x), jp.n_m(2, 4)
+      >>> structure = jp.infer_structure(fn, params, x)
       >>> better, orders = jp.oneshot.permute(fn, params, structure, params, x)
-      >>> [float((tree["down"] * pattern(tree, 0.5)["down"]).sum()) for tree in (params, better)]
+      >>> pattern = jp.n_m(2, 4, where=lambda path, leaf: path == "down")
+      >>> kept = [jp.apply_masks(tree, pattern(tree, 0.5))["down"] for tree in (params, better)]
+      >>> [float(kernel.sum()) for kernel in kept]
       [10.0, 16.0]
     """
     if not 0 < n < m:

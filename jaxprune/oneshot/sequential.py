@@ -1,4 +1,4 @@
-"""Block by block: later blocks are calibrated on what the already pruned ones before them give."""
+"""Block by block: each is calibrated on what the already pruned ones before it give."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def sequential(
 ) -> tuple[list[Params], list[Masks]]:
     """Returns pruned blocks and their masks.
 
-    Errors of a pruned block reach those behind it; calibrated on such inputs, they make up for
-    them. Only one block's statistics are held at a time.
+    A pruned block changes what those behind it read: each is fit to the inputs that it will meet.
+    Only one block's statistics are held at a time.
 
     Args:
       block: ``block(p, x) -> x``, the hidden states of one batch, jitted here once.
