@@ -40,6 +40,7 @@ ADAMW = optax.adamw(1e-3)
 class Method(NamedTuple):
     tx: optax.GradientTransformation
     dense: bool = False  # stores dense weights, and renews masks after the step
+    forward: bool = False  # computes with masked copies of them
     always: bool = False  # renews them at each step
 
 
@@ -49,10 +50,10 @@ METHODS = {
     "set": Method(training.set(ADAMW, SPARSITY, every=EVERY)),
     "rigl": Method(training.rigl(ADAMW, SPARSITY, every=EVERY)),
     "snfs": Method(training.snfs(ADAMW, SPARSITY, every=EVERY)),
-    "top_kast": Method(training.top_kast(ADAMW, SPARSITY, backward=0.5, every=EVERY), dense=True),
+    "top_kast": Method(training.top_kast(ADAMW, SPARSITY, backward=0.5, every=EVERY), True, True),
     "admm": Method(training.admm(ADAMW, SPARSITY, every=EVERY), dense=True),
-    "ste": Method(training.ste(ADAMW, SPARSITY), dense=True, always=True),
-    "sr_ste, 2:4": Method(training.sr_ste(ADAMW), dense=True, always=True),
+    "ste": Method(training.ste(ADAMW, SPARSITY), dense=True, forward=True, always=True),
+    "sr_ste, 2:4": Method(training.sr_ste(ADAMW), dense=True, forward=True, always=True),
 }
 
 
@@ -74,7 +75,7 @@ def loss(params: list[dict[str, jax.Array]], images: jax.Array, labels: jax.Arra
 
 def train_step(method: Method) -> Step:
     def step(params: Any, state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
-        used = training.forward_params(params, state) if method.dense else params
+        used = training.forward_params(params, state) if method.forward else params
         grads = jax.grad(loss)(used, images, labels)
         updates, state = method.tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state

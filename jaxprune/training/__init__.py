@@ -20,7 +20,6 @@ admm               those of the sparse network that params are drawn to         
 Where params hold all weights, the network computes with ``forward_params(params, opt_state)``.
 """
 
-from jaxprune.training.admm import AdmmMemory as AdmmMemory
 from jaxprune.training.admm import admm as admm
 from jaxprune.training.alternating import ac_dc as ac_dc
 from jaxprune.training.core import MaskState as MaskState

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,6 @@ from jaxprune.training.straight_through import check_rate
 from jaxprune.types import Masks, Params, Pattern, Schedule, ScoreFn
 
 _UNSTRUCTURED = unstructured()
-
-
-class AdmmMemory(NamedTuple):
-    """The memory of :func:`admm`; both float32 and shaped like params."""
-
-    sparse: Params  # Z, the sparse network that params are drawn to
-    dual: Params  # U, the sum of what has been missing so far
 
 
 def admm(
@@ -57,7 +50,7 @@ def admm(
 
     Returns:
       An optax transformation with :class:`jp.training.MaskState`: ``masks`` are those of z,
-      ``memory`` is :class:`AdmmMemory`.
+      ``memory`` is the float32 tree :math:`z + u`, which is z where masks are True and u elsewhere.
 
     Raises:
       ValueError: for a negative rho.
@@ -75,26 +68,25 @@ def admm(
     """
     check_rate("rho", scheduled(rho, 0))
 
-    def memory(params: Params, masks: Masks) -> AdmmMemory:
+    # After a projection u is 0 where z isn't: one tree and the masks hold both.
+    def memory(params: Params, masks: Masks) -> Params:
         if is_placeholder(params):
-            return AdmmMemory(params, params)
-        wide = jax.tree.map(lambda w: w.astype(jnp.float32), params)
-        return AdmmMemory(where_kept(masks, wide), jax.tree.map(jnp.zeros_like, wide))
+            return params
+        return where_kept(masks, jax.tree.map(lambda w: w.astype(jnp.float32), params))
 
     def gradient(params: Params, grad: Any, state: MaskState) -> Any:
         price = jnp.asarray(scheduled(rho, state.count), jnp.float32)
 
-        def leaf(g: Any, w: Any, z: Any, u: Any, mask: Any) -> jax.Array:
-            pull = price * (w.astype(jnp.float32) - z + u)
+        def leaf(g: Any, w: Any, total: Any, mask: Any) -> jax.Array:
+            pull = price * (w.astype(jnp.float32) - jnp.where(mask, total, -total))  # z - u
             return g if mask.ndim == 0 else g + pull.astype(g.dtype)
 
-        return jax.tree.map(leaf, grad, params, *state.memory, state.masks)
+        return jax.tree.map(leaf, grad, params, state.memory, state.masks)
 
     def choose(params: Any, masks: Masks, memory: Any, now: Any, **evidence: Any) -> Chosen:
-        total = jax.tree.map(lambda w, u: w.astype(jnp.float32) + u, params, memory.dual)
-        masks = pattern(scored(score, total, evidence), now)
-        sparse = where_kept(masks, total)
-        return masks, AdmmMemory(sparse, jax.tree.map(jnp.subtract, total, sparse))
+        dual = where_kept(jax.tree.map(jnp.logical_not, masks), memory)
+        total = jax.tree.map(lambda w, u: w.astype(jnp.float32) + u, params, dual)
+        return pattern(scored(score, total, evidence), now), total
 
     return dense_method(
         inner,

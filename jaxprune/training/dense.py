@@ -104,8 +104,11 @@ def dense_method(
         free = trained(state.masks, state.memory)
         updates = updates if free is None else where_kept(free, updates)
 
+        # Not in the branch, which would have to be given updates: a step that applies them has this
+        # sum anyway, and then never stores them.
+        after = optax.apply_updates(params, updates)
+
         def chosen(now: jax.Array) -> tuple[Masks, Any, jax.Array]:
-            after = optax.apply_updates(params, updates)
             evidence = {"grad": raw, "step": step, **extra_args}
             masks, memory = choose(after, state.masks, remembered, now, **evidence)
             check_renewed(masks, state.masks)
