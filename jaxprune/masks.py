@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.selection import count
 from jaxprune.types import Masks, Params, PyTree, path_str
 
 
@@ -112,7 +113,7 @@ def density(masks: Masks, params: Params) -> jax.Array:
 def _entries(mask: Any, leaf: Any) -> jax.Array:
     """How many entries of the leaf are kept; counted in integers, which stay exact."""
     each = np.size(leaf) // max(np.size(mask), 1)
-    return jnp.sum(jnp.asarray(mask), dtype=jnp.int32).astype(jnp.float32) * each
+    return count(jnp.asarray(mask)).astype(jnp.float32) * each
 
 
 def _fraction(pairs: Iterator[tuple[Any, Any]]) -> jax.Array:

@@ -203,6 +203,12 @@ def _counts(hits: Sequence[jax.Array]) -> list[jax.Array]:
     return jax.lax.reduce(ones, zeros, add, range(ones[0].ndim))
 
 
+def count(mask: jax.Array) -> jax.Array:
+    """How many entries of a mask are True, of type int32, counted without storing ones."""
+    kept, gone = _counts([mask, ~mask])
+    return jnp.maximum(kept, mask.size - gone)  # both are the same, and both are used
+
+
 def _total(counts: Sequence[jax.Array], least: Sequence[Any], dtype: Any) -> jax.Array:
     raised = [jnp.maximum(c, b).astype(dtype) for c, b in zip(counts, least, strict=True)]
     return jnp.sum(jnp.stack(raised), dtype=dtype)

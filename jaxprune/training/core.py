@@ -148,10 +148,11 @@ def method(
             is_time(count, now, last), renewed, lambda now: (old, last), now
         )
         if moments == "reset":
+            # Before the step, so that no moment is stored with and without what is forgotten.
+            always = jax.tree.map(jnp.logical_and, old, masks)
+            inner_state = forget_pruned(inner, inner_state, always)
             updates = where_kept(masks, updates)
         updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
-        if moments == "reset":
-            inner_state = forget_pruned(inner, inner_state, masks)
         state = MaskState(optax.safe_increment(count), made_for, masks, remembered, inner_state)
         return land_on_masked(updates, params, masks), state
 

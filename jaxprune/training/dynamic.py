@@ -15,7 +15,7 @@ from jaxprune.chosen import is_kernel
 from jaxprune.distributions import Rule, uniform
 from jaxprune.patterns import unstructured
 from jaxprune.scores.weights import is_float, magnitude, random, widen
-from jaxprune.selection import keep_largest, kept_count, known
+from jaxprune.selection import count, keep_largest, kept_count, known
 from jaxprune.training.core import NOTHING, Moments, Renew, check_renewed, method
 from jaxprune.training.landing import hold
 from jaxprune.training.renewal import final, scheduled
@@ -55,9 +55,9 @@ def drop(scores: Scores, masks: Masks, sparsity: Any, fraction: Any, pattern: Pa
     check_renewed(fewer, masks)
 
     def leaf(kept: jax.Array, mask: jax.Array, score: Any) -> jax.Array:
-        return jax.lax.cond(
-            jnp.any(mask & ~kept), lambda: mask & kept, lambda: _drop_entries(fraction, score, mask)
-        )
+        # Not under a condition, which would have to be given the scores: they'd be stored.
+        dropped = jnp.any(mask & ~kept)
+        return kept & _drop_entries(jnp.where(dropped, 0, fraction), score, mask)
 
     return jax.tree.map(leaf, fewer, masks, held)
 
@@ -68,7 +68,7 @@ def _drop_entries(fraction: Any, score: Any, mask: jax.Array) -> jax.Array:
         return mask
     axes = tuple(i for i, n in enumerate(mask.shape) if n == 1 != score.shape[i])
     score = jnp.mean(score, axes, keepdims=True) if axes else score  # of the mask's own entries
-    kept = _count(mask)
+    kept = count(mask)
     gone = jnp.round(fraction * kept.astype(jnp.float32)).astype(jnp.int32)
     return keep_largest(jnp.where(mask, score, -jnp.inf), jnp.maximum(kept - gone, 1)) & mask
 
@@ -88,10 +88,6 @@ def grow(scores: Scores, masks: Masks, sparsity: Any, pattern: Pattern) -> Masks
         return jnp.where(mask, jnp.inf, score).astype(score.dtype) if is_float(score) else score
 
     return pattern(jax.tree.map(leaf, scores, masks), sparsity)
-
-
-def _count(mask: jax.Array) -> jax.Array:
-    return jnp.sum(mask, dtype=jnp.int32)
 
 
 def check_drop_fraction(drop_fraction: Any) -> None:
@@ -297,7 +293,7 @@ def _grow_where_momentum_is(momentum: Scores, masks: Masks, sparsity: Any) -> Ma
     pruned = [mask.ndim > 0 for mask in jax.tree.leaves(masks)]
     leaves, treedef = jax.tree.flatten(masks)
     pairs = [(m, v) for m, v, p in zip(leaves, jax.tree.leaves(momentum), pruned) if p]
-    kept = jnp.stack([_count(m) for m, _ in pairs])
+    kept = jnp.stack([count(m) for m, _ in pairs])
     sizes = np.array([m.size for m, _ in pairs], np.int32)
     total = sum(kept_count(int(n), sparsity) for n in sizes)
     means = [jnp.nan_to_num(jnp.mean(widen(v), where=m)) for m, v in pairs]
