@@ -133,7 +133,8 @@ def lamp(scores: Scores, sparsity: Any) -> Sparsities:
     """Returns the sparsities that one threshold over the LAMP scores of all leaves gives.
 
     For scores that are magnitudes. Free of the scale of each leaf, and no leaf is emptied. Within
-    a leaf the LAMP score ranks as the score itself does. Each leaf is sorted.
+    a leaf the LAMP score ranks as the score itself does. Each leaf is sorted, which stores it
+    several times over and gathers it where it is sharded; :func:`global_threshold` does neither.
 
     Args:
       scores: not negative, such as ``jp.magnitude``; other entries count as 0.

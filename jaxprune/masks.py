@@ -162,26 +162,41 @@ def overlap(a: Masks, b: Masks, params: Params) -> jax.Array:
 class PackedMask:
     """A mask as bits, 8 to a byte."""
 
-    bits: jax.Array  # uint8, ceil(size / 8)
+    bits: jax.Array  # uint8, (..., last / 8); flat, ceil(size / 8), where 8 doesn't divide last
     shape: tuple[int, ...]  # the mask's
 
 
 def pack(masks: Masks) -> PyTree:
     """Returns masks at one bit an entry, for keeping and saving; :func:`unpack` is the inverse.
 
+    Neighbours along the last axis share a byte, so that a sharded mask stays where it is; if 8
+    doesn't divide that axis, then neighbours in memory order, which gathers it.
+
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> jp.masks.pack({"w": jnp.array([True, False, True])})["w"].bits
       Array([160], dtype=uint8)
     """
-    return jax.tree.map(lambda m: PackedMask(jnp.packbits(jnp.ravel(m)), np.shape(m)), masks)
+
+    def one(mask: Any) -> PackedMask:
+        shape = np.shape(mask)
+        rows = jnp.asarray(mask) if _in_rows(shape) else jnp.ravel(mask)
+        return PackedMask(jnp.packbits(rows, axis=-1), shape)
+
+    return jax.tree.map(one, masks)
 
 
 def unpack(packed: PyTree) -> Masks:
     """Returns the masks that :func:`pack` was given."""
 
     def one(leaf: PackedMask) -> jax.Array:
-        count = int(np.prod(leaf.shape))
-        return jnp.unpackbits(leaf.bits, count=count).astype(bool).reshape(leaf.shape)
+        count = leaf.shape[-1] if _in_rows(leaf.shape) else int(np.prod(leaf.shape))
+        bits = jnp.unpackbits(leaf.bits, axis=-1, count=count)
+        return bits.astype(bool).reshape(leaf.shape)
 
     return jax.tree.map(one, packed, is_leaf=lambda x: isinstance(x, PackedMask))
+
+
+def _in_rows(shape: tuple[int, ...]) -> bool:
+    """Do 8 bits divide the last axis?"""
+    return bool(shape) and shape[-1] % 8 == 0

@@ -121,6 +121,13 @@ def test_packing_is_lossless_and_eight_times_smaller(tree):
         assert bits.dtype == jnp.uint8 and bits.size == -(-mask.size // 8)
 
 
+def test_packing_keeps_all_axes_but_the_last_where_eight_divides_it():
+    masks = {n: np.random.default_rng(n).random((3, 2, n)) < 0.5 for n in (7, 8, 24)}
+    packed = mk.pack(masks)
+    assert [x.shape for x in jax.tree.leaves(packed)] == [(6,), (3, 2, 1), (3, 2, 3)]
+    same(mk.unpack(packed), masks)
+
+
 W = {"layer": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
 FULL = jax.tree.map(lambda x: jnp.ones(x.shape, bool), W)
 

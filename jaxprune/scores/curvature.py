@@ -118,7 +118,8 @@ def woodfisher(
 
     with F of blocks of neighbouring entries of a leaf in memory order, and :math:`\lambda` =
     ``damping`` times the mean of the diagonal of F over all leaves, so that scores don't depend on
-    the scale of the loss. Takes ``block`` times the memory of params.
+    the scale of the loss. Takes ``block`` times the memory of params, and gathers leaves that are
+    sharded, because blocks are cut in memory order; :func:`fisher` does neither.
 
     Args:
       params: any pytree of real arrays.

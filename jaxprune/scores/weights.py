@@ -105,7 +105,8 @@ def lamp(params: Params, **evidence: Any) -> Scores:
     earlier entry counts as the larger, as it does where entries are kept. Within a leaf it ranks
     as :func:`magnitude` does; its largest entry scores 1. Infinite entries count as 0.
     Made for one threshold over all leaves, which is what :func:`jaxprune.distributions.lamp` does.
-    Each leaf is sorted.
+    Each leaf is sorted, which stores it several times over and gathers it where it is sharded;
+    :func:`jaxprune.global_threshold` on magnitudes does neither.
 
     References:
       Lee et al., [Layer-adaptive sparsity](https://arxiv.org/abs/2010.07611), 2021, eq. 4

@@ -19,8 +19,9 @@ _STATES = (MaskState, KeepParamsSparseState)
 def packed(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Wraps a training method so that its masks take one bit an entry between steps.
 
-    They are packed and unpacked at each step: that costs time, and gathers a sharded leaf. What the
-    method itself remembers stays as it is. ``jp.training.forward_params`` reads packed masks;
+    They are packed and unpacked at each step, which costs time; a sharded leaf is gathered for it
+    where 8 times the number of its shards doesn't divide the last axis. What the method itself
+    remembers stays as it is. ``jp.training.forward_params`` reads packed masks;
     ``jp.masks.unpack(optax.tree_utils.tree_get(state, "masks"))`` gives them back.
 
     Args:
