@@ -2,7 +2,8 @@
 
 Everywhere ``loss(params, *batch)`` is a number, and ``batches`` a list of tuples of what follows
 params: ``[(x, y), ...]``. Results are means over the batches, each batch counting the same, in
-float32 or wider. Leaves of params that hold no floats are passed through.
+float32 or wider. Leaves of params that hold no floats are passed through. An iterator in place of
+the list, or a batch that is no tuple, is a TypeError; no batches at all are a ValueError.
 """
 
 from __future__ import annotations

@@ -93,6 +93,9 @@ def method(
         them is the evidence ``memory``.
       name: for messages.
 
+    Raises:
+      ValueError, TypeError: see :func:`jp.prune`.
+
     Example:
       A method that starts from random masks and, every tenth step, replaces 30 % of what it keeps:
 

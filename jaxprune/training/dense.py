@@ -76,6 +76,24 @@ def dense_method(
       remember: the memory after this step, of the same.
       trained: ``(masks, memory) ->`` masks of the entries that a step may change; None for all.
       name: for messages.
+
+    Raises:
+      ValueError, TypeError: see :func:`jp.prune`.
+
+    Example:
+      Straight-through pruning whose masks follow a running mean of magnitudes:
+
+      >>> import jax, jax.numpy as jnp, jaxprune as jp, optax
+      >>> def choose(params, masks, memory, sparsity, **evidence):
+      ...     mean = jax.tree.map(lambda m, w: 0.9 * m + 0.1 * jnp.abs(w), memory, params)
+      ...     return jp.unstructured()(mean, sparsity), mean
+      >>> tx = jp.training.dense_method(
+      ...     optax.sgd(0.1), 0.75, choose, pattern=jp.unstructured(), start=jp.magnitude,
+      ...     memory=lambda params, masks: jp.magnitude(params),
+      ... )
+      >>> state = tx.init({"kernel": jnp.ones((4, 4))})
+      >>> int(state.masks["kernel"].sum())
+      4
     """
     inner = as_transform(inner)
     check_score(start)

@@ -213,6 +213,13 @@ def network_slimming(
     Raises:
       ValueError: for a dimension without scales.
 
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp, optax
+      >>> params = {"up": jnp.ones((3, 8)), "scale": jnp.ones(8), "down": jnp.ones((8, 2))}
+      >>> fn = lambda p, x: jnp.tanh(x @ p["up"] * p["scale"]) @ p["down"]
+      >>> structure = jp.infer_structure(fn, params, jnp.ones((1, 3)))
+      >>> tx = jp.training.network_slimming(optax.adam(1e-3), 0.5, structure, at=1000)
+
     References:
       Liu et al., [Network Slimming](https://arxiv.org/abs/1708.06519), 2017, eq. 1. There one
       threshold ranks all layers together; here each dimension loses its fraction, unless

@@ -67,10 +67,11 @@ def prune(
       ``init`` everything is kept.
 
     Raises:
-      ValueError: when the schedule ends outside [0, 1], or every is below 1;
-        from ``update``, when params is None, or updates, params, scores and state do not belong
-        together.
-      TypeError: when inner is no optax transformation or score no function.
+      ValueError: when the schedule begins or ends outside [0, 1], or every is below 1; from
+        ``init``, when the pattern prunes nothing or can't express the sparsity; from ``update``,
+        when params is None, or updates, params, scores and state do not belong together.
+      TypeError: when inner is no optax transformation, or score or pattern no function; from
+        ``update``, for a state that a checkpoint has turned into a dict.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, optax

@@ -106,6 +106,9 @@ def one_shot(
     Returns:
       What ``jp.prune`` returns, for ``jp.schedules.one_shot``.
 
+    Raises:
+      ValueError: for a schedule in place of a number; see also :func:`jp.prune`.
+
     Example:
       >>> import jaxprune as jp, optax
       >>> tx = jp.training.one_shot(optax.adam(1e-3), 0.9, at=1000)
