@@ -16,23 +16,24 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
+from tests.oracles import ranked
 
 training = jp.training
 fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 SHAPE = (6, 4)
 MAKE: dict[str, Any] = {
-    "set": lambda inner: training.set(inner, 0.5, every=2),
-    "rigl": lambda inner: training.rigl(inner, 0.5, every=2),
+    "set": lambda inner: training.set(inner, 0.5, every=2, pattern=ranked),
+    "rigl": lambda inner: training.rigl(inner, 0.5, every=2, pattern=ranked),
     "snfs": lambda inner: training.snfs(inner, 0.5, every=2),
     "ac_dc": lambda inner: training.ac_dc(
-        inner, 0.5, begin=1, end=5, sparse_steps=2, dense_steps=1
+        inner, 0.5, begin=1, end=5, sparse_steps=2, dense_steps=1, pattern=ranked
     ),
-    "top_kast": lambda inner: training.top_kast(inner, 0.5, backward=0.25),
+    "top_kast": lambda inner: training.top_kast(inner, 0.5, backward=0.25, pattern=ranked),
     "movement": lambda inner: training.movement(
-        inner, jp.schedules.cubic(0.0, 0.5, begin=0, end=4)
+        inner, jp.schedules.cubic(0.0, 0.5, begin=0, end=4), pattern=ranked
     ),
     "soft_threshold": lambda inner: training.soft_threshold(inner, 0.5),
-    "admm": lambda inner: training.admm(inner, 0.5, every=2),
+    "admm": lambda inner: training.admm(inner, 0.5, every=2, pattern=ranked),
 }
 METHODS = {name: make(optax.adam(0.1)) for name, make in MAKE.items()}
 STEPS = 7
@@ -145,7 +146,7 @@ def test_members_of_an_ensemble_may_have_their_own_keys() -> None:
 
     def member(key: Any) -> Any:
         score = functools.partial(jp.random, key=key)
-        tx = training.set(optax.sgd(0.1), 0.5, every=1, score=score)
+        tx = training.set(optax.sgd(0.1), 0.5, every=1, score=score, pattern=ranked)
         params, masks = make_params(), []
         state = tx.init(params)
         for t in range(3):

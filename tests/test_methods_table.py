@@ -21,28 +21,13 @@ from flax import nnx
 
 import jaxprune as jp
 from jaxprune import training
-from jaxprune.scores.weights import widen
 from tests.covering import Row, Value, all_pairs, pairwise
-from tests.test_training_table import assert_pruned_are_zero, by_path, by_rank, jit
+from tests.oracles import ranked
+from tests.test_training_table import assert_pruned_are_zero, by_path, by_rank, either, jit
 
 STEPS = 6
 BAD_STEP = 3  # its gradients are NaN under apply_if_finite
 CUBIC = jp.schedules.cubic(0.0, 0.5, begin=0, end=4)
-
-
-def ranked(scores: Any, sparsity: Any) -> Any:
-    """Unstructured, by counting for each entry which are ahead of it: compiles fast."""
-
-    def leaf(score: Any) -> Any:
-        if score.ndim < 2:
-            return jnp.asarray(True)
-        x, place = score.ravel().astype(jnp.float32), jnp.arange(score.size)
-        ahead = (x > x[:, None]) | ((x == x[:, None]) & (place < place[:, None]))
-        kept = jnp.sum(ahead, axis=1) < jnp.round((1 - sparsity) * score.size)
-        return kept.reshape(score.shape)
-
-    return jax.tree.map(leaf, scores)
-
 
 # ---- scores, and where their evidence comes from --------------------------------------------
 
@@ -286,18 +271,6 @@ def bound(name: str, params: Any) -> Any:
     if needs is None:
         return score
     return functools.partial(score, **{needs: jax.tree.map(EVIDENCE[needs], params)})
-
-
-def either(scores: list[Any]) -> Any:
-    """The score that the evidence ``which`` tells, and that the others know of nothing."""
-
-    def score(params: Any, *, which: Any, **evidence: Any) -> Any:
-        def branch(one: Any) -> Any:
-            return lambda: jax.tree.map(widen, one(params, **evidence))
-
-        return jax.lax.switch(which, [branch(one) for one in scores])
-
-    return score
 
 
 def run(row: Row, params: Any) -> Iterator[Run]:

@@ -19,6 +19,7 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
+from jaxprune.scores.weights import widen
 
 STEPS = 12
 END = 7  # no multiple of EVERY
@@ -54,7 +55,7 @@ def injected_prune() -> optax.GradientTransformation:
     return make(optax.adam(1e-2), jp.magnitude, SCHEDULE, pattern=jp.unstructured(), every=EVERY)
 
 
-ADAM = optax.adam(1e-2)
+ADAM, SGD = optax.adam(1e-2), optax.sgd(1e-2)
 BAD_STEP = 4  # its gradients are NaN where a row can take it
 ROWS = {
     "MultiSteps of prune": Row(
@@ -96,16 +97,17 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 # ---- the run and what must hold -------------------------------------------------------------
 
 
-def run(tx: Any, params: Any, grads_at: Callable[[Any, Any], Any], steps: int = STEPS) -> Any:
+def run(tx: Any, params: Any, grads_at: Callable[[Any, Any], Any], **extra: Any) -> Any:
     """Params and masks after each step, stacked."""
 
     def body(carry: Any, step: Any) -> Any:
         params, state = carry
-        updates, state = tx.update(grads_at(params, step), state, params, value=1.0 / (step + 1))
+        value = 1.0 / (step + 1)
+        updates, state = tx.update(grads_at(params, step), state, params, value=value, **extra)
         params = optax.apply_updates(params, updates)
         return (params, state), (params, optax.tree_utils.tree_get(state, "masks"))
 
-    return jax.lax.scan(body, (params, tx.init(params)), jnp.arange(steps))[1]
+    return jax.lax.scan(body, (params, tx.init(params)), jnp.arange(STEPS))[1]
 
 
 def by_path(tree: Any) -> dict[str, np.ndarray]:
@@ -239,21 +241,29 @@ PATTERNS: dict[str, tuple[Any, Callable[[Any, float], Units]]] = {
 }
 
 
+def either(scores: list[Any]) -> Any:
+    """The score that the evidence ``which`` tells, and that the others know of nothing."""
+
+    def score(params: Any, *, which: Any, **evidence: Any) -> Any:
+        def branch(one: Any) -> Any:
+            return lambda: jax.tree.map(widen, one(params, **evidence))
+
+        return jax.lax.switch(which, [branch(one) for one in scores])
+
+    return score
+
+
 def run_scores(pattern: Any, schedule: Any) -> Any:
-    """Params and masks of every step, for every score; compiled together."""
+    """Params and masks of every step, for every score; compiled once."""
+    tx = jp.prune(SGD, either(list(SCORES.values())), schedule, pattern=pattern)
 
     def gradient(params: Any, step: Any) -> Any:
         return jax.grad(lambda p: jnp.mean(network(p, INPUTS + step) ** 2))(params)
 
-    def all_scores(params: Any) -> Any:
-        return {
-            name: run(jp.prune(ADAM, score, schedule, pattern=pattern), params, gradient)
-            for name, score in SCORES.items()
-        }
-
+    train = jit(lambda params, which: run(tx, params, gradient, which=which))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "channel", UserWarning)  # it says so once a trace
-        return jit(all_scores)(network_params())
+        return {name: train(network_params(), i) for i, name in enumerate(SCORES)}
 
 
 @pytest.mark.parametrize("name", PATTERNS)
