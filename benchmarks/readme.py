@@ -29,9 +29,13 @@ def section() -> str:
 def update(text: str) -> str:
     """Returns README's text with both sections anew."""
     for begin, end, new in ((BEGIN, END, section()), (SPEED_BEGIN, SPEED_END, speed_section())):
-        pattern = re.escape(begin) + ".*" + re.escape(end)
-        text = re.sub(pattern, lambda _, new=new: new, text, flags=re.S)
+        text = _between(begin, end, new, text)
     return text
+
+
+def _between(begin: str, end: str, new: str, text: str) -> str:
+    pattern = re.escape(begin) + ".*" + re.escape(end)
+    return re.sub(pattern, lambda _: new, text, flags=re.S)
 
 
 def speed_section() -> str:
