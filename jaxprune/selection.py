@@ -5,9 +5,9 @@ two bits at a time from the top: one pass over the scores counts how many are at
 trial values. The last of equal scores to be kept is found in the same way among their places.
 
 Each pass is one fused reduction: XLA computes the scores anew in each and keeps nothing but counts,
-so that a mask takes its own byte per entry. A leaf of fewer than 2**18 entries takes up to 12 bytes
-more for each of them, which is little, and compiles faster. A reduction also shards: devices
-exchange a few integers. Several leaves are ranked together by adding their counts. Counts are
+so that a mask takes its own byte per entry. The scores of a leaf of fewer than 2**18 entries are
+stored, which is little, and compiles faster. A reduction also shards: devices exchange a few
+integers. Several leaves are ranked together by adding their counts. Counts are
 integers, and so stay exact beyond the 2**24 that a float32 can hold.
 """
 
