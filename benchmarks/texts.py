@@ -9,6 +9,7 @@ import numpy as np
 
 DOCS = Path("/usr/share/doc/python3.11/html/_sources")
 GLOSSES = Path("/usr/share/wordnet")
+FIRST_NOUNS = 3  # number of WordNet's first lexicographer file of nouns
 
 
 def docs(folder: str) -> list[Path]:
@@ -50,3 +51,15 @@ def verb_glosses() -> str:
     """All verb glosses, a line each: out of :func:`glosses`, but of the same kind."""
     lines = (GLOSSES / "data.verb").read_text().splitlines()
     return "\n".join(line.split(" | ", 1)[1].strip() for line in lines if " | " in line)
+
+
+def labelled_glosses() -> tuple[list[str], np.ndarray]:
+    """Distinct noun glosses and their supersenses, 0..25: person, artifact, act, ..."""
+    path = GLOSSES / "data.noun"
+    if not path.is_file():
+        raise FileNotFoundError("no WordNet here: apt-get install wordnet-base")
+    found: dict[str, int] = {}
+    for line in path.read_text().splitlines():
+        if not line.startswith("  "):
+            found.setdefault(line.split(" | ", 1)[1].strip(), int(line.split()[1]) - FIRST_NOUNS)
+    return list(found), np.array(list(found.values()))
