@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,7 +207,11 @@ RECIPES = {
     "FLAP + refit": Recipe(flap, units, refit=True),
     "FLAP + refit + bias": Recipe(flap, units, refit=True, bias=True),
 }
-POINTS = {entries: (0.5, 0.7), entries_per_output: (0.5, 0.7), units: (0.25, 0.5)}
+POINTS: dict[Any, tuple[float, ...]] = {
+    entries: (0.5, 0.7),
+    entries_per_output: (0.5, 0.7),
+    units: (0.25, 0.5),
+}
 
 
 def calibrated(model: Model) -> jp.Stats:
@@ -285,7 +289,7 @@ def stand_in(model: Model, jitted: Fn, found: dict[str, Any]) -> tuple[Fn, Any]:
 def timed(model: Model, rows: dict[str, Any], rounds: int) -> None:
     """Adds each row's times, of one interleaved run per input."""
     jitted = jax.jit(model.fn)
-    stands = {"dense": (jitted, model.params)}
+    stands: dict[str, tuple[Fn, Any]] = {"dense": (jitted, model.params)}
     stands |= {k: stand_in(model, jitted, found) for k, found in rows.items() if k != "dense"}
     for name, x in model.timed.items():
         compared = jp.compare({k: (fn, (p, x)) for k, (fn, p) in stands.items()}, rounds=rounds)
@@ -323,6 +327,7 @@ def _time(found: dict[str, Any]) -> tuple[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pretrained", description=__doc__)
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--rows", nargs="*", default=list(jobs()), metavar="NAME", help="to add")
     parser.add_argument("--time", action="store_true", help="time all rows that are there")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
@@ -337,18 +342,23 @@ def main() -> None:
             timed(model, kept["rows"], args.rounds)
             results.save(result, path)
         else:
-            for _ in fill(model, kept["rows"]):
+            for _ in fill(model, kept["rows"], args.rows):
                 results.save(result, path)
+            order = ["dense", *jobs()]
+            kept["rows"] = {k: kept["rows"][k] for k in order if k in kept["rows"]}
+            results.save(result, path)
         Console(width=160).print(table(name, kept["rows"]))
 
 
-def fill(model: Model, rows: dict[str, Any]) -> Iterator[None]:
-    """Adds the rows that are not there; yields after each."""
+def fill(model: Model, rows: dict[str, Any], names: Iterable[str]) -> Iterator[None]:
+    """Adds those of the named rows that are not there; yields after each."""
     if "dense" not in rows:
         rows["dense"] = weighed(model, model.fn, model.params)
         yield
-    missing = {name: job for name, job in jobs().items() if name not in rows}
-    stats = calibrated(model) if missing else None
+    missing = {name: jobs()[name] for name in names if name not in rows}
+    if not missing:
+        return
+    stats = calibrated(model)
     for name, job in missing.items():
         rows[name] = row(model, stats, *job)
         print(name, {k: v for k, v in rows[name].items() if k != "kept"}, flush=True)

@@ -198,8 +198,9 @@ def test_single_weights_go_from_every_kernel(calibrated, recipe):
     for (path, leaf), mask in zip(
         jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(masks)
     ):
-        kept = np.count_nonzero(leaf) / leaf.size
-        assert kept == pytest.approx(0.25 if np.ndim(mask) else 1, abs=0.04), jp.path_str(path)
+        off = np.count_nonzero(leaf) / leaf.size - (0.25 if np.ndim(mask) else 1)
+        one = leaf.shape[-1] / leaf.size  # an entry of each output
+        assert abs(off) <= one / 2 + 1e-6, jp.path_str(path)
     summary = jp.summary(model.params, masks, fn=model.fn, args=(model.example,))
     assert summary.total.kept == sum(np.count_nonzero(x) for x in jax.tree.leaves(params))
     assert summary.flops.after < summary.flops.before
@@ -236,8 +237,8 @@ def test_rows_are_kept_and_timed(monkeypatch):
            "energy -50%": (job.RECIPES["energy"], 0.5)}  # fmt: skip
     monkeypatch.setattr(job, "jobs", lambda: few)
     rows = {}
-    assert len(list(job.fill(model, rows))) == 3 and list(rows) == ["dense", *few]
-    assert not list(job.fill(model, rows))
+    assert len(list(job.fill(model, rows, few))) == 3 and list(rows) == ["dense", *few]
+    assert not list(job.fill(model, rows, few))
     console = Console(width=160, record=True, file=io.StringIO())
     job.timed(model, rows, rounds=2)
     console.print(job.table("speech", rows))
@@ -287,23 +288,41 @@ def test_minilm_of_the_package():
     assert got[0] @ got[1] > 0.5 > 0.2 > got[0] @ got[2]
 
 
-def test_silero_of_the_package_against_onnxruntime():
-    at = _need(silero.folder, "safetensors", "onnxruntime")
+def onnx_weights(path):
+    """The weights of the package's ONNX file under the names of its safetensors file.
+
+    They have other values: both files must be read to compare the functions.
+    """
+    import onnx
+
+    a = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    found = {"stft_conv.weight": a["stft.forward_basis_buffer"]}
+    for kind in ("weight", "bias"):
+        found |= {f"conv{k + 1}.{kind}": a[f"encoder.{k}.{kind}"] for k in range(4)}
+        found[f"final_conv.{kind}"] = a[f"output.{kind}"]
+    w, h, b = (a[name] for name in sorted(n for n in a if n.startswith("onnx::LSTM")))
+    gates = {"weight_ih": w[0], "weight_hh": h[0]}
+    gates |= dict(zip(("bias_ih", "bias_hh"), np.split(b[0], 2)))
+    for name, x in gates.items():
+        i, o, f, g = np.split(x, 4)  # ONNX's order
+        found[f"lstm_cell.{name}"] = np.concatenate([i, f, g, o])
+    return found
+
+
+def test_silero_against_onnxruntime():
+    at = _need(silero.folder, "safetensors", "onnx", "onnxruntime") / "silero_vad_16k_sequence.onnx"
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(
-        str(at / "silero_vad.onnx"), providers=["CPUExecutionProvider"]
-    )
     t = np.arange(20 * 512) / silero.RATE
     tone = np.sin(2 * np.pi * 150 * t) + 0.5 * np.sin(2 * np.pi * 450 * t + np.sin(20 * t))
     audio = (0.2 * tone * (np.sin(12 * t) > 0) + 0.01 * _audio(1, 20)[0]).astype(np.float32)
-    state, before, want = np.zeros((2, 1, 128), np.float32), np.zeros(64, np.float32), []
-    for chunk in audio.reshape(-1, 512):
-        given = {"input": np.concatenate([before, chunk])[None], "state": state,
-                 "sr": np.array(16_000, np.int64)}  # fmt: skip
-        probability, state = session.run(None, given)
-        want.append(probability[0, 0])
-        before = chunk[-64:]
-    got = special.expit(np.asarray(jax.jit(silero.apply)(silero.load(), audio[None])[0]))
-    np.testing.assert_allclose(got, want, atol=1e-4)
+    given = np.asarray(silero.windows(audio[None]))[0, :, : 512 + 64]
+    zero = np.zeros((1, 1, 128), np.float32)
+    session = onnxruntime.InferenceSession(str(at), providers=["CPUExecutionProvider"])
+    want = session.run(None, {"input": given, "h": zero, "c": zero})[0].reshape(-1)
+    params = silero.from_arrays(onnx_weights(at))
+    got = special.expit(np.asarray(jax.jit(silero.apply)(params, audio[None])[0]))
+    np.testing.assert_allclose(got, want, atol=1e-5)
     assert np.ptp(want) > 0.05  # the clip asks for more than one answer
+    ours = silero.load()
+    assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, params)

@@ -2,7 +2,8 @@
 
 Is there speech in each 32 ms? Magnitudes of a short-time Fourier transform (a convolution with a
 fixed kernel), four convolutions over the four frames of a chunk, an LSTM over the chunks, one
-output. Kernels are (width, in, out) and (in, out).
+output. Kernels are (width, in, out) and (in, out). The package's ONNX files hold the same network
+with other values.
 
 Needs ``pip install safetensors`` and ``pip install --no-deps silero-vad==6.2.3``.
 """
@@ -69,7 +70,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.
 
 
 def windows(audio: jax.Array) -> jax.Array:
-    """(batch, samples) -> (batch, chunks, 640): the end of the chunk before, the chunk, a mirror."""
+    """(batch, samples) -> (batch, chunks, 640): end of the chunk before, chunk, mirror."""
     chunks = audio.reshape(audio.shape[0], -1, CHUNK)
     before = jnp.pad(chunks[:, :-1, -CONTEXT:], ((0, 0), (1, 0), (0, 0)))
     return jnp.concatenate([before, chunks, chunks[..., -REFLECTED - 1 : -1][..., ::-1]], -1)
