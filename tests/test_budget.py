@@ -392,6 +392,17 @@ def test_least_is_measured_before_a_speed_is_called_unreachable(monkeypatch, tru
     assert len(measured) >= 1
 
 
+def test_limits_of_all_are_those_of_the_chosen():
+    """50 is more than another dimension has; that one isn't chosen."""
+    fn, params, x = mlp()
+    structure = jp.infer_structure(fn, params, x)
+    plan = jp.search(
+        fn, params, structure, jp.magnitude(params), x, target=jp.Target(flops=0.8),
+        dims="up*", minimum={"*": 50}, round_to=1,
+    )  # fmt: skip
+    assert list(plan.keep) == ["up/kernel:1"] and plan.keep["up/kernel:1"].sum() >= 50
+
+
 # -------------------------------------------------------------------------------- bad input
 
 BAD = {
@@ -425,6 +436,10 @@ BAD = {
     "unknown dims": (
         lambda s: jp.search(*s, target=HALF, dims="conv*"),
         "matches no prunable dimension",
+    ),
+    "minimum of others": (
+        lambda s: jp.search(*s, target=HALF, dims="up*", minimum={"mid*": 2}),
+        r"minimum=\{'mid\*': 2\} names none of the dimensions that may change.*dims=",
     ),
     "minimum above": (
         lambda s: jp.search(*s, target=HALF, minimum={"up*": 99}),

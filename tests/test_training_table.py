@@ -55,7 +55,7 @@ def injected_prune() -> optax.GradientTransformation:
     return make(optax.adam(1e-2), jp.magnitude, SCHEDULE, pattern=jp.unstructured(), every=EVERY)
 
 
-ADAM, SGD = optax.adam(1e-2), optax.sgd(1e-2)
+ADAM = optax.adam(1e-2)
 BAD_STEP = 4  # its gradients are NaN where a row can take it
 ROWS = {
     "MultiSteps of prune": Row(
@@ -255,7 +255,7 @@ def either(scores: list[Any]) -> Any:
 
 def run_scores(pattern: Any, schedule: Any) -> Any:
     """Params and masks of every step, for every score; compiled once."""
-    tx = jp.prune(SGD, either(list(SCORES.values())), schedule, pattern=pattern)
+    tx = jp.prune(ADAM, either(list(SCORES.values())), schedule, pattern=pattern)
 
     def gradient(params: Any, step: Any) -> Any:
         return jax.grad(lambda p: jnp.mean(network(p, INPUTS + step) ** 2))(params)

@@ -394,7 +394,13 @@ def _limits(
     limits = {name: (math.ceil(FLOOR * size), size) for name, size in sizes.items()}
     for which, given in (("maximum", maximum or {}), ("minimum", minimum or {})):
         for pattern, value in given.items():
-            for name in chosen_dims(structure, pattern):
+            inside = [name for name in chosen_dims(structure, pattern) if name in limits]
+            if not inside:
+                raise ValueError(
+                    f"{which}={{{pattern!r}: {value}}} names none of the dimensions that may "
+                    "change; correct it, or choose more of them by dims="
+                )
+            for name in inside:
                 size = structure.dims[name].size
                 count = round(value * size) if 0 < value < 1 else int(value)
                 if not 0 <= count <= size or (which == "maximum" and count < 1):
@@ -402,10 +408,9 @@ def _limits(
                         f"{which}={{{pattern!r}: {value}}} is {count} of {size} units of {name}; "
                         "wanted a number of units, or a fraction below 1"
                     )
-                if name in limits:
-                    low, high = limits[name]
-                    limits[name] = (count, high) if which == "minimum" else (min(low, count), count)
-                    _check_order(name, *limits[name])
+                low, high = limits[name]
+                limits[name] = (count, high) if which == "minimum" else (min(low, count), count)
+                _check_order(name, *limits[name])
     return limits
 
 
