@@ -113,7 +113,7 @@ class GPT(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         embed = nn.Embed(self.words, self.widths.residual)
         positions = nn.Embed(self.length, self.widths.residual)
-        x = embed(tokens) + positions(self.cached + jnp.arange(tokens.shape[1]))
+        x = embed(tokens) + positions(jnp.arange(self.cached, self.cached + tokens.shape[1]))
         if self.scanned:
             stack = nn.scan(
                 _ScannedBlock, {"params": 0}, split_rngs={"params": True}, length=self.layers
