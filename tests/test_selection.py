@@ -230,6 +230,7 @@ SHARDED = """
 import re, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxprune import selection
+jax.config.update("jax_cpu_enable_async_dispatch", False)  # programs could wait for each other
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
 for rows, spec in [(1024, P("x", None)), (256, P(None, "x"))]:  # large, small
     x = jax.random.normal(jax.random.key(0), (rows, 512))
@@ -251,7 +252,8 @@ def test_a_sharded_leaf_exchanges_counts_only():
     """Needs several devices, which a process can only ask for before JAX starts."""
     flag = "--xla_force_host_platform_device_count=8"
     env = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run([sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True)
+    command = [sys.executable, "-c", SHARDED]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert run.stdout.strip() == "counts only 8", run.stderr[-2000:]
 
 
