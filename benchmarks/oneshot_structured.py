@@ -13,6 +13,7 @@ interleaved run: a network of the same widths stands for each, for values don't 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -136,9 +137,9 @@ def cut(structure: jp.Structure, p: Any, stats: Any, keep: Units, refit: bool, b
 
 def _with_bias(stats: Any) -> Any:
     """Statistics for a tree that has one more leaf."""
-    more = {f: getattr(stats, f) | {"down_bias": None} for f in ("means", "norms", "variances")}
-    more |= {f: getattr(stats, f) | {"down_bias": None} for f in ("grams", "count")}
-    return stats.__class__(**more, layouts=stats.layouts, reasons=stats.reasons)
+    trees = ("means", "norms", "variances", "grams", "count")
+    more = {name: getattr(stats, name) | {"down_bias": None} for name in trees}
+    return dataclasses.replace(stats, **more)
 
 
 def pruned_model(params: Any, tokens: np.ndarray, keep: Keep, refit: bool, bias: bool) -> Any:
