@@ -29,17 +29,18 @@ import jaxprune as jp
 from benchmarks import oneshot, results
 from benchmarks.models import smollm2
 from benchmarks.native import load_average
-from jaxprune.budget.search import Search
 
-SEQUENCES = 32  # of calibration, half of them documentation, half verb glosses
-JUDGED = 4  # sequences on which the loss of single cuts is measured; not calibrated on
+SEQUENCES = 64  # of calibration, half of them documentation, half verb glosses
 TOKENS = 256  # of the prefill that is timed
 HIDDEN, HEADS = "gate:1", "q:1.0.0"  # names of a block's dimensions
-CUTS = {HIDDEN: (0.75, 0.5, 0.25, 0.0), HEADS: (2 / 3, 1 / 3, 0.0)}  # kept
 CONSUMERS = {HIDDEN: "down", HEADS: "o"}
 
 Units = dict[str, np.ndarray]  # dimension -> a number, or whether it is kept, per unit
 Keep = list[Units]  # per block
+
+
+def is_consumer(path: str, leaf: Any) -> bool:
+    return path in CONSUMERS.values()
 
 
 def _structure(params: Any) -> jp.Structure:
@@ -51,7 +52,7 @@ def importance(structure: jp.Structure, p: Any, scores: Any) -> Units:
     """Of each unit, the sum of its consumer's scores: what it makes isn't asked."""
     silent = jax.tree.map(jnp.zeros_like, p)
     read = silent | {name: scores[name] for name in CONSUMERS.values()}
-    return {d: np.asarray(structure.unit_scores(read, "sum")[d]) for d in CUTS}
+    return {d: np.asarray(structure.unit_scores(read, "sum")[d]) for d in CONSUMERS}
 
 
 # ---- recipes: which hidden units stay ----------------------------------------------------------
@@ -94,7 +95,6 @@ FFN = [
     *[f"{r} -{c} %" for c in (20, 30, 10, 50) for r in ("FLAP + refit + bias",)],
     *[f"activations + refit -{c} %" for c in (30, 10, 50)],
 ]
-SEARCHED = (1.25, 1.5, 2.0)
 
 
 # ---- one pass over the blocks ------------------------------------------------------------------
@@ -151,89 +151,10 @@ def pruned_model(params: Any, tokens: np.ndarray, keep: Keep, refit: bool, bias:
 
     blocks, masks = jp.oneshot.sequential(
         smollm2.block, params["blocks"], states_of(params, tokens), one,
-        where=lambda path, leaf: path in CONSUMERS.values(),
+        where=is_consumer,
         progress=functools.partial(tqdm, desc="pruning"),
     )  # fmt: skip
     return params | {"blocks": blocks}, masks
-
-
-# ---- what single cuts cost, and the search -----------------------------------------------------
-
-
-def losses(params: Any, tokens: np.ndarray, judged: np.ndarray, order: list[Units]) -> list[Any]:
-    """Per block and dimension: the loss on ``judged`` with 0, ... of its units gone, alone."""
-    structure, states = _structure(params), states_of(params, tokens)
-    begin = params["embedding"][judged]
-    dense = _loss_from(params, 0, begin, judged)
-    found = []
-    for k, p in enumerate(tqdm(params["blocks"], desc="single cuts")):
-        stats = jp.calibrate(smollm2.block, p, states)
-        rows: dict[str, list[float]] = {}
-        for dim, parts in CUTS.items():
-            size = order[k][dim].size
-            rows[dim] = [dense]
-            for part in parts:
-                keep = {dim: _best(order[k][dim], round(part * size))}
-                x = smollm2._block_jit(cut(structure, p, stats, keep, True, False)[0], begin)
-                rows[dim].append(_loss_from(params, k + 1, x, judged))
-        found.append(rows)
-        states = [smollm2._block_jit(p, x) for x in states]
-        begin = smollm2._block_jit(p, begin)
-    return found
-
-
-def _loss_from(params: Any, first: int, x: jax.Array, tokens: np.ndarray) -> float:
-    for p in params["blocks"][first:]:
-        x = smollm2._block_jit(p, x)
-    rows = [smollm2._loss(params["embedding"], params["norm"], a, t) for a, t in zip(x, tokens)]
-    return float(np.mean(rows))
-
-
-def marginal(scores: np.ndarray, curve: list[float], parts: tuple[float, ...]) -> np.ndarray:
-    """Scores of units that add up to the loss avoided by keeping the best so many of them.
-
-    Between measured points along the lower convex hull: the best unit is worth most.
-    """
-    size = scores.size
-    kept = np.array([1.0, *parts]) * size
-    loss = np.interp(np.arange(size + 1), kept[::-1], np.maximum.accumulate(curve)[::-1])
-    worth = -np.diff(_hull(loss))
-    units = np.empty(size)
-    units[np.argsort(-scores, kind="stable")] = np.maximum(worth, 0) + 1e-12
-    return units
-
-
-def _hull(y: np.ndarray) -> np.ndarray:
-    """The largest convex sequence that is nowhere above y."""
-    corners: list[int] = []
-    for i in range(len(y)):
-        while len(corners) > 1 and _above(y, corners[-2], corners[-1], i):
-            corners.pop()
-        corners.append(i)
-    return np.interp(np.arange(len(y)), corners, y[corners])
-
-
-def _above(y: np.ndarray, a: int, b: int, c: int) -> bool:
-    return (y[b] - y[a]) * (c - a) >= (y[c] - y[a]) * (b - a)
-
-
-def search(params: Any, order: list[Units], curves: list[Any]) -> Search:
-    """The search over hidden units, heads and, where both are gone, blocks."""
-    x = jnp.zeros((1, TOKENS), jnp.int32)
-    structure = jp.infer_structure(smollm2.apply, params, x)
-    scores = {
-        f"blocks/{k}/{dim}": marginal(order[k][dim], curves[k][dim], CUTS[dim])
-        for k in range(len(order))
-        for dim in CUTS
-    }
-    return Search(
-        smollm2.apply, params, structure, scores, x, dims=list(scores), minimum={"*": 0},
-        progress=functools.partial(tqdm, desc="timing operations"),
-    )  # fmt: skip
-
-
-def of_plan(plan: jp.SearchPlan, blocks: int) -> Keep:
-    return [{dim: plan.keep[f"blocks/{k}/{dim}"] for dim in CUTS} for k in range(blocks)]
 
 
 # ---- rows --------------------------------------------------------------------------------------
@@ -253,7 +174,8 @@ def recipe(name: str, found: Mapping[str, list[Units]]) -> tuple[Keep, bool, boo
 
 def row(
     params: Any, tokens: np.ndarray, evaluated: Any, keep: Keep, refit: bool, bias: bool
-) -> Any:
+) -> tuple[dict[str, Any], Any]:
+    """What is known about a cut model, and the model."""
     begin = time.perf_counter()
     pruned, masks = pruned_model(params, tokens, keep, refit, bias)
     seconds = time.perf_counter() - begin
@@ -261,7 +183,7 @@ def row(
     every = {"embedding": True, "norm": True, "blocks": masks}
     small = jp.compact(smollm2.apply, pruned, every, x)
     want, got = (jax.jit(f)(p, x) for f, p in ((smollm2.apply, pruned), (small.fn, small.params)))
-    return oneshot.measure(pruned, evaluated) | {
+    about = {
         "seconds": round(seconds, 1),
         "params": sum(leaf.size for leaf in jax.tree.leaves(small.params)),
         "flops": jp.cost(small.fn, small.params, x).flops,
@@ -269,6 +191,7 @@ def row(
         "max_relative_error": float(jnp.abs(got - want).max() / jnp.abs(want).max()),
         "kept": counts(keep),
     }
+    return oneshot.measure(pruned, evaluated) | about, pruned
 
 
 def timed(params: Any, rows: Mapping[str, Any], rounds: int) -> None:
@@ -299,7 +222,6 @@ def _first(params: Any, kept: Mapping[str, list[int]]) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot_structured")
     parser.add_argument("--rows", nargs="*", default=FFN, help="hidden units by a recipe")
-    parser.add_argument("--searched", nargs="*", type=float, default=SEARCHED)
     parser.add_argument("--time", action="store_true", help="time all rows that are there")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
@@ -313,31 +235,15 @@ def main() -> None:
         results.save(result, path)
         return
     tokens = oneshot.calibration(tokenizer, True, SEQUENCES)
-    judged = oneshot.calibration(tokenizer, True, SEQUENCES + JUDGED)
-    judged = np.concatenate([judged[SEQUENCES // 2 :][: JUDGED // 2], judged[-JUDGED // 2 :]])
     evaluated = oneshot.corpora(tokenizer)
     rows = result.setdefault("rows", {})
     result.setdefault("dense", oneshot.measure(params, evaluated))
     found = scored(params, tokens)
     for name in args.rows:
         if name not in rows:
-            rows[name] = row(params, tokens, evaluated, *recipe(name, found))
+            rows[name], _ = row(params, tokens, evaluated, *recipe(name, found))
             results.save(result, path)
             print(name, _short(rows[name]), flush=True)
-    if args.searched and "single_cuts" not in result:
-        result["single_cuts"] = losses(params, tokens, judged, found["FLAP"])
-        results.save(result, path)
-    searching = search(params, found["FLAP"], result["single_cuts"]) if args.searched else None
-    for speedup in args.searched:
-        name = f"search {speedup:g} x"
-        if name in rows or searching is None:
-            continue
-        plan = searching.plan(jp.Target(speedup=speedup))
-        keep = of_plan(plan, len(params["blocks"]))
-        rows[name] = row(params, tokens, evaluated, keep, True, False)
-        rows[name] |= {"predicted": plan.predicted.speedup, "by_search": plan.measured.speedup}
-        results.save(result, path)
-        print(name, _short(rows[name]), flush=True)
 
 
 def _short(found: Mapping[str, Any]) -> dict[str, Any]:

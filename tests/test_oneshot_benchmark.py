@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
+from benchmarks import oneshot_search as staged
 from benchmarks import oneshot_structured as job
 from benchmarks.models import smollm2
 
@@ -89,18 +90,25 @@ def test_z_scores_are_cut_over_all_blocks():
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(0, 5), min_size=4, max_size=4), st.integers(8, 40), st.integers(0, 99))
-def test_marginals_add_up_to_the_convex_curve(steps, size, seed):
-    scores = np.random.default_rng(seed).permutation(size).astype(float)
-    curve, parts = list(np.cumsum([1.0, *steps])), (0.75, 0.5, 0.25, 0.0)
-    units = job.marginal(scores, curve, parts)
-    np.testing.assert_allclose(units.sum(), curve[-1] - curve[0], atol=1e-6)
-    by_importance = units[np.argsort(-scores)]
-    assert (np.diff(by_importance) <= 1e-9).all()  # the best is worth most
-    kept = np.cumsum(np.concatenate([[0.0], by_importance]))
-    loss = curve[-1] - kept  # of the best k units
-    known = np.interp(np.arange(size + 1), np.array([1, *parts])[::-1] * size, curve[::-1])
-    assert (loss <= known + 1e-6).all()
+@given(st.lists(st.floats(0, 5), min_size=3, max_size=3), st.integers(8, 40), st.integers(0, 99))
+def test_scores_add_up_to_the_convex_curve(steps, size, seed):
+    order = np.random.default_rng(seed).permutation(size).astype(float)
+    counts = [size - 1, size // 2, 2, 0]  # one unit has gone before
+    row = dict(zip(counts, np.cumsum([1.0, *steps])))
+    units = staged._scores(order, row)
+    np.testing.assert_allclose(units.sum(), row[0] - row[size - 1], atol=1e-6)
+    best_first = units[np.argsort(-order)]
+    assert best_first[-1] == 0  # it has gone
+    assert (np.diff(best_first) <= 1e-9).all()  # the best is worth most
+    kept = np.cumsum(np.concatenate([[0.0], best_first[:-1]]))
+    known = np.interp(np.arange(size), counts[::-1], [row[c] for c in counts[::-1]])
+    assert (row[0] - kept <= known + 1e-6).all()
+
+
+def test_units_below_what_was_tried_stay():
+    scores, least = staged.worth([{job.HIDDEN: np.arange(8.0)}], [{job.HIDDEN: {8: 0.1, 6: 0.3}}])
+    np.testing.assert_allclose(scores["blocks/0/gate:1"], [0.1, 0.1, 0, 0, 0, 0, 0, 0], atol=1e-9)
+    assert least == {"blocks/0/gate:1": 6}
 
 
 def test_hull_by_trying_every_line():
@@ -110,24 +118,41 @@ def test_hull_by_trying_every_line():
         [y[a] + (y[b] - y[a]) * (i - a) / max(b - a, 1) for a in range(i + 1) for b in range(i, n)]
         for i in range(n)
     ]
-    np.testing.assert_allclose(job._hull(y), [min(line) for line in lines], atol=1e-12)
+    np.testing.assert_allclose(staged.hull(y), [min(line) for line in lines], atol=1e-12)
 
 
-def test_single_cuts_and_the_search(params, tokens, found, monkeypatch, tmp_path):
+def test_divergence_is_zero_for_the_same_model_and_the_mean_over_tokens_else(params, tokens):
+    divergence = staged.divergence_from(params, tokens[:3])
+    hidden = params["embedding"][tokens[:3]]
+    assert divergence(params, 0, hidden) == pytest.approx(0, abs=1e-6)
+    cut = params | {"blocks": [params["blocks"][0]] * 2}
+    p, q = (jax.nn.softmax(smollm2.apply(m, tokens[:3])) for m in (params, cut))
+    want = float(jnp.mean(jnp.sum(p * jnp.log(p / q), -1)))
+    assert divergence(cut, 0, hidden) == pytest.approx(want, rel=1e-3)
+    after = smollm2.block(params["blocks"][0], hidden)
+    assert divergence(cut, 1, after) == pytest.approx(want, rel=1e-3)
+
+
+def test_stages_take_more_and_more(params, tokens, monkeypatch, tmp_path):
     monkeypatch.setenv("JAXPRUNE_CACHE", str(tmp_path))
     monkeypatch.setattr(job, "TOKENS", 8)
-    monkeypatch.setitem(job.CUTS, job.HEADS, (0.5, 0.0))
-    curves = job.losses(params, tokens[:4], tokens[4:6], found["FLAP"])
-    dense = smollm2.perplexity(params, tokens[4:6])
-    for rows in curves:
-        assert len(rows[job.HIDDEN]) == 5 and len(rows[job.HEADS]) == 3
-        assert np.exp(rows[job.HIDDEN][0]) == pytest.approx(dense, rel=1e-4)
-    search = job.search(params, found["FLAP"], curves)
-    plan = search.plan(jp.Target(params=0.6))
-    keep = job.of_plan(plan, 2)
-    assert job.counts(keep)[job.HIDDEN] == [int(u[job.HIDDEN].sum()) for u in keep]
-    assert plan.measured.params <= 0.6
+    monkeypatch.setattr(staged, "ALIGNED", 3)
+    monkeypatch.setattr(staged, "TRIED", {job.HIDDEN: (1 / 8, 1 / 4), job.HEADS: (0.5,)})
+    search, keep = staged.searching(params), staged.everything(params)
+    for fraction in (0.9, 0.8):
+        target = jp.Target(params=fraction)
+        before, now = keep, job.pruned_model(params, tokens, keep, True, False)[0]
+        keep, plan = staged.stage(params, now, keep, tokens[:4], tokens[4:6], search, target)
+        assert plan.predicted.params <= fraction
+        for old, new in zip(before, keep):
+            for dim in old:
+                assert not (new[dim] & ~old[dim]).any()  # what has gone stays away
+                taken = old[dim].sum() - new[dim].sum()
+                assert taken <= max(staged.TRIED[dim]) * old[dim].size
+    assert staged._unpacked(staged._packed(keep), keep)[1][job.HIDDEN].tolist() == (
+        keep[1][job.HIDDEN].tolist()
+    )
     first = job._first(params, job.counts(keep))
-    again = jp.compact(smollm2.apply, params, first, tokens[:1])
-    same = jp.compact(smollm2.apply, params, plan.masks, tokens[:1])
-    assert jax.tree.map(np.shape, again.params) == jax.tree.map(np.shape, same.params)
+    small = jp.compact(smollm2.apply, params, first, tokens[:1])
+    sizes = [p["down"].shape[0] for p in small.params["blocks"]]
+    assert sizes == job.counts(keep)[job.HIDDEN]

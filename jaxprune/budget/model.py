@@ -61,6 +61,13 @@ class Model:
         """Candidate indices -> counts by name."""
         return {n: int(c[i]) for n, c, i in zip(self.names, self.counts, choice)}
 
+    def at_least(self, least: Mapping[str, int]) -> Model:
+        """Without the candidates below some counts; what was timed stays."""
+        cut = [int((c < least.get(n, 0)).sum()) for n, c in zip(self.names, self.counts)]
+        tables = {name: total.without(cut) for name, total in self.tables.items()}
+        counts = [c[k:] for c, k in zip(self.counts, cut)]
+        return Model(self.names, self.axes, counts, self.ops, tables)
+
 
 def build(
     fn: Callable[..., Any],

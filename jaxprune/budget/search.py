@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -204,6 +205,20 @@ class Search:
         if self._table is None:
             self._table = LatencyTable()
         return self._table
+
+    def rescored(self, scores: Any, minimum: Mapping[str, int]) -> Search:
+        """A search with other scores, and counts at least ``minimum``: nothing is timed again.
+
+        For pruning in stages: what units are worth changes when others have gone.
+        """
+        if self.device is None:
+            self._time()
+        other = copy.copy(self)
+        other.model = self.model.at_least(minimum)
+        other.score, other.order, other.total = kept.score_total(
+            self.structure, other.model, scores, "sum"
+        )
+        return other
 
     def plan(self, target: Target, verify: bool = True, uniform: bool = False) -> SearchPlan:
         """The plan for one target; see :func:`search`. Uniform: one fraction for all dimensions."""

@@ -50,6 +50,13 @@ class Total:
         found = (float(t.table[tuple(choice[list(t.dims)])]) for t in self.terms)
         return self.constant + sum(found)
 
+    def without(self, first: Sequence[int]) -> Total:
+        """The same without the first so many candidates of each dimension."""
+        terms = [
+            Term(t.dims, t.table[tuple(slice(first[d], None) for d in t.dims)]) for t in self.terms
+        ]
+        return Total(terms, self.count, self.constant)
+
     def line(self, choice: np.ndarray, dim: int) -> np.ndarray:
         """For every candidate of one dimension, the sum of its terms, the others as they are."""
         total: np.ndarray | float = 0.0
