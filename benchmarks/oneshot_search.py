@@ -157,7 +157,10 @@ def worth(order: list[Units], curves: Curves) -> tuple[dict[str, np.ndarray], di
 
 
 def _scores(order: np.ndarray, row: Mapping[int, float]) -> np.ndarray:
-    """Between counts that were tried along the lower convex hull: the best unit is worth most."""
+    """Between counts that were tried along the lower convex hull: the best unit is worth most.
+
+    What is better than all that were tried must stay: it is worth more than any of them.
+    """
     counts = np.array(sorted(row))
     falling = np.maximum.accumulate([row[c] for c in counts[::-1]])[::-1]
     between = np.interp(np.arange(counts[0], counts[-1] + 1), counts, falling)
@@ -165,6 +168,7 @@ def _scores(order: np.ndarray, row: Mapping[int, float]) -> np.ndarray:
     units = np.zeros(order.size)
     best_first = np.argsort(-order, kind="stable")
     units[best_first[counts[0] : counts[-1]]] = np.maximum(gained, 0) + 1e-12
+    units[best_first[: counts[0]]] = 2 * (gained.max(initial=0) + 1e-12)
     return units
 
 
@@ -201,7 +205,7 @@ def main() -> None:
         now, _ = structured.pruned_model(params, tokens, keep, True, False)
     for speedup in (s for s in STAGES if s <= args.until and str(s) not in saved):
         target = jp.Target(speedup=speedup)
-        keep, plan = stage(params, now, keep, tokens[::2], judged, found, target)
+        keep, plan = stage(params, now, keep, tokens[::4], judged, found, target)
         row, now = structured.row(params, tokens, evaluated, keep, True, False)
         row["predicted"] = plan.predicted.speedup
         result["rows"][f"search {speedup:g} x"] = row

@@ -1,10 +1,8 @@
 """``python -m benchmarks.oneshot_structured``: SmolLM2 with fewer hidden units, heads and blocks.
 
 Nothing is trained. Block by block, calibrated on what the blocks before it give, whole units go and
-their consumers' kept rows are refit. Rows "FFN" take hidden units only, by known recipes. Rows
-"search" choose hidden units, key-value heads (with their queries) and whole blocks together: what
-each block loses when some of its units go is measured alone, as the loss on calibration text, and
-``jp.search`` gives up what costs least loss for the time that is asked for.
+their consumers' kept rows are refit. Here units go by known recipes; hidden units, heads and blocks
+are chosen together in :mod:`benchmarks.oneshot_search`, which adds its rows to the same file.
 
 Rows that the result file has are kept. Times are taken by ``--time``, of all rows in one
 interleaved run: a network of the same widths stands for each, for values don't change a time.
@@ -37,6 +35,7 @@ CONSUMERS = {HIDDEN: "down", HEADS: "o"}
 
 Units = dict[str, np.ndarray]  # dimension -> a number, or whether it is kept, per unit
 Keep = list[Units]  # per block
+Found = Mapping[str, list[Units]]  # importance by its name, per block
 
 
 def is_consumer(path: str, leaf: Any) -> bool:
@@ -83,18 +82,45 @@ def _best(scores: np.ndarray, count: int) -> np.ndarray:
     return np.isin(np.arange(scores.size), np.argsort(-scores, kind="stable")[:count])
 
 
-RECIPES: dict[str, tuple[Callable[..., Any], Callable[..., Keep]]] = {
-    "magnitude": (magnitude, uniform),
-    "activations": (energy, uniform),
-    "FLAP": (jp.oneshot.flap, by_z_score),
-}
+def ffn(score: str, percent: int, found: Found) -> Keep:
+    choose = by_z_score if score == "FLAP" else uniform
+    return choose(found[score], 1 - percent / 100)
+
+
+def heads(found: Found) -> Keep:
+    """Every block without the key-value head, and its queries, whose outputs are smallest."""
+    return [{HEADS: _best(u[HEADS], u[HEADS].size - 1)} for u in found["activations"]]
+
+
+def depth(count: int, found: Found) -> Keep:
+    """Without the blocks that turn their input least."""
+    turns = np.array([units["cosine"] for units in found["cosine"]])
+    gone = np.argsort(turns)[:count]
+    blocks = found["activations"]
+    return [{d: np.full(u[d].size, k not in gone) for d in CONSUMERS} for k, u in enumerate(blocks)]
+
+
+SCORES = {"magnitude": magnitude, "activations": energy, "FLAP": jp.oneshot.flap}
 REPAIRS = {"": (False, False), " + refit": (True, False), " + bias": (False, True),
            " + refit + bias": (True, True)}  # fmt: skip
-FFN = [
-    *[f"{r} -20 %" for r in ("magnitude", "activations", "activations + refit", "FLAP + bias")],
-    *[f"{r} -{c} %" for c in (20, 30, 10, 50) for r in ("FLAP + refit + bias",)],
-    *[f"activations + refit -{c} %" for c in (30, 10, 50)],
-]
+# name -> (what stays, whether consumers are refit, whether a bias makes up for means)
+ROWS: dict[str, tuple[Callable[[Found], Keep], bool, bool]] = {
+    f"{score}{repair} -{percent} %": (functools.partial(ffn, score, percent), *REPAIRS[repair])
+    for score, repair, percents in (
+        ("magnitude", "", (20,)),
+        ("activations", "", (20,)),
+        ("FLAP", " + bias", (20,)),
+        ("activations", " + refit", (10, 20, 30, 50)),
+        ("FLAP", " + refit + bias", (10, 20, 30, 50)),
+    )
+    for percent in percents
+}
+ROWS |= {
+    "heads, activations -1/3": (heads, False, False),
+    "heads, activations + refit -1/3": (heads, True, False),
+    "blocks, cosine -3": (functools.partial(depth, 3), False, False),
+    "blocks, cosine -6": (functools.partial(depth, 6), False, False),
+}
 
 
 # ---- one pass over the blocks ------------------------------------------------------------------
@@ -105,15 +131,25 @@ def states_of(params: Any, tokens: np.ndarray) -> list[jax.Array]:
 
 
 def scored(params: Any, tokens: np.ndarray) -> dict[str, list[Units]]:
-    """The importance of every block's units by each recipe, in the dense model."""
+    """The importance of every block's units by each score, in the dense model; and its cosine."""
     structure, states = _structure(params), states_of(params, tokens)
-    found: dict[str, list[Units]] = {name: [] for name in RECIPES}
+    found: dict[str, list[Units]] = {name: [] for name in (*SCORES, "cosine")}
     for p in tqdm(params["blocks"], desc="calibrating"):
-        stats = jp.calibrate(smollm2.block, p, states)
-        for name, (score, _) in RECIPES.items():
+        stats = jp.calibrate(smollm2.block, p, states, where=is_consumer, grams=False)
+        for name, score in SCORES.items():
             found[name].append(importance(structure, p, score(p, stats)))
-        states = [smollm2._block_jit(p, x) for x in states]
+        after = [smollm2._block_jit(p, x) for x in states]
+        turned = np.mean([_turned(x, y) for x, y in zip(states, after)])
+        found["cosine"].append({"cosine": turned})
+        states = after
     return found
+
+
+@jax.jit
+def _turned(x: jax.Array, y: jax.Array) -> jax.Array:
+    """1 - cosine of the hidden states before and after a block, the mean over tokens."""
+    sizes = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(y, axis=-1)
+    return jnp.mean(1 - jnp.sum(x * y, -1) / sizes)
 
 
 def cut(structure: jp.Structure, p: Any, stats: Any, keep: Units, refit: bool, bias: bool) -> Any:
@@ -164,12 +200,10 @@ def counts(keep: Keep) -> dict[str, list[int]]:
     return {dim: [int(u[dim].sum()) for u in keep] for dim in keep[0]}
 
 
-def recipe(name: str, found: Mapping[str, list[Units]]) -> tuple[Keep, bool, bool]:
-    """ "FLAP + refit -20 %" -> the units that stay, and how the consumers are repaired."""
-    how, percent = name.removesuffix(" %").rsplit(" -", 1)
-    score = how.split(" + ")[0]
-    keep = RECIPES[score][1](found[score], 1 - int(percent) / 100)
-    return keep, *REPAIRS[how.removeprefix(score)]
+def recipe(name: str, found: Found) -> tuple[Keep, bool, bool]:
+    """The units that stay, and how the consumers are repaired."""
+    choose, refit, bias = ROWS[name]
+    return choose(found), refit, bias
 
 
 def row(
@@ -221,7 +255,7 @@ def _first(params: Any, kept: Mapping[str, list[int]]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot_structured")
-    parser.add_argument("--rows", nargs="*", default=FFN, help="hidden units by a recipe")
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS)
     parser.add_argument("--time", action="store_true", help="time all rows that are there")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")

@@ -361,6 +361,25 @@ def test_a_family_from_one_search():
     assert family.dense == 1 and family.plans[0].score > family.plans[1].score
 
 
+def test_rescored_search_is_a_new_one_with_those_limits():
+    """Same plan as a search from the beginning; what was timed is not timed again."""
+    fn, params, structure, scores, x = setting("mlp")
+    first = Search(fn, params, structure, scores, x, round_to=4, minimum={"*": 4})
+    other = {name: np.random.default_rng(0).random(dim.size) for name, dim in structure.dims.items()
+             if name in first.model.names}  # fmt: skip
+    least = {first.model.names[0]: 32}
+    again = first.rescored(other, least)
+    assert again.dense["latency"] == first.dense["latency"]
+    plan = again.plan(HALF)
+    assert plan.keep[first.model.names[0]].sum() >= 32
+    fresh = Search(fn, params, structure, other, x, round_to=4, minimum={"*": 4} | least)
+    chex.assert_trees_all_equal(plan.keep, fresh.plan(HALF).keep)
+    whole = np.array([len(c) - 1 for c in first.model.counts])
+    last = np.array([len(c) - 1 for c in again.model.counts])
+    for name, total in first.model.tables.items():
+        assert again.model.tables[name].at(last) == total.at(whole)
+
+
 @pytest.mark.parametrize("truth", ["faster than expected", "as expected"])
 def test_least_is_measured_before_a_speed_is_called_unreachable(monkeypatch, truth):
     """The table says that half of the time stays; the device may know better."""

@@ -46,13 +46,13 @@ def found(params, tokens):
 
 
 @pytest.mark.parametrize(
-    "name", ["magnitude -50 %", "activations + refit -50 %", "FLAP + refit + bias -25 %"]
+    "name", ["magnitude -20 %", "activations + refit -50 %", "FLAP + refit + bias -30 %"]
 )
 def test_compact_equals_the_cut_model(params, tokens, found, name):
     keep, refit, bias = job.recipe(name, found)
     pruned, masks = job.pruned_model(params, tokens, keep, refit, bias)
     gone = 1 - int(name[-4:-2]) / 100
-    assert sum(u[job.HIDDEN].sum() for u in keep) == round(2 * gone * HIDDEN)
+    assert abs(sum(u[job.HIDDEN].sum() for u in keep) - 2 * gone * HIDDEN) < 1
     every = {"embedding": True, "norm": True, "blocks": masks}
     small = jp.compact(smollm2.apply, pruned, every, tokens[:1])
     assert small.certificate.exact
@@ -107,7 +107,8 @@ def test_scores_add_up_to_the_convex_curve(steps, size, seed):
 
 def test_units_below_what_was_tried_stay():
     scores, least = staged.worth([{job.HIDDEN: np.arange(8.0)}], [{job.HIDDEN: {8: 0.1, 6: 0.3}}])
-    np.testing.assert_allclose(scores["blocks/0/gate:1"], [0.1, 0.1, 0, 0, 0, 0, 0, 0], atol=1e-9)
+    want = [0.1, 0.1, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2]
+    np.testing.assert_allclose(scores["blocks/0/gate:1"], want, atol=1e-9)
     assert least == {"blocks/0/gate:1": 6}
 
 
@@ -142,6 +143,7 @@ def test_stages_take_more_and_more(params, tokens, monkeypatch, tmp_path):
     for fraction in (0.9, 0.8):
         target = jp.Target(params=fraction)
         before, now = keep, job.pruned_model(params, tokens, keep, True, False)[0]
+        order = staged.tried(params, now, keep, tokens[:4], tokens[4:6])[1]
         keep, plan = staged.stage(params, now, keep, tokens[:4], tokens[4:6], search, target)
         assert plan.predicted.params <= fraction
         for old, new in zip(before, keep):
@@ -149,6 +151,9 @@ def test_stages_take_more_and_more(params, tokens, monkeypatch, tmp_path):
                 assert not (new[dim] & ~old[dim]).any()  # what has gone stays away
                 taken = old[dim].sum() - new[dim].sum()
                 assert taken <= max(staged.TRIED[dim]) * old[dim].size
+        for units, new in zip(order, keep):
+            for dim, kept in new.items():  # the best stay
+                assert units[dim][kept].min(initial=9) >= units[dim][~kept].max(initial=-1)
     assert staged._unpacked(staged._packed(keep), keep)[1][job.HIDDEN].tolist() == (
         keep[1][job.HIDDEN].tolist()
     )
