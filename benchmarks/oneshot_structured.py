@@ -187,7 +187,7 @@ def pruned_model(params: Any, tokens: np.ndarray, keep: Keep, refit: bool, bias:
 
     blocks, masks = jp.oneshot.sequential(
         smollm2.block, params["blocks"], states_of(params, tokens), one,
-        where=is_consumer,
+        where=is_consumer, grams=refit,
         progress=functools.partial(tqdm, desc="pruning"),
     )  # fmt: skip
     return params | {"blocks": blocks}, masks
