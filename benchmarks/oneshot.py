@@ -1,8 +1,10 @@
 """``python -m benchmarks.oneshot``: prunes SmolLM2 in one shot, and measures perplexities.
 
-Block by block: each block is calibrated on what the already pruned blocks before it give. All
-attention and MLP kernels are pruned; embedding, head and norms are not. Rows that the result file
-has are kept, so that a run that was cut short goes on where it was.
+Block by block: each block is calibrated on what the already pruned blocks before it give, on pages
+of Python's documentation and on WordNet's verb glosses: fit to one domain alone, reconstruction
+loses more on another than no reconstruction. All attention and MLP kernels are pruned; embedding,
+head and norms are not. Rows that the result file has are kept, so that a run that was cut short
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import jaxprune as jp
 from benchmarks import results, texts
 from benchmarks.models import smollm2
 
-SEQUENCES, LENGTH, SEED = 32, 256, 0  # calibration
+SEQUENCES, LENGTH, SEED = 32, 256, 0  # calibration, of each domain
+BATCH = 8  # sequences
+HIDDEN = "gate:1"  # a block's dimension of hidden units
 EXCERPT = "tutorial/classes.rst.txt"
 PATTERNS = {
     "50%": (jp.unstructured(), jp.unstructured(per_output=True), 0.5),
@@ -46,6 +50,19 @@ def by_score(score: Callable[..., Any]) -> Prune:
     return prune
 
 
+def permuted_wanda(p: Any, stats: Any, at: str, damping: float) -> tuple[Any, Any]:
+    """Wanda after the hidden units of the MLP are reordered; the dense function stays."""
+    x = jax.random.normal(jax.random.key(0), (1, 8, p["q"].shape[0]))
+    structure = jp.infer_structure(smollm2.block, p, x)
+    scores = jp.wanda(p, input_norms=stats.norms)
+    n, m = map(int, at.split(":"))
+    permuted, orders = jp.oneshot.permute(
+        smollm2.block, p, structure, scores, x, n=n, m=m, dims=HIDDEN
+    )
+    masks = PATTERNS[at][1](jp.oneshot.permuted(scores, structure, orders), PATTERNS[at][2])
+    return jp.apply_masks(permuted, masks), masks
+
+
 def sparsegpt(p: Any, stats: Any, at: str, damping: float) -> tuple[Any, Any]:
     pattern, _, sparsity = PATTERNS[at]
     return jp.oneshot.sparsegpt(p, stats, sparsity, pattern=pattern, damping=damping)
@@ -66,42 +83,53 @@ def refitted(prune: Prune) -> Prune:
 
 METHODS: dict[str, Prune] = {
     "wanda": by_score(jp.wanda),
-    "wanda + refit": refitted(by_score(jp.wanda)),
     "sparsegpt": sparsegpt,
-    "alps": alps,
+    "wanda + refit": refitted(by_score(jp.wanda)),
     "sparsegpt + refit": refitted(sparsegpt),
+    "alps": alps,
     "magnitude": magnitude,
+    "ria": by_score(jp.scores.ria),
+    "ria + refit": refitted(by_score(jp.scores.ria)),
     "magnitude + refit": refitted(magnitude),
+    "wanda + permutation": permuted_wanda,  # N:M only
 }
-if hasattr(jp.scores, "ria"):
-    METHODS |= {"ria": by_score(jp.scores.ria), "ria + refit": refitted(by_score(jp.scores.ria))}
-
-
-def is_pruned(path: str, leaf: Any) -> bool:
-    return leaf.ndim == 2
+# These need norms, no Gram matrix; magnitude needs no statistics at all.
+SCORES = ("wanda", "ria", "wanda + permutation")
 
 
 def prune_model(
-    params: Any, tokens: np.ndarray, prune: Prune, at: str, damping: float
+    params: Any, tokens: np.ndarray, method: str, at: str, damping: float
 ) -> tuple[Any, dict[str, Any]]:
-    """Pruned parameters, with seconds and mean relative output errors per kernel."""
-    states = [params["embedding"][rows] for rows in np.array_split(tokens, 4)]
-    errors, solving, begin = [], 0.0, time.perf_counter()
+    """Pruned parameters, with seconds, and mean relative output errors where Gram matrices are."""
+    states = [params["embedding"][rows] for rows in np.array_split(tokens, len(tokens) // BATCH)]
+    prune, errors, solving, begin = METHODS[method], [], 0.0, time.perf_counter()
+    if method == "magnitude":
+        blocks = [prune(p, None, at, damping)[0] for p in params["blocks"]]
+        jax.block_until_ready(blocks)
+        seconds = round(time.perf_counter() - begin, 1)
+        return params | {"blocks": blocks}, {"solver_s": seconds, "calibration_s": 0.0}
+    grams = method not in SCORES
 
     def timed(p: Any, stats: Any) -> tuple[Any, Any]:
         nonlocal solving
-        start = jax.block_until_ready(stats.grams) and time.perf_counter()
+        jax.block_until_ready((stats.norms, stats.grams))
+        start = time.perf_counter()
         pruned, masks = prune(p, stats, at, damping)
-        solving += jax.block_until_ready(pruned) and time.perf_counter() - start
+        jax.block_until_ready(pruned)
+        solving += time.perf_counter() - start
         found = jp.oneshot.output_error(p, pruned, stats)
         errors.append({k: float(e) for k, e in found.items() if e is not None})
         return pruned, masks
 
-    blocks, _ = jp.oneshot.sequential(smollm2.block, params["blocks"], states, timed)
+    blocks, _ = jp.oneshot.sequential(smollm2.block, params["blocks"], states, timed, grams=grams)
     calibrating = time.perf_counter() - begin - solving
-    mean = {k: float(np.mean([e[k] for e in errors])) for k in errors[0]}
-    about = {"solver_s": round(solving, 1), "calibration_s": round(calibrating, 1)}
-    return params | {"blocks": blocks}, about | {"layer_error": mean}
+    about: dict[str, Any] = {
+        "solver_s": round(solving, 1),
+        "calibration_s": round(calibrating, 1),
+    }
+    if grams:
+        about["layer_error"] = {k: float(np.mean([e[k] for e in errors])) for k in errors[0]}
+    return params | {"blocks": blocks}, about
 
 
 def corpora(tokenizer: Any) -> dict[str, np.ndarray]:
@@ -119,17 +147,15 @@ def calibration(tokenizer: Any, mixed: bool, count: int) -> np.ndarray:
     """Stretches of the library's pages; mixed: half of them verb glosses (nouns are evaluated)."""
     half = count // 2 if mixed else 0
     rows = texts.samples(tokenizer, texts.docs("library"), count - half, LENGTH, SEED)
-    if not half:
-        return rows
-    prose = texts.verb_glosses()
-    more = texts.sequences(tokenizer, prose, half, LENGTH)
+    more = texts.sequences(tokenizer, texts.verb_glosses(), half, LENGTH) if half else rows[:0]
     return np.concatenate([rows, more])
 
 
 def jobs(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     for at in args.at:
         for method in args.methods:
-            yield at, method
+            if ":" in at or method != "wanda + permutation":
+                yield at, method
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -140,7 +166,8 @@ def main() -> None:
     args = arguments()
     params, tokenizer = smollm2.load()
     evaluated = corpora(tokenizer)
-    tokens = calibration(tokenizer, args.mixed, args.sequences)
+    count = args.sequences or SEQUENCES * (2 if args.mixed else 1)
+    tokens = calibration(tokenizer, args.mixed, count)
     path = results.folder(args.results) / "oneshot.json"
     result = (
         results.load(path)
@@ -159,12 +186,12 @@ def main() -> None:
             "method": method,
             "damping": args.damping,
             "calibration": "docs + glosses" if args.mixed else "docs",
-            "sequences": args.sequences,
+            "sequences": count,
         }
         if key(row) in [key(r) for r in result["rows"]]:
             continue
-        pruned, about = prune_model(params, tokens, METHODS[method], at, args.damping)
-        row |= measure(pruned, evaluated) | about
+        pruned, about = prune_model(params, tokens, method, at, args.damping)
+        row |= measure(pruned, evaluated) | about | {"cores": results.device()["cores"]}
         result["rows"].append(row)
         results.save(result, path)
         print({k: v for k, v in row.items() if k != "layer_error"}, flush=True)
@@ -179,8 +206,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--at", nargs="+", choices=PATTERNS, default=["50%", "2:4"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--damping", type=float, default=0.01)
-    parser.add_argument("--mixed", action="store_true", help="calibrate on glosses, too")
-    parser.add_argument("--sequences", type=int, default=SEQUENCES)
+    parser.add_argument(
+        "--mixed",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="calibrate on glosses, too: half of the sequences",
+    )
+    parser.add_argument("--sequences", type=int, help=f"default: {SEQUENCES} of each domain")
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
     return parser.parse_args()
 

@@ -1,6 +1,9 @@
 """What calibration reads off a program, against numpy on the inputs written out by hand."""
 
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -227,6 +230,40 @@ def test_psum_over_a_mapped_axis_is_one_batch():
         np.testing.assert_allclose(a[1], b, rtol=1e-5)
 
 
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+import jaxprune as jp
+mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+rows, halves = (jax.NamedSharding(mesh, jax.P(*spec)) for spec in (("data",), (None, "data")))
+rng = np.random.default_rng(0)
+params = {k: rng.normal(size=(4, 4)).astype("f") for k in "ab"}
+x = rng.normal(size=(2, 6, 4)).astype("f") + 5
+fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+want = jp.calibrate(fn, params, [*x])
+placed = jax.device_put(params, {"a": halves, "b": rows})
+for p in (params, placed):  # parameters on every device, or a part on each
+    got = jp.calibrate(fn, p, [jax.device_put(part, rows) for part in x])
+    assert all(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(got.grams))
+    for name in ("norms", "means", "variances", "grams", "count"):
+        for a, b in zip(*(jax.tree.leaves(getattr(s, name)) for s in (got, want)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=name)
+pruned, _ = jp.oneshot.sparsegpt(placed, got, 0.5)
+alone, _ = jp.oneshot.sparsegpt(params, want, 0.5)
+for a, b in zip(jax.tree.leaves(pruned), jax.tree.leaves(alone), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+print("equal on", len(jax.devices()))
+"""
+
+
+def test_sharded_batches_and_params_give_the_same():
+    """Needs several devices, which a process can only ask for before JAX starts."""
+    flag = "--xla_force_host_platform_device_count=2"
+    env = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", SHARDED]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert run.stdout.strip() == "equal on 2", run.stderr[-2000:]
+
+
 def test_float64(x64):
     w, x = np.asarray(array(4, 2)), np.asarray(RNG.normal(size=(5, 4)) + 1e3)
     stats = jp.calibrate(lambda w, x: x @ w, jnp.asarray(w), [x], dtype=jnp.float64)
@@ -250,6 +287,13 @@ ERRORS = {
     "NaN": ({"batches": [jnp.full((3, 4), jnp.nan)]}, r"an input of w, shape \(4, 2\), is NaN"),
     "float64": ({"batches": [jnp.ones((3, 4))], "dtype": jnp.float64}, "float64 is not enabled"),
 }
+
+
+def test_an_activation_that_is_not_finite_names_its_reader():
+    params = {"a": array(4, 4), "b": array(4, 2)}
+    fn = lambda p, x: jnp.log(jnp.abs(x @ p["a"]) * 0) @ p["b"]  # noqa: E731
+    with pytest.raises(ValueError, match=r"an input of b, shape \(4, 2\), is NaN or infinite"):
+        jp.calibrate(fn, params, [jnp.ones((3, 4))])
 
 
 @pytest.mark.parametrize("name", ERRORS)

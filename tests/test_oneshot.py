@@ -1,5 +1,7 @@
 """One-shot methods against the slow way: numpy, float64, one column or one output at a time."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,11 +204,23 @@ def test_a_singular_gram_matrix_gets_more_damping():
     assert np.isfinite(pruned["w"]).all()
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_gram_matrix_with_a_negative_eigenvalue_gets_more_damping(name):
+    """As rounding leaves it when inputs depend on each other."""
+    params, stats = setting(8, 4)
+    values, vectors = np.linalg.eigh(np.asarray(stats.grams["w"], np.float64))
+    values[0] = -0.02 * values.mean()  # more than the first damping adds
+    gram = jnp.asarray((vectors * values) @ vectors.T, jnp.float32)
+    bent = dataclasses.replace(stats, grams={"w": gram})
+    pruned, masks = METHODS[name](params, bent, 0.5)
+    assert np.isfinite(pruned["w"]).all() and float(masks["w"].mean()) == 0.5
+    error = jp.oneshot.output_error(params, pruned, stats)["w"]
+    plain = jp.apply_masks(params, jp.unstructured()(jp.magnitude(params), 0.5))
+    assert error < jp.oneshot.output_error(params, plain, stats)["w"]
+
+
 def broken(params, stats):
-    return jp.Stats(
-        stats.norms, stats.means, stats.variances, {"w": stats.grams["w"] * jnp.nan}, stats.count,
-        stats.layouts, stats.reasons,
-    )  # fmt: skip
+    return dataclasses.replace(stats, grams={"w": stats.grams["w"] * jnp.nan})
 
 
 @pytest.mark.parametrize("name", [*METHODS, "refit"])

@@ -1,4 +1,6 @@
-"""Structured one-shot pruning of the benchmark, on a model of the same form with random weights."""
+"""One-shot pruning of the benchmarks, on a model of the same form with random weights."""
+
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
+from benchmarks import oneshot, texts
 from benchmarks import oneshot_search as staged
 from benchmarks import oneshot_structured as job
 from benchmarks.models import smollm2
@@ -161,3 +164,60 @@ def test_stages_take_more_and_more(params, tokens, monkeypatch, tmp_path):
     small = jp.compact(smollm2.apply, params, first, tokens[:1])
     sizes = [p["down"].shape[0] for p in small.params["blocks"]]
     assert sizes == job.counts(keep)[job.HIDDEN]
+
+
+# -- single weights
+
+
+@pytest.mark.parametrize("method", oneshot.METHODS)
+def test_every_method_prunes_all_kernels_alike(params, tokens, method):
+    pruned, about = oneshot.prune_model(params, tokens, method, "2:4", 0.01)
+    for p, q in zip(params["blocks"], pruned["blocks"], strict=True):
+        for name, w in q.items():
+            gone = float(jnp.mean(w == 0))
+            assert gone == (0.5 if w.ndim == 2 else 0.0), name
+            assert ("refit" in method) <= (w.ndim < 2 or not np.isin(w[w != 0], p[name]).all())
+    assert pruned["embedding"] is params["embedding"]
+    grams = method.endswith("refit") or method in ("sparsegpt", "alps")
+    assert ("layer_error" in about) == grams
+
+
+def test_permutation_keeps_the_function_and_more_score(params, tokens, monkeypatch):
+    p, x = params["blocks"][0], params["embedding"][tokens]
+    stats = jp.calibrate(smollm2.block, p, [x], grams=False)
+    permute, seen = jp.oneshot.permute, []
+
+    def spy(*args, **options):
+        seen.append(permute(*args, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(jp.oneshot, "permute", spy)
+    pruned, _ = oneshot.permuted_wanda(p, stats, "2:4", 0.01)
+    ((moved, orders),) = seen
+    np.testing.assert_allclose(smollm2.block(moved, x), smollm2.block(p, x), rtol=1e-4, atol=1e-4)
+    order = orders[oneshot.HIDDEN]
+    assert sorted(order.tolist()) == list(range(HIDDEN)) != order.tolist()
+    plain, _ = oneshot.METHODS["wanda"](p, stats, "2:4", 0.01)
+    norms = stats.norms["down"][:, None]
+
+    def kept(w, by):
+        return float(jnp.sum(jnp.abs(w) * by))
+
+    assert kept(pruned["down"], norms[order]) > 1.01 * kept(plain["down"], norms)
+
+
+class Letters:
+    def encode(self, text):
+        return types.SimpleNamespace(ids=[ord(c) for c in text])
+
+
+def test_mixed_calibration_loses_no_page(monkeypatch, tmp_path):
+    """The first half is what the pages alone give; the other half is of the other domain."""
+    (tmp_path / "page.rst.txt").write_text("documentation " * 999)
+    monkeypatch.setattr(texts, "DOCS", tmp_path)
+    monkeypatch.setattr(texts, "verb_glosses", lambda: "verb " * 9999)
+    monkeypatch.setattr(texts, "docs", lambda part: [tmp_path / "page.rst.txt"])
+    alone = oneshot.calibration(Letters(), False, 4)
+    mixed = oneshot.calibration(Letters(), True, 8)
+    assert alone.shape == (4, oneshot.LENGTH) and (mixed[:4] == alone).all()
+    assert "".join(map(chr, mixed[5])).startswith(("verb", "erb", "rb", "b", " "))

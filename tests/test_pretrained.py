@@ -13,7 +13,7 @@ from scipy import special
 import jaxprune as jp
 from benchmarks import pretrained as job
 from benchmarks import sounds
-from benchmarks.models import minilm, silero
+from benchmarks.models import minilm, silero, smollm2
 
 SIZES = {"width": 16, "heads": 4 * minilm.HEAD, "hidden": 24, "words": 40, "positions": 12}
 
@@ -329,3 +329,61 @@ def test_silero_against_onnxruntime():
     assert np.ptp(want) > 0.05  # the clip asks for more than one answer
     ours = silero.load()
     assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, params)
+
+
+def llama_losses(reader, ids):
+    """Each next token's loss in float64, head by head, from the file's own arrays.
+
+    The file orders the rows of q and k so that a rotation turns neighbours; the benchmark undoes
+    that. Here they stay.
+    """
+    import gguf
+
+    def array(name):
+        tensor = next(t for t in reader.tensors if t.name == f"{name}.weight")
+        return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+
+    def norm(x, name):
+        return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + smollm2.EPSILON) * array(name)
+
+    half = smollm2.HEAD // 2
+    angles = np.outer(np.arange(len(ids)), smollm2.THETA ** -(np.arange(half) / half))
+
+    def heads(x):  # (heads, tokens, pairs) of complex numbers, turned
+        pairs = x.reshape(len(ids), -1, half, 2).transpose(1, 0, 2, 3)
+        return (pairs[..., 0] + 1j * pairs[..., 1]) * np.exp(1j * angles)
+
+    future = np.triu(np.full((len(ids), len(ids)), -np.inf), 1)
+    embedding = array("token_embd")
+    x = embedding[ids]
+    for k in range(int(reader.fields["llama.block_count"].contents())):
+        at, y = f"blk.{k}.", norm(x, f"blk.{k}.attn_norm")
+        q, key = (heads(y @ array(f"{at}attn_{n}").T) for n in "qk")
+        values = np.split(y @ array(f"{at}attn_v").T, smollm2.KV_HEADS, 1)
+        said = []
+        for h in range(smollm2.HEADS):
+            group = h // (smollm2.HEADS // smollm2.KV_HEADS)
+            scores = (q[h] @ key[group].conj().T).real / np.sqrt(smollm2.HEAD) + future
+            said.append(special.softmax(scores, -1) @ values[group])
+        x = x + np.concatenate(said, 1) @ array(f"{at}attn_output").T
+        y = norm(x, f"{at}ffn_norm")
+        gate, up = (y @ array(f"{at}ffn_{n}").T for n in ("gate", "up"))
+        x = x + (gate * special.expit(gate) * up) @ array(f"{at}ffn_down").T
+    logits = norm(x, "output_norm") @ embedding.T
+    return special.logsumexp(logits[:-1], -1) - logits[np.arange(len(ids) - 1), ids[1:]]
+
+
+def test_smollm2_of_the_package():
+    """Against the slow way; and a sentence is likelier than its words in another order."""
+    path = _need(smollm2.path, "gguf", "tokenizers")
+    import gguf
+
+    params, tokenizer = smollm2.load()
+    text = "The capital of France is Paris, and the capital of Italy is Rome."
+    ids = np.array(tokenizer.encode(text).ids)
+    assert tokenizer.decode(ids.tolist()) == text
+    got = smollm2.perplexity(params, ids[None])
+    want = np.exp(np.mean(llama_losses(gguf.GGUFReader(path), ids)))
+    assert got == pytest.approx(want, rel=1e-4)
+    mixed = np.random.default_rng(0).permutation(ids)
+    assert got < 20 < 200 < smollm2.perplexity(params, mixed[None])
