@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
 
@@ -28,6 +29,7 @@ from benchmarks import oneshot, results
 from benchmarks.models import smollm2
 from benchmarks.native import load_average
 
+COLOURS, MARKERS = jp.plot.curves.COLOURS, "osD^v*P"
 SEQUENCES = 64  # of calibration, half of them documentation, half verb glosses
 TOKENS = 256  # of the prefill that is timed
 HIDDEN, HEADS = "gate:1", "q:1.0.0"  # names of a block's dimensions
@@ -100,6 +102,15 @@ def depth(count: int, found: Found) -> Keep:
     return [{d: np.full(u[d].size, k not in gone) for d in CONSUMERS} for k, u in enumerate(blocks)]
 
 
+def by_hand(found: Found) -> Keep:
+    """A fifth of the hidden units, a head and its queries of each block, and three blocks."""
+    each = zip(ffn("FLAP", 20, found), heads(found), depth(3, found))
+    return [
+        {HIDDEN: units[HIDDEN] & stays[HIDDEN], HEADS: some[HEADS] & stays[HEADS]}
+        for units, some, stays in each
+    ]
+
+
 SCORES = {"magnitude": magnitude, "activations": energy, "FLAP": jp.oneshot.flap}
 REPAIRS = {"": (False, False), " + refit": (True, False), " + bias": (False, True),
            " + refit + bias": (True, True)}  # fmt: skip
@@ -118,6 +129,7 @@ ROWS: dict[str, tuple[Callable[[Found], Keep], bool, bool]] = {
 ROWS |= {
     "heads, activations -1/3": (heads, False, False),
     "heads, activations + refit -1/3": (heads, True, False),
+    "all three by hand, refit": (by_hand, True, False),
     "blocks, cosine -3": (functools.partial(depth, 3), False, False),
     "blocks, cosine -6": (functools.partial(depth, 6), False, False),
 }
@@ -242,6 +254,30 @@ def timed(params: Any, rows: Mapping[str, Any], rounds: int) -> None:
             found[name]["speedup"] = compared.ratios[key]._asdict()
 
 
+def plot(rows: Mapping[str, Any], dense: float, path: Path) -> None:
+    """Perplexity over the measured speed-up of a prefill; far-off rows are left out."""
+    points = {k: (v["prefill"]["speedup"]["median"], v["excerpt"]) for k, v in rows.items()}
+    points = {k: p for k, p in points.items() if p[1] < 10 * dense}
+    fig, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+    found = [p for k, p in points.items() if k.startswith("search")]
+    ax.plot(*zip((1, dense), *sorted(found)), "o-", color=COLOURS[0], label="search, in stages")
+    for k, name in enumerate(k for k in points if not k.startswith("search")):
+        style: dict[str, Any] = {
+            "color": COLOURS[1 + k // 2 % 6],
+            "marker": MARKERS[k % len(MARKERS)],
+        }
+        ax.plot(*points[name], ls="", label=name, **style)
+    ax.axhline(dense, color="grey", lw=0.8)
+    ax.set(xlabel="measured speed-up of a prefill of 256 tokens", ylabel="perplexity, excerpt")
+    ax.set_yscale("log")
+    ax.set_yticks([20, 30, 40, 60, 100, 160], ["20", "30", "40", "60", "100", "160"], minor=False)
+    ax.yaxis.set_minor_formatter("")
+    ax.set_ylim(0.95 * dense, 1.1 * max(y for _, y in points.values()))
+    ax.legend(loc="upper left", fontsize="small")
+    fig.savefig(path, dpi=150)
+    plt.close(fig)
+
+
 def _first(params: Any, kept: Mapping[str, list[int]]) -> Any:
     """Masks that keep the first so many units."""
     structure = _structure(params)
@@ -267,6 +303,7 @@ def main() -> None:
         result["load_average"] = {"before": load_average()}
         timed(params, result["rows"], args.rounds)
         results.save(result, path)
+        plot(result["rows"], result["dense"]["excerpt"], path.with_suffix(".png"))
         return
     tokens = oneshot.calibration(tokenizer, True, SEQUENCES)
     evaluated = oneshot.corpora(tokenizer)

@@ -16,7 +16,12 @@ from benchmarks import results, table
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- benchmarks.readme: begin -->", "<!-- benchmarks.readme: end -->"
 SPEED_BEGIN, SPEED_END = "<!-- benchmarks.speed: begin -->", "<!-- benchmarks.speed: end -->"
+UNITS_BEGIN, UNITS_END = (
+    "<!-- benchmarks.oneshot_structured: begin -->",
+    "<!-- benchmarks.oneshot_structured: end -->",
+)
 ASKED = ("search 1.25 x", "search 1.5 x", "search 2 x", "search 3 x")
+TIMED = ("prefill", "one token")
 POINTS = (0.25, 0.5, 0.75)  # of structured pruning; the file has them all
 
 
@@ -27,8 +32,13 @@ def section() -> str:
 
 
 def update(text: str) -> str:
-    """Returns README's text with both sections anew."""
-    for begin, end, new in ((BEGIN, END, section()), (SPEED_BEGIN, SPEED_END, speed_section())):
+    """Returns README's text with its sections anew."""
+    sections = (
+        (BEGIN, END, section()),
+        (SPEED_BEGIN, SPEED_END, speed_section()),
+        (UNITS_BEGIN, UNITS_END, units_section()),
+    )
+    for begin, end, new in sections:
         text = _between(begin, end, new, text)
     return text
 
@@ -68,6 +78,42 @@ def _speed_row(name: str, rows: dict[str, Any]) -> list[str]:
     wanted = [*ASKED, "widths halved", "halved by hand", "masks at run time", "BCSR"]
     found = [next((r for n, r in rows.items() if n.startswith(w)), None) for w in wanted]
     return [name, *(f"{r['speedup']['median']:.2f} x" if r else "" for r in found)]
+
+
+def units_section() -> str:
+    """Returns what ``python -m benchmarks.oneshot_structured`` found: for each device a table."""
+    files = _files("oneshot_structured.json")
+    return "\n\n".join([UNITS_BEGIN, *map(_units, files), UNITS_END])
+
+
+def _units(path: Path) -> str:
+    found = results.load(path)
+    device, dense = found["device"], found["dense"]
+    head = ["units that go", "parameters", "documentation", "glosses", "prefill", "one token"]
+    lines = [[*head], ["---", *["---:"] * (len(head) - 1)]]
+    lines += [["none", "134.5 M", f"{dense['excerpt']:.1f}", f"{dense['glosses']:.1f}", "1", "1"]]
+    lines += [_units_row(*row) for row in found["rows"].items()]
+    folder = path.parent.relative_to(README.parent)
+    return "\n\n".join(
+        [
+            f"SmolLM2-135M, perplexities, and measured speed-up over the dense model at batch 1, "
+            f"{device['processor']}, {device['cores']} cores, jax {found['versions']['jax']}, "
+            f"{found['date']} ([{path.name}]({folder}/{path.name})):",
+            "\n".join(f"| {' | '.join(line)} |" for line in lines),
+            f"![perplexity against measured speed-up]({folder}/{path.stem}.png)",
+        ]
+    )
+
+
+def _units_row(name: str, row: dict[str, Any]) -> list[str]:
+    perplexities = [_three_digits(row[text]) for text in ("excerpt", "glosses")]
+    times = [row[run]["speedup"]["median"] if run in row else None for run in TIMED]
+    speeds = [f"{s:.2f} x" if s else "" for s in times]
+    return [name, f"{row['params'] / 1e6:.1f} M", *perplexities, *speeds]
+
+
+def _three_digits(x: float) -> str:
+    return f"{x:.1f}" if x < 1000 else f"{x:.1e}"
 
 
 def _files(name: str) -> list[Path]:
