@@ -189,29 +189,40 @@ def _above(y: np.ndarray, a: int, b: int, c: int) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot_search")
     parser.add_argument("--until", type=float, default=2.0, help="the last speed-up")
+    parser.add_argument("--streamed", nargs="*", type=float, help="stages; default: all there are")
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
     args = parser.parse_args()
     path = results.folder(args.results) / "oneshot_structured.json"
     result = results.load(path)
     params, tokenizer = smollm2.load()
-    found = searching(params)
     tokens = oneshot.calibration(tokenizer, True, structured.SEQUENCES)
-    judged = unseen(tokenizer)
     evaluated = oneshot.corpora(tokenizer)
+
+    def add(name: str, keep: Keep, repair: str, more: dict[str, Any]) -> Any:
+        row, pruned = structured.row(params, tokens, evaluated, keep, repair)
+        result["rows"][name] = row | more
+        results.save(result, path)
+        print(name, structured._short(row), flush=True)
+        return pruned
+
     saved = result.setdefault("stages", {})
-    now, keep = params, everything(params)
-    if saved:
+    missing = [s for s in STAGES if s <= args.until and str(s) not in saved]
+    if missing:
+        found, judged, now, keep = searching(params), unseen(tokenizer), params, everything(params)
+    if missing and saved:
         keep = _unpacked(list(saved.values())[-1], keep)
         now, _ = structured.pruned_model(params, tokens, keep, True, False)
-    for speedup in (s for s in STAGES if s <= args.until and str(s) not in saved):
+    for speedup in missing:
         target = jp.Target(speedup=speedup)
         keep, plan = stage(params, now, keep, tokens[::4], judged, found, target)
-        row, now = structured.row(params, tokens, evaluated, keep, True, False)
-        row["predicted"] = plan.predicted.speedup
-        result["rows"][f"search {speedup:g} x"] = row
         saved[str(speedup)] = _packed(keep)
-        results.save(result, path)
-        print(speedup, structured._short(row), flush=True)
+        more = {"predicted": plan.predicted.speedup}
+        now = add(f"search {speedup:g} x", keep, "refit", more)
+    for speedup in saved if args.streamed is None else args.streamed:
+        keep = _unpacked(saved[str(speedup)], everything(params))
+        name = f"search {float(speedup):g} x"
+        more = {"predicted": result["rows"][name]["predicted"]}
+        add(f"{name} + stream", keep, "stream", more)
 
 
 def unseen(tokenizer: Any) -> np.ndarray:

@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxprune as jp
-from benchmarks import oneshot, results
+from benchmarks import oneshot, oneshot_stream, results
 from benchmarks.models import smollm2
 from benchmarks.native import load_average
 
@@ -112,29 +112,6 @@ def by_hand(found: Found) -> Keep:
 
 
 SCORES = {"magnitude": magnitude, "activations": energy, "FLAP": jp.oneshot.flap}
-REPAIRS = {"": (False, False), " + refit": (True, False), " + bias": (False, True),
-           " + refit + bias": (True, True)}  # fmt: skip
-# name -> (what stays, whether consumers are refit, whether a bias makes up for means)
-ROWS: dict[str, tuple[Callable[[Found], Keep], bool, bool]] = {
-    f"{score}{repair} -{percent} %": (functools.partial(ffn, score, percent), *REPAIRS[repair])
-    for score, repair, percents in (
-        ("magnitude", "", (20,)),
-        ("activations", "", (20,)),
-        ("FLAP", " + bias", (20,)),
-        ("activations", " + refit", (10, 20, 30, 50)),
-        ("FLAP", " + refit + bias", (10, 20, 30, 50)),
-    )
-    for percent in percents
-}
-ROWS |= {
-    "heads, activations -1/3": (heads, False, False),
-    "heads, activations + refit -1/3": (heads, True, False),
-    "all three by hand, refit": (by_hand, True, False),
-    "blocks, cosine -3": (functools.partial(depth, 3), False, False),
-    "blocks, cosine -6": (functools.partial(depth, 6), False, False),
-}
-
-
 # ---- one pass over the blocks ------------------------------------------------------------------
 
 
@@ -205,25 +182,67 @@ def pruned_model(params: Any, tokens: np.ndarray, keep: Keep, refit: bool, bias:
     return params | {"blocks": blocks}, masks
 
 
+def streamed_model(params: Any, tokens: np.ndarray, keep: Keep) -> tuple[Any, Any]:
+    """All blocks cut, refit toward the dense model's stream; and their masks."""
+    states = states_of(params, tokens)
+    blocks, masks = oneshot_stream.pruned_blocks(_structure(params), params["blocks"], states, keep)
+    return params | {"blocks": blocks}, masks
+
+
 # ---- rows --------------------------------------------------------------------------------------
+
+
+Build = Callable[[Any, np.ndarray, Keep], tuple[Any, Any]]  # params, tokens, what stays
+REPAIRS: dict[str, Build] = {
+    "": functools.partial(pruned_model, refit=False, bias=False),
+    "refit": functools.partial(pruned_model, refit=True, bias=False),
+    "bias": functools.partial(pruned_model, refit=False, bias=True),
+    "refit + bias": functools.partial(pruned_model, refit=True, bias=True),
+    "stream": streamed_model,
+}
+# name -> (what stays, how its consumers are repaired)
+ROWS: dict[str, tuple[Callable[[Found], Keep], str]] = {
+    f"{score}{repair and ' + '}{repair} -{percent} %": (
+        functools.partial(ffn, score, percent),
+        repair,
+    )
+    for score, repair, percents in (
+        ("magnitude", "", (20,)),
+        ("activations", "", (20,)),
+        ("FLAP", "bias", (20,)),
+        ("activations", "refit", (10, 20, 30, 50)),
+        ("FLAP", "refit + bias", (10, 20, 30, 50)),
+        ("FLAP", "stream", (10, 20, 30, 50)),
+    )
+    for percent in percents
+}
+ROWS |= {
+    "heads, activations -1/3": (heads, ""),
+    "heads, activations + refit -1/3": (heads, "refit"),
+    "heads, activations + stream -1/3": (heads, "stream"),
+    "blocks, cosine -3": (functools.partial(depth, 3), ""),
+    "blocks, cosine -6": (functools.partial(depth, 6), ""),
+    "all three by hand + refit": (by_hand, "refit"),
+    "all three by hand + stream": (by_hand, "stream"),
+}
 
 
 def counts(keep: Keep) -> dict[str, list[int]]:
     return {dim: [int(u[dim].sum()) for u in keep] for dim in keep[0]}
 
 
-def recipe(name: str, found: Found) -> tuple[Keep, bool, bool]:
+def recipe(name: str, found: Found) -> tuple[Keep, str]:
     """The units that stay, and how the consumers are repaired."""
-    choose, refit, bias = ROWS[name]
-    return choose(found), refit, bias
+    choose, repair = ROWS[name]
+    return choose(found), repair
 
 
 def row(
-    params: Any, tokens: np.ndarray, evaluated: Any, keep: Keep, refit: bool, bias: bool
+    params: Any, tokens: np.ndarray, evaluated: Any, keep: Keep, repair: str
 ) -> tuple[dict[str, Any], Any]:
     """What is known about a cut model, and the model."""
     begin = time.perf_counter()
-    pruned, masks = pruned_model(params, tokens, keep, refit, bias)
+    pruned, masks = REPAIRS[repair](params, tokens, keep)
     seconds = time.perf_counter() - begin
     x = evaluated["excerpt"][:1, :TOKENS]
     every = {"embedding": True, "norm": True, "blocks": masks}

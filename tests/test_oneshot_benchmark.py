@@ -2,6 +2,7 @@
 
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 import jaxprune as jp
 from benchmarks import oneshot, texts
 from benchmarks import oneshot_search as staged
+from benchmarks import oneshot_stream as stream
 from benchmarks import oneshot_structured as job
 from benchmarks.models import smollm2
 
@@ -49,11 +51,17 @@ def found(params, tokens):
 
 
 @pytest.mark.parametrize(
-    "name", ["magnitude -20 %", "activations + refit -50 %", "FLAP + refit + bias -30 %"]
+    "name",
+    [
+        "magnitude -20 %",
+        "activations + refit -50 %",
+        "FLAP + refit + bias -30 %",
+        "FLAP + stream -50 %",
+    ],
 )
 def test_compact_equals_the_cut_model(params, tokens, found, name):
-    keep, refit, bias = job.recipe(name, found)
-    pruned, masks = job.pruned_model(params, tokens, keep, refit, bias)
+    keep, repair = job.recipe(name, found)
+    pruned, masks = job.REPAIRS[repair](params, tokens, keep)
     gone = 1 - int(name[-4:-2]) / 100
     assert abs(sum(u[job.HIDDEN].sum() for u in keep) - 2 * gone * HIDDEN) < 1
     every = {"embedding": True, "norm": True, "blocks": masks}
@@ -61,7 +69,7 @@ def test_compact_equals_the_cut_model(params, tokens, found, name):
     assert small.certificate.exact
     for k, units in enumerate(keep):
         assert small.params["blocks"][k]["down"].shape == (units[job.HIDDEN].sum(), WIDTH)
-        assert ("down_bias" in small.params["blocks"][k]) == bias
+        assert ("down_bias" in small.params["blocks"][k]) == ("bias" in repair)
     want, got = smollm2.apply(pruned, tokens[:1]), small.fn(small.params, tokens[:1])
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
@@ -84,6 +92,36 @@ def test_refit_and_bias_lower_the_error_of_a_block(params, tokens, found):
         error(True, True),
     )
     assert refit < plain and bias < plain and both <= refit * 1.001
+
+
+def test_kept_rows_solve_the_normal_equations():
+    rng = np.random.default_rng(0)
+    w, kept = rng.normal(size=(6, 3)).astype(np.float32), np.array([1, 1, 0, 1, 0, 1], bool)
+    x, target = (rng.normal(size=(2, 40, n)).astype(np.float32) for n in (6, 3))
+    found = np.asarray(stream.solve(w, kept, [(x[0], target[0]), (x[1], target[1])], 0.01))
+    flat, wanted = x.reshape(-1, 6)[:, kept].astype(float), target.reshape(-1, 3)
+    ridge = np.sqrt(0.01 * np.mean(np.sum(flat**2, 0))) * np.eye(4)
+    want = np.linalg.lstsq(np.vstack([flat, ridge]), np.vstack([wanted, ridge @ w[kept]]))[0]
+    np.testing.assert_allclose(found[kept], want, rtol=1e-3, atol=1e-5)
+    assert (found[~kept] == 0).all()
+    assert (np.asarray(stream.solve(w, np.zeros(6, bool), [(x, target)], 0.01)) == 0).all()
+
+
+def test_stream_repair_lessens_the_drift_and_leaves_a_whole_model_as_it_is(params, tokens, found):
+    structure, x = job._structure(params), [params["embedding"][tokens]]
+    whole = staged.everything(params)
+    same, _ = stream.pruned_blocks(structure, params["blocks"], x, whole)
+    chex.assert_trees_all_close(same, params["blocks"], atol=1e-3)
+    keep, _ = job.recipe("FLAP + stream -50 %", found)
+
+    def drift(share):
+        blocks, _ = stream.pruned_blocks(structure, params["blocks"], x, keep, share)
+        out, dense = x[0], x[0]
+        for p, q in zip(blocks, params["blocks"]):
+            out, dense = smollm2.block(p, out), smollm2.block(q, dense)
+        return float(jnp.sum((out - dense) ** 2))
+
+    assert drift(1.0) < drift(0.5) < drift(0.0)
 
 
 def test_z_scores_are_cut_over_all_blocks():

@@ -99,24 +99,28 @@ def rotate(x: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def attention(p: dict[str, Any], x: jax.Array) -> jax.Array:
+def attention_inputs(p: dict[str, Any], x: jax.Array) -> jax.Array:
+    """What the attention of a block gives to its last kernel, from hidden states."""
+    x = norm(x, p["attention_norm"])
+
     def heads(name: str) -> jax.Array:
         return (x @ p[name]).reshape(*x.shape[:2], -1, HEAD)
 
     q, k, v = rotate(heads("q")), rotate(heads("k")), heads("v")
-    out = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    return out.reshape(*x.shape[:2], -1) @ p["o"]
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(*x.shape[:2], -1)
 
 
-def mlp(p: dict[str, Any], x: jax.Array) -> jax.Array:
-    y = (jax.nn.silu(x @ p["gate"]) * (x @ p["up"])) @ p["down"]
-    return y + p["down_bias"] if "down_bias" in p else y  # the mean of hidden units that went
+def hidden(p: dict[str, Any], x: jax.Array) -> jax.Array:
+    """What the MLP of a block gives to its last kernel, from hidden states."""
+    x = norm(x, p["mlp_norm"])
+    return jax.nn.silu(x @ p["gate"]) * (x @ p["up"])
 
 
 def block(p: dict[str, Any], x: jax.Array) -> jax.Array:
     """One layer on hidden states (batch, tokens, 576)."""
-    x = x + attention(p, norm(x, p["attention_norm"]))
-    return x + mlp(p, norm(x, p["mlp_norm"]))
+    x = x + attention_inputs(p, x) @ p["o"]
+    x = x + hidden(p, x) @ p["down"]
+    return x + p["down_bias"] if "down_bias" in p else x  # the mean of hidden units that went
 
 
 def apply(params: dict[str, Any], tokens: jax.Array) -> jax.Array:
