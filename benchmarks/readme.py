@@ -1,8 +1,8 @@
 """Writes tables and pictures of committed runs into README: ``python -m benchmarks.readme``.
 
 The first section comes from ``results/<device>/main.json`` (``python -m benchmarks --full``), and
-only where no device has one from ``main-quick.json``; the second from ``speed.json``. A test holds
-README and the files together.
+only where no device has one from ``main-quick.json``; the second from ``speed.json``, the third
+from ``oneshot.json``. A test holds README and the files together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results, table
+from benchmarks import oneshot_report, results, table
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- benchmarks.readme: begin -->", "<!-- benchmarks.readme: end -->"
@@ -20,6 +20,8 @@ UNITS_BEGIN, UNITS_END = (
     "<!-- benchmarks.oneshot_structured: begin -->",
     "<!-- benchmarks.oneshot_structured: end -->",
 )
+ONESHOT_BEGIN = "<!-- benchmarks.oneshot: begin -->"
+ONESHOT_END = "<!-- benchmarks.oneshot: end -->"
 ASKED = ("search 1.25 x", "search 1.5 x", "search 2 x", "search 3 x")
 TIMED = ("prefill", "one token")
 POINTS = (0.25, 0.5, 0.75)  # of structured pruning; the file has them all
@@ -37,6 +39,7 @@ def update(text: str) -> str:
         (BEGIN, END, section()),
         (SPEED_BEGIN, SPEED_END, speed_section()),
         (UNITS_BEGIN, UNITS_END, units_section()),
+        (ONESHOT_BEGIN, ONESHOT_END, oneshot_section()),
     )
     for begin, end, new in sections:
         text = _between(begin, end, new, text)
@@ -51,6 +54,18 @@ def _between(begin: str, end: str, new: str, text: str) -> str:
 def speed_section() -> str:
     """Returns the measured speeds of ``python -m benchmarks.speed``: for each device a table."""
     return "\n\n".join([SPEED_BEGIN, *map(_speeds, _files("speed.json")), SPEED_END])
+
+
+def oneshot_section() -> str:
+    """Returns the perplexities of ``python -m benchmarks.oneshot``."""
+    return "\n\n".join([ONESHOT_BEGIN, *map(_perplexities, _files("oneshot.json")), ONESHOT_END])
+
+
+def _perplexities(path: Path) -> str:
+    found, where = results.load(path), path.relative_to(README.parent)
+    head = oneshot_report.caption(found, str(where))
+    picture = f"![perplexity over sparsity, per method]({where.with_suffix('.png')})"
+    return "\n\n".join([head, oneshot_report.markdown(found), picture])
 
 
 def _speeds(path: Path) -> str:
@@ -151,3 +166,5 @@ def _heading(found: dict[str, Any], path: Path) -> str:
 
 if __name__ == "__main__":
     README.write_text(update(README.read_text()))
+    for file in _files("oneshot.json"):
+        oneshot_report.plot(results.load(file), file.with_suffix(".png"))
