@@ -78,6 +78,9 @@ def plot(found: dict[str, Any], path: Path) -> Path:
         ax.set(title=domain, yscale="log", xlabel="weights removed (crosses: 2:4)")
         ax.set_ylabel("perplexity, log scale")
         ax.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, 0))
+        ax.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+        ax.yaxis.set_minor_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+        ax.set_xlim(0, 0.75)
         ax.grid(alpha=0.3, which="both")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle("SmolLM2-135M, single weights in one shot", fontsize="medium")
@@ -90,7 +93,9 @@ def _line(ax: Any, found: dict[str, Any], method: str, domain: str) -> None:
     rows = [r for r in found["rows"] if mixed(r) and r["method"] == method]
     points = sorted((float(r["at"][:-1]) / 100, r[domain]) for r in rows if "%" in r["at"])
     color, marker, style = STYLES[method]
+    fill = color if style == "-" else "white"  # hollow: no weights repaired, or SparseGPT alone
     if points:
-        ax.plot(*zip(*points), color=color, marker=marker, ls=style, label=method)
+        points = [(0.0, found["dense"][domain]), *points]
+        ax.plot(*zip(*points), color=color, marker=marker, mfc=fill, ls=style, label=method)
     halves = [r[domain] for r in rows if r["at"] == "2:4"]
     ax.plot([0.5] * len(halves), halves, color=color, marker="x", ls="")

@@ -28,6 +28,7 @@ from benchmarks import (
     methods,
     native,
     native_models,
+    oneshot_report,
     plots,
     readme,
     results,
@@ -417,6 +418,24 @@ def test_readme_shows_the_committed_run():
     text = readme.README.read_text()
     assert text.count(readme.BEGIN) == text.count(readme.END) == 1
     assert readme.update(text) == text, "run python -m benchmarks.readme"
+
+
+def test_readme_shows_perplexities_and_their_plot(tmp_path):
+    point = {"damping": 0.01, "docs": 2.0, "excerpt": 3.0, "at": "50%", "method": "wanda"}
+    rows = [
+        point | {"calibration": "docs", "sequences": 32, "glosses": 1234.4},
+        point | {"calibration": "docs + glosses", "sequences": 64, "glosses": 5.0},
+        point | {"calibration": "docs + glosses", "sequences": 64, "glosses": 6.0, "at": "2:4"},
+        point | {"calibration": "docs + glosses", "sequences": 32, "glosses": 7.0},  # no default
+    ]
+    found = {"dense": {"docs": 1.0, "excerpt": 1.0, "glosses": 1.5}, "rows": rows}
+    lines = oneshot_report.markdown(found).splitlines()
+    assert lines[2:] == [
+        "|  | dense | 1.0 | 1.0 | 1.5 |  |  |",
+        "| 50 % | wanda | 3.0 | 2.0 | 5.0 | 3.0 | 1,234 |",
+        "| 2:4 | wanda | 3.0 | 2.0 | 6.0 |  |  |",
+    ]
+    assert oneshot_report.plot(found, tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_readme_section_is_written_from_the_file(rows, tmp_path, monkeypatch):
