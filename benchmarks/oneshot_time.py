@@ -19,7 +19,7 @@ from benchmarks import results
 from jaxprune.oneshot.sparsegpt import _matrix
 
 TOKENS, SIZE, COMPILED = 4096, 2048, (512, 1024, 2048)
-WITHIN = jp.unstructured().within
+WITHIN = jp.unstructured().within  # type: ignore[attr-defined]
 
 
 def gram(x: jax.Array) -> jax.Array:
@@ -47,7 +47,10 @@ def study(size: int = SIZE, tokens: int = TOKENS, rounds: int = 10) -> dict[str,
     keys = jax.random.split(jax.random.key(0), 2)
     x, w = jax.random.normal(keys[0], (tokens, size)), jax.random.normal(keys[1], (size, size))
     h = jax.jit(gram)(x)
-    runs = {"gram and factor": (gram_and_factor, (x,)), "sparsegpt": (solve, (w, h))}
+    runs: dict[str, Any] = {
+        "gram and factor": (gram_and_factor, (x,)),
+        "sparsegpt": (solve, (w, h)),
+    }
     found = jp.compare(runs, rounds=rounds)
     ratio = 1 / found.ratios["sparsegpt"].median
     return {"size": size, "tokens": tokens, "sparsegpt_over_gram_and_factor": ratio} | {
