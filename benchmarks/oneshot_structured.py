@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullLocator
 from tqdm import tqdm
 
 import jaxprune as jp
@@ -278,9 +279,9 @@ def plot(rows: Mapping[str, Any], dense: float, path: Path) -> None:
     points = {k: (v["prefill"]["speedup"]["median"], v["excerpt"]) for k, v in rows.items()}
     points = {k: p for k, p in points.items() if p[1] < 10 * dense}
     fig, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-    found = [p for k, p in points.items() if k.startswith("search")]
+    found = [p for k, p in points.items() if k.startswith("search") and "stream" not in k]
     ax.plot(*zip((1, dense), *sorted(found)), "o-", color=COLOURS[0], label="search, in stages")
-    for k, name in enumerate(k for k in points if not k.startswith("search")):
+    for k, name in enumerate(k for k in points if points[k] not in found):
         style: dict[str, Any] = {
             "color": COLOURS[1 + k // 2 % 6],
             "marker": MARKERS[k % len(MARKERS)],
@@ -289,8 +290,9 @@ def plot(rows: Mapping[str, Any], dense: float, path: Path) -> None:
     ax.axhline(dense, color="grey", lw=0.8)
     ax.set(xlabel="measured speed-up of a prefill of 256 tokens", ylabel="perplexity, excerpt")
     ax.set_yscale("log")
-    ax.set_yticks([20, 30, 40, 60, 100, 160], ["20", "30", "40", "60", "100", "160"], minor=False)
-    ax.yaxis.set_minor_formatter("")
+    ticks = [20, 25, 30, 40, 50, 60, 80, 100, 130, 160]
+    ax.set_yticks(ticks, [str(t) for t in ticks])
+    ax.yaxis.set_minor_locator(NullLocator())
     ax.set_ylim(0.95 * dense, 1.1 * max(y for _, y in points.values()))
     ax.legend(loc="upper left", fontsize="small")
     fig.savefig(path, dpi=150)
