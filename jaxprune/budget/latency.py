@@ -1,9 +1,16 @@
-"""Measured times of single operations at candidate widths, kept on disk."""
+"""Measured times of groups of operations at candidate widths, kept on disk.
+
+A machine is slower for seconds at a time (other processes, other guests of the same processor). So
+nothing is timed to the end at once: all that is missing is compiled, and then timed in several
+passes over everything, of which the least counts.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import functools
+import itertools
 import json
+import math
 import os
 import re
 import time
@@ -17,19 +24,17 @@ import numpy as np
 from jax import lax
 
 from jaxprune.axes import Axis
-from jaxprune.budget.operations import Operation
+from jaxprune.budget.groups import Group, evaluate
 from jaxprune.compact.blocks import View
 from jaxprune.measure import environment
-from jaxprune.rules import registry
 
-ROUNDS = 3  # timings of one operation, of which the least counts: noise only ever adds
+PASSES = 4  # timings of one group, of which the least counts: noise only ever adds
 ROUND = 0.004  # seconds of one timing, at least
-SAVE_EVERY = 20  # measurements: what an interrupted run loses at most
-ALIGNMENTS = (64, 32, 16, 8, 4, 2, 1)
-ENOUGH = 0.05  # a coarser alignment counts when it is faster by more than this
+BATCH = 400  # programs that are compiled before they are timed: what an interrupted run loses
 IDENTITY = ("device", "platform", "cpu_count", "jax", "jaxlib")  # what a time belongs to
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]  # such as tqdm.tqdm
+Timer = Callable[[], float]  # runs what is compiled: seconds of one turn
 
 
 class LatencyTable:
@@ -56,7 +61,6 @@ class LatencyTable:
         self.path = None if path is False else Path(default_path() if path is None else str(path))
         self.identity = {name: environment()[name] for name in IDENTITY}
         self.seconds: dict[str, float] = {}
-        self._unsaved = 0
         if self.path is not None and self.path.exists():
             self.seconds = self._read(self.path)
 
@@ -79,7 +83,6 @@ class LatencyTable:
 
     def save(self) -> None:
         """Writes the file, whole or not at all."""
-        self._unsaved = 0
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,27 +92,18 @@ class LatencyTable:
         part.replace(self.path)
 
     def measure(
-        self, wanted: Mapping[str, Callable[[], float]], progress: Progress | None = None
+        self, wanted: Mapping[str, Callable[[], Timer]], progress: Progress | None = None
     ) -> None:
-        """Runs the measurements whose names are not known yet."""
+        """Compiles and times what isn't known yet; ``wanted`` compiles, by name."""
         missing = [name for name in wanted if name not in self.seconds]
-        for name in progress(missing) if progress is not None else missing:
-            self.seconds[name] = wanted[name]()
-            self._unsaved += 1
-            if self._unsaved >= SAVE_EVERY:
-                self.save()
-        if self._unsaved:
+        watched = iter(missing if progress is None else progress(missing))
+        while names := list(itertools.islice(watched, BATCH)):
+            timers = {name: wanted[name]() for name in names}
+            found = dict.fromkeys(names, float("inf"))
+            for _ in range(PASSES):
+                found = {name: min(found[name], timer()) for name, timer in timers.items()}
+            self.seconds |= found
             self.save()
-
-    def alignment(self, dtype: Any) -> int:
-        """The multiple of which this device wants widths, found by timing matrix products.
-
-        The finest of 1, 2, 4, ... 64 for which no coarser one costs over 5 % less per unit.
-        """
-        name = f"alignment {jnp.dtype(dtype).name}"
-        if name not in self.seconds:
-            self.measure({name: lambda: float(find_alignment(jnp.dtype(dtype)))})
-        return int(self.seconds[name])
 
 
 def default_path() -> str:
@@ -121,95 +115,59 @@ def default_path() -> str:
     return str(Path(root) / "latency" / f"{name}.json")
 
 
-# ------------------------------------------------------------------------------ one operation
+# ---------------------------------------------------------------------------------- one group
 
 
-def name_of(op: Operation, counts: dict[Axis, int]) -> str:
-    """What a time is kept under: equal for equal work, wherever it stands in a network."""
-    ins, outs = ([_type(v, counts) for v in vs] for vs in (op.step.ins, op.step.outs))
-    text = f"{op.step.name} {' '.join(ins)} -> {' '.join(outs)}"
-    params = ", ".join(f"{k}={v}" for k, v in sorted(op.step.params.items()) if v is not None)
-    return f"{text} {hashlib.sha256(params.encode()).hexdigest()[:10]}"
+def time_group(group: Group, counts: Mapping[Axis, int]) -> Timer:
+    """Compiles a group at the given counts; the timer gives seconds of one run.
 
-
-def _type(value: Any, counts: dict[Axis, int]) -> str:
-    shape = View({d: np.arange(n) for d, n in counts.items()}).shape(value.axes)
-    return f"{value.aval.dtype}[{','.join(map(str, shape))}]"
-
-
-def time_operation(op: Operation, counts: dict[Axis, int]) -> float:
-    """Seconds of one run of an operation at the given counts.
-
-    It runs many times within one compiled loop, so that no call from Python is timed.
+    It runs many times within one compiled loop, so that no call from Python is timed. Its results
+    are what the loop carries, so that all of them are written.
     """
     view = View({d: np.arange(n) for d, n in counts.items()})
-    rule = registry.rule_of(op.step)
-    xs = [_example(v, view) for v in op.step.ins]
 
     def body(_: Any, carry: Any) -> Any:
         xs, _ = lax.optimization_barrier(carry)  # each run waits for the one before
-        ys = rule.evaluate(view, op.step, list(xs))  # type: ignore[union-attr]
-        return xs, lax.optimization_barrier(ys)[0].ravel()[0].astype(jnp.float32)
+        ys = zip(group.outs, evaluate(group, view, xs), strict=True)
+        return xs, [jnp.asarray(y, v.aval.dtype) for v, y in ys]
 
     def run(count: Any, *xs: Any) -> Any:
-        return lax.fori_loop(0, count, body, (xs, jnp.float32(0)))[1]
+        ys = [jnp.zeros(view.shape(v.axes), v.aval.dtype) for v in group.outs]
+        return lax.fori_loop(0, count, body, (list(xs), ys))[1]
 
-    return seconds_per_run(jax.jit(run), xs)
+    xs = [jax.ShapeDtypeStruct(view.shape(v.axes), v.aval.dtype) for v in group.ins]
+    compiled = jax.jit(run).lower(jax.ShapeDtypeStruct((), jnp.int32), *xs).compile()
+    return timer(compiled, lambda: [_example(x.shape, x.dtype) for x in xs])
 
 
-def seconds_per_run(run: Callable[..., Any], xs: Sequence[Any]) -> float:
-    """Least seconds of one turn of ``run(count, *xs)``, a compiled loop."""
+def timer(run: Callable[..., Any], make: Callable[[], Sequence[Any]]) -> Timer:
+    """Seconds of one turn of ``run(count, *make())``, a compiled loop, each time it is called."""
+    count = 1
 
-    def seconds(count: int) -> float:
+    def seconds(xs: Sequence[Any], count: int) -> float:
         start = time.perf_counter()
-        jax.block_until_ready(run(count, *xs))
+        jax.block_until_ready(run(np.int32(count), *xs))
         return time.perf_counter() - start
 
-    seconds(1)  # compiles
-    count = 1
-    while (took := seconds(count)) < ROUND:
-        count = max(2 * count, int(1.2 * count * ROUND / max(took, 1e-9)))
-        count = min(count, 1 << 20)
-    return min(took, *(seconds(count) for _ in range(ROUNDS - 1))) / count
+    def measure() -> float:
+        nonlocal count
+        xs = make()
+        seconds(xs, 1)  # pages that nobody has touched, cold caches
+        while (took := seconds(xs, count)) < ROUND and count < 1 << 20:
+            count = max(2 * count, int(1.2 * count * ROUND / max(took, 1e-9)))
+        return took / count
+
+    return measure
 
 
-def _example(value: Any, view: View) -> Any:
+def _example(shape: tuple[int, ...], dtype: Any) -> Any:
     """Numbers that no fast path is there for; zeros for indices, which are always inside."""
-    shape, dtype = view.shape(value.axes), value.aval.dtype
     if not jnp.issubdtype(dtype, jnp.inexact):
         return jnp.zeros(shape, dtype)
-    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), dtype)
+    size = math.prod(shape)
+    return jnp.array(_numbers(1 << size.bit_length())[:size].reshape(shape), dtype)
 
 
-# ---------------------------------------------------------------------------------- alignment
-
-
-def find_alignment(dtype: Any, rows: int = 256, near: int = 512) -> int:
-    """See :meth:`LatencyTable.alignment`; widths just below ``near``, so that sizes hardly differ.
-
-    A width counts with its seconds per unit; all are timed in turns, and the least of each counts.
-    """
-    widths = {a: near - a for a in ALIGNMENTS}  # a divides near - a, and 2 a doesn't
-    runs = {a: _product(rows, width, dtype) for a, width in widths.items()}
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(ROUNDS):
-        for a, (run, xs) in runs.items():
-            best[a] = min(best[a], seconds_per_run(run, xs) / widths[a] ** 2)
-    return coarsest_worth(best)
-
-
-def coarsest_worth(cost: dict[int, float]) -> int:
-    """The finest alignment for which no coarser one is cheaper by more than ``ENOUGH``."""
-    for a in sorted(cost):
-        if all(cost[a] <= (1 + ENOUGH) * cost[b] for b in cost if b > a):
-            return a
-    return max(cost)
-
-
-def _product(rows: int, width: int, dtype: Any) -> tuple[Callable[..., Any], list[Any]]:
-    x, w = jnp.ones((rows, width), dtype), jnp.ones((width, width), dtype)
-
-    def body(_: Any, x: Any) -> Any:
-        return lax.optimization_barrier(x @ w / width)
-
-    return jax.jit(lambda count, x: lax.fori_loop(0, count, body, x)), [x]
+@functools.lru_cache(maxsize=4)
+def _numbers(size: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(size, np.float32)

@@ -14,17 +14,17 @@ import numpy as np
 from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.budget import operations
-from jaxprune.budget.latency import LatencyTable, Progress, name_of, time_operation
-from jaxprune.budget.operations import Operation, bypassed, grid
+from jaxprune.budget.candidates import aligned_step, candidates, fastest_steps
+from jaxprune.budget.groups import Group, groups, name_of
+from jaxprune.budget.latency import LatencyTable, Progress, time_group
+from jaxprune.budget.operations import Operation, grid
 from jaxprune.budget.roofline import Device
 from jaxprune.budget.solver import Problem, Term, Total, merged
 from jaxprune.cost import cost
-from jaxprune.jaxpr.tape import Step
 from jaxprune.structure import infer
 from jaxprune.structure.structure import Structure
 
-CANDIDATES = 24  # of one dimension, at most
-TIMED = {0: 1, 1: 5, 2: 5, 3: 3}  # widths per dimension at which an operation of so many is timed
+TIMED = {0: 1, 1: 5, 2: 5, 3: 3}  # widths per dimension at which a group of so many is timed
 TIMED_MANY = 2
 
 
@@ -43,6 +43,7 @@ class Model:
     axes: list[Axis]
     counts: list[np.ndarray]
     ops: list[Operation]
+    groups: list[Group]
     tables: dict[str, Total]
 
     @property
@@ -75,20 +76,28 @@ def build(
     args: Sequence[Any],
     structure: Structure,
     names: list[str],
-    alignment: int,
+    round_to: int | LatencyTable,
     limits: Mapping[str, tuple[int, int]],
+    progress: Progress | None = None,
 ) -> Model:
-    """The model with everything that is counted; times are added by :func:`add_latency`."""
+    """The model with everything that is counted; times are added by :func:`add_latency`.
+
+    ``round_to``: the alignment, or a table by which each dimension's own is found.
+    """
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *args)
     param_axes, fresh = infer.copy_axes(structure.param_axes)
     program = infer.couple(closed, out_shape, params, args, param_axes)
     dims = [axes.find(fresh[axes.find(structure.dims[n].axis)]) for n in names]
-    ops = operations.operations(program.tape, dims)
+    ops, timed = operations.operations(program.tape, dims), groups(program.tape, dims)
+    if isinstance(round_to, LatencyTable):
+        steps = fastest_steps(timed, dims, round_to, progress)
+    else:
+        steps = [aligned_step(ops, d, round_to) for d in dims]
     each = [
-        candidates(program, ops, d, alignment, limits.get(n, (0, d.size)))
-        for n, d in zip(names, dims)
+        candidates(program, d, step, limits.get(n, (0, d.size)))
+        for n, d, step in zip(names, dims, steps)
     ]
-    model = Model(names, dims, each, ops, {})
+    model = Model(names, dims, each, ops, timed, {})
     total = cost(fn, params, *args)
     for name in ("flops", "bytes"):
         terms = [_term(model, op.dims, getattr(op, name)) for op in ops]
@@ -145,60 +154,75 @@ def add_latency(
 ) -> None:
     """Adds the table "latency".
 
-    Operations that move memory are timed (or estimated). What the dense network takes beyond
-    them is spread over all merged operations, by their numbers of results. Without ``dense``,
-    the time of a network that is not at hand, they cost nothing.
+    Groups of operations are timed, or operations that move memory are estimated. What the dense
+    network takes beyond its groups (or less) is shared out among them by their times; without
+    ``dense``, the time of a network that is not at hand, nothing is.
     """
-    anchors = [op for op in model.ops if op.anchor]
     if isinstance(source, Device):
+        anchors = [op for op in model.ops if op.anchor]
         terms = [_term(model, op.dims, functools.partial(source.seconds, op)) for op in anchors]
     else:
-        terms = _timed(model, anchors, source, progress)
+        terms = _timed(model, source, progress)
     total = Total(merged(terms), len(model.axes))
-    model.tables["latency"] = total if dense is None else _with_merged(model, total, dense)
-
-
-def _with_merged(model: Model, total: Total, dense: float) -> Total:
-    """The rest of the dense network's time, spread over merged operations."""
     inside = _at_full(total)
-    scale = min(1.0, dense / inside) if inside else 1.0
-    rest = dense - scale * inside
-    terms = [Term(t.dims, t.table * scale) for t in total.terms]
-    passes = [_term(model, op.dims, op.flops) for op in model.ops if not op.anchor]
-    elements = sum(float(t.table[(-1,) * len(t.dims)]) for t in passes)
-    if rest and elements:
-        terms += [Term(t.dims, t.table * (rest / elements)) for t in passes]
-    return Total(merged(terms), total.count)
+    if dense is not None and inside:
+        total = Total([Term(t.dims, t.table * (dense / inside)) for t in total.terms], total.count)
+    model.tables["latency"] = total
 
 
-def _timed(
-    model: Model, ops: Sequence[Operation], table: LatencyTable, progress: Progress | None
-) -> list[Term]:
+def _timed(model: Model, table: LatencyTable, progress: Progress | None) -> list[Term]:
     counts, order = model.counts_of, model.order
+    timed = [g for g in model.groups if g.ins and g.outs]
     grids = [
-        [_spread(counts[d], TIMED.get(len(op.dims), TIMED_MANY)) for d in op.dims] for op in ops
+        [_spread(counts[d], TIMED.get(len(g.dims), TIMED_MANY)) for d in g.dims] for g in timed
     ]
-    points = [_points(op, g) for op, g in zip(ops, grids)]
+    points = [_points(g, widths) for g, widths in zip(timed, grids)]
     wanted = {
-        name: functools.partial(time_operation, op, at)
-        for op, found in zip(ops, points)
+        name: functools.partial(time_group, g, at)
+        for g, found in zip(timed, points)
         for name, at in found
     }
     table.measure(wanted, progress)
     terms = []
-    for op, g, found in zip(ops, grids, points):
-        known = np.array([table.seconds[name] for name, _ in found]).reshape([len(x) for x in g])
-        full = _interpolated(known, g, [counts[d] for d in op.dims])
-        sizes = grid(op.dims, counts)
-        full = np.where(op.empty(sizes), 0, full) * op.times(sizes)
-        terms.append(Term(tuple(order[d] for d in op.dims), full))
+    for g, widths, found in zip(timed, grids, points):
+        known = np.array([table.seconds[n] for n, _ in found]).reshape([len(x) for x in widths])
+        full = _interpolated(known, _abscissae(model, g, widths))
+        sizes = grid(g.dims, counts)
+        full = np.where(g.empty(sizes), 0, full) * g.times(sizes)
+        terms.append(Term(tuple(order[d] for d in g.dims), full))
     return terms
 
 
-def _points(op: Operation, widths: Sequence[np.ndarray]) -> list[tuple[str, dict[Axis, int]]]:
+def _abscissae(
+    model: Model, group: Group, widths: Sequence[np.ndarray]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Per dimension where times are known and where they are wanted: work, or widths.
+
+    Between two widths time goes along a straight line over the work, the others at their most: that
+    is curved over the width where a dimension is on both sides of a matrix.
+    """
+    full = {d: c[-1:] for d, c in model.counts_of.items()}
+
+    def work(d: Axis, counts: np.ndarray) -> np.ndarray:
+        sizes = {k: full[k] for k in group.dims} | {d: counts}
+        return np.broadcast_to(np.asarray(group.work(sizes), float), counts.shape)
+
+    found = []
+    for d, at in zip(group.dims, widths):
+        pair = (work(d, at), work(d, model.counts_of[d]))
+        rising = (np.diff(pair[0]) > 0).all()
+        found.append(pair if rising else (at, model.counts_of[d]))
+    return found
+
+
+def _points(group: Group, widths: Sequence[np.ndarray]) -> list[tuple[str, dict[Axis, int]]]:
     shape = [len(w) for w in widths]
-    every = [{d: int(w[i]) for d, w, i in zip(op.dims, widths, at)} for at in np.ndindex(*shape)]
-    return [(name_of(op, counts), counts) for counts in every]
+    every = [{d: int(w[i]) for d, w, i in zip(group.dims, widths, at)} for at in np.ndindex(*shape)]
+    return [(name_of(group, counts), counts) for counts in every]
+
+
+def _number(group: Group) -> int:
+    return TIMED.get(len(group.dims), TIMED_MANY)
 
 
 def _spread(counts: np.ndarray, number: int) -> np.ndarray:
@@ -209,75 +233,9 @@ def _spread(counts: np.ndarray, number: int) -> np.ndarray:
 
 
 def _interpolated(
-    known: np.ndarray, at: Sequence[np.ndarray], wanted: Sequence[np.ndarray]
+    known: np.ndarray, abscissae: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> np.ndarray:
     """Linear along each dimension in turn."""
-    for k, (xs, new) in enumerate(zip(at, wanted)):
+    for k, (xs, new) in enumerate(abscissae):
         known = np.apply_along_axis(lambda line: np.interp(new, xs, line), k, known)  # noqa: B023
     return known
-
-
-# --------------------------------------------------------------------------------- candidates
-
-
-def candidates(
-    program: infer.Program,
-    ops: Sequence[Operation],
-    dim: Axis,
-    alignment: int,
-    limits: tuple[int, int],
-) -> np.ndarray:
-    """The counts that a dimension may keep: aligned where it stands, within limits.
-
-    0 is among them where the rest of the network goes on without the dimension.
-    """
-    low, high = limits
-    step = aligned_step(ops, dim, alignment)
-    counts = np.union1d(np.arange(step, dim.size + 1, step), [dim.size])
-    if bypassed(program.tape, dim, program.tape.inputs[program.num_params :]):
-        counts = np.union1d([0], counts)
-    counts = counts[(counts >= low) & (counts <= high)]
-    return _thinned(np.union1d(counts, [high]))
-
-
-def _thinned(counts: np.ndarray) -> np.ndarray:
-    if len(counts) <= CANDIDATES:
-        return counts
-    at = np.rint(np.linspace(0, len(counts) - 1, CANDIDATES)).astype(int)
-    return counts[np.unique(at)]
-
-
-def aligned_step(ops: Sequence[Operation], dim: Axis, alignment: int) -> int:
-    """The least step of a dimension with which every matrix product stays aligned.
-
-    Heads of 64 features are aligned whatever their number. A dimension of less than two steps has
-    a step of a quarter of it.
-    """
-    step = 1
-    for op in ops:
-        for group in _GROUPS.get(op.step.name, lambda step: [])(op.step) if dim in op.dims else []:
-            inside = [leaf for axis in group for leaf in axes.leaves(axis)]
-            if dim in inside:
-                beside = math.prod(axis.size for axis in group) // dim.size
-                step = max(step, alignment // math.gcd(alignment, max(beside, 1)))
-    return step if 2 * step <= dim.size else max(1, dim.size // 4)
-
-
-def _sides(step: Step) -> list[list[Axis]]:
-    """The sides of the matrices that are multiplied: axes that are contracted or free together."""
-    (lc, rc), (lb, rb) = step.params["dimension_numbers"]
-    sides = [[step.ins[0].axes[k] for k in lc]]
-    for value, used in ((step.ins[0], (*lc, *lb)), (step.ins[1], (*rc, *rb))):
-        sides.append([a for k, a in enumerate(value.axes) if k not in used])
-    return sides
-
-
-def _features(step: Step) -> list[list[Axis]]:
-    numbers = step.params["dimension_numbers"]
-    return [[step.ins[0].axes[numbers.lhs_spec[1]]], [step.outs[0].axes[numbers.out_spec[1]]]]
-
-
-_GROUPS: dict[str, Callable[[Step], list[list[Axis]]]] = {
-    "dot_general": _sides,
-    "conv_general_dilated": _features,
-}

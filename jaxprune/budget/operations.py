@@ -19,6 +19,7 @@ from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step, Tape, Value
 
 Sizes = dict[Axis, Any]  # a dimension -> its count, or an array of counts
+Repeats = tuple[Axis | int, ...]  # lengths of the loops around a step
 
 ONE_PROGRAM = ("custom_jvp_call", "custom_vjp_call")  # what follows are derivative rules
 
@@ -34,7 +35,7 @@ class Operation:
     """
 
     step: Step
-    repeats: tuple[Axis | int, ...]
+    repeats: Repeats
     dims: tuple[Axis, ...] = field(default=())
 
     @property
@@ -43,8 +44,7 @@ class Operation:
         return self.step.name not in flops.FUSED
 
     def times(self, sizes: Sizes) -> Any:
-        each = [r if isinstance(r, int) else axes.size_of(r, sizes) for r in self.repeats]
-        return math.prod(each)
+        return product(self.repeats, sizes)
 
     def flops(self, sizes: Sizes) -> Any:
         rule = flops.RULES.get(self.step.name, lambda params, ins, outs: 0)
@@ -75,26 +75,35 @@ def operations(tape: Tape, free: Sequence[Axis]) -> list[Operation]:
       free: the dimensions whose counts may change.
     """
     order = {axis: i for i, axis in enumerate(free)}
-
-    def dims(step: Step, repeats: Sequence[Axis | int]) -> tuple[Axis, ...]:
-        inside = [a for v in [*step.ins, *step.outs] for a in v.axes]
-        inside += [r for r in repeats if not isinstance(r, int)]
-        found = {leaf for axis in inside for leaf in axes.leaves(axis) if leaf in order}
-        return tuple(sorted(found, key=order.__getitem__))
-
-    return [Operation(step, reps, dims(step, reps)) for step, reps in _walk(tape, ())]
+    every = (Operation(step, repeats) for step, repeats in walk(tape, ()))
+    return [Operation(op.step, op.repeats, dims_of(op, order)) for op in every]
 
 
-def _walk(tape: Tape, repeats: tuple[Axis | int, ...]) -> Iterator[tuple[Step, Any]]:
-    for step in _needed(tape):
+def dims_of(op: Operation, order: Mapping[Axis, int]) -> tuple[Axis, ...]:
+    """The dimensions of ``order`` in an operation's shapes and repeats, in order."""
+    inside = [a for v in [*op.step.ins, *op.step.outs] for a in v.axes]
+    inside += [r for r in op.repeats if not isinstance(r, int)]
+    found = {leaf for axis in inside for leaf in axes.leaves(axis) if leaf in order}
+    return tuple(sorted(found, key=order.__getitem__))
+
+
+def product(repeats: Repeats, sizes: Sizes) -> Any:
+    """How often a step runs."""
+    each: list[Any] = [r if isinstance(r, int) else axes.size_of(r, sizes) for r in repeats]
+    return math.prod(each)
+
+
+def walk(tape: Tape, repeats: Repeats) -> Iterator[tuple[Step, Repeats]]:
+    """Steps that hold no program, with the lengths of the loops around them."""
+    for step in needed(tape):
         if not step.subs:
             yield step, repeats
             continue
-        for sub in _PROGRAMS.get(step.name, _first)(step):
-            yield from _walk(sub, (*repeats, *_loop(step)))
+        for sub in programs(step):
+            yield from walk(sub, (*repeats, *loop(step)))
 
 
-def _needed(tape: Tape) -> list[Step]:
+def needed(tape: Tape) -> list[Step]:
     """The steps that an output or an effect needs."""
     needed, kept = set(tape.outputs), []
     for step in reversed(tape.steps):
@@ -102,10 +111,6 @@ def _needed(tape: Tape) -> list[Step]:
             kept.append(step)
             needed.update(step.ins)
     return kept[::-1]
-
-
-def _first(step: Step) -> Sequence[Tape]:
-    return step.subs[:1]
 
 
 def _dearest(step: Step) -> Sequence[Tape]:
@@ -119,7 +124,13 @@ _PROGRAMS: dict[str, Callable[[Step], Sequence[Tape]]] = {
 }
 
 
-def _loop(step: Step) -> tuple[Axis | int, ...]:
+def programs(step: Step) -> Sequence[Tape]:
+    """Those of a step that run."""
+    return _PROGRAMS.get(step.name, lambda step: step.subs[:1])(step)
+
+
+def loop(step: Step) -> Repeats:
+    """How often a step's programs run."""
     if step.name != "scan":
         return ()
     scanned = compat.scanned(step.eqn, step.ins)

@@ -40,10 +40,6 @@ class Device:
         }
         return np.maximum(op.flops(padded) / peak, op.bytes(sizes) / self.bandwidth)
 
-    def alignment(self, dtype: Any) -> int:
-        """The tile: a partly filled one costs as much as a full one."""
-        return self.tile
-
 
 T = 1e12
 _NVIDIA = "NVIDIA's data sheet, dense tensor core rates without sparsity; f32 as TF32 where JAX's "

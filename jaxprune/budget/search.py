@@ -22,13 +22,20 @@ from jaxprune.budget.solver import Problem, cheapest, first_uniform, solve
 from jaxprune.budget.target import Costs, Target
 from jaxprune.compact.compact import Compact, compact
 from jaxprune.cost import cost
-from jaxprune.measure import Comparison, benchmark, compare
+from jaxprune.measure import benchmark, compare
 from jaxprune.structure.patterns import chosen_dims
 from jaxprune.structure.structure import Structure
 
 ATTEMPTS = 5  # of solving, compacting and measuring
+DECISIONS = 3  # long runs, if in none of them anything meets the target
 MET = 0.99  # of a speed-up counts as the speed-up: a clock's noise
 CLOSE = 0.94  # of the budget used is enough: what is left isn't worth another attempt
+NEAR = (0.9, 1.08)  # of the budget used in a short run: a long one decides
+BESIDE = (1.03, 1.0, 0.97)  # of the budget: what is found for these is measured, too
+FINALISTS = 5  # in a long run
+DECISIVE = 4  # times as many rounds, while the clock is unsure
+SURE = 0.01  # standard error of a ratio, relative
+MIN_ROUND = 0.05  # seconds: a round of one short call measures cold caches
 COUNTED = ("flops", "bytes", "params")
 FLOOR = 1 / 8  # of each dimension stays by default: what is nearly emptied doesn't train back
 
@@ -189,16 +196,19 @@ class Search:
         self.device = device_of(device) if isinstance(device, str) else device
         self._table = table
         names = chosen_dims(structure, dims)
-        if round_to is None:
-            round_to = (self.device or self.table).alignment(_widest_type(params))
         limits = _limits(structure, names, minimum, maximum)
-        self.model = build(fn, params, args, structure, names, round_to, limits)
+        aligned = self._alignment() if round_to is None else round_to
+        self.model = build(fn, params, args, structure, names, aligned, limits, progress)
         self.score, self.order, self.total = kept.score_total(
             structure, self.model, scores, objective
         )
         total = cost(fn, params, *args)
         self.dense = Costs({name: getattr(total, name) for name in COUNTED})
-        self.points: dict[str, list[tuple[float, float]]] = {}  # cost -> (of the model, found)
+        # cost -> {of the model: (found, whether a long run did)}
+        self.points: dict[str, dict[float, tuple[float, bool]]] = {}
+
+    def _alignment(self) -> int | LatencyTable:
+        return self.device.tile if self.device is not None else self.table
 
     @property
     def table(self) -> LatencyTable:
@@ -230,10 +240,48 @@ class Search:
             measurable = verify and target.timed
             tries.append(self._try(target, budgets, uniform, tries if measurable else None))
             if verify:
-                self._verify(tries[-1], budgets)
+                self._verify(tries[-1:], budgets)
             if not verify or tries[-1].enough:
                 break
+        whole = (tries[-1].choice == self._full).all()
+        if verify and "latency" in budgets and self.device is None and not whole:
+            tries = self._decided(target, budgets, uniform, tries)
         return self._chosen(target, tries)
+
+    def _decided(
+        self, target: Target, budgets: dict[str, float], uniform: bool, tries: list[_Try]
+    ) -> list[_Try]:
+        """The tries near the target and their neighbours, measured in one long interleaved run.
+
+        A short run puts some on the wrong side, and the one of most score is likely to be one that
+        looked faster than it is.
+        """
+        measured: dict[_Try, None] = {}
+        for _ in range(DECISIONS):
+            near = [t for t in tries if NEAR[0] <= t.used <= NEAR[1]]
+            near = near or [min(tries, key=lambda t: abs(t.used - 1))]
+            near += self._beside(budgets, uniform, tries)
+            near = sorted(near, key=lambda t: self.score.at(t.choice), reverse=True)[:FINALISTS]
+            self._verify(near, budgets, DECISIVE)
+            measured |= dict.fromkeys(near)
+            if any(t.enough for t in near):
+                break
+            tries = list(measured)
+        return list(measured)
+
+    def _beside(
+        self, budgets: Mapping[str, float], uniform: bool, tries: Sequence[_Try]
+    ) -> list[_Try]:
+        """What is best a little above and below the budget, as far as is known, if it is new."""
+        found: list[_Try] = []
+        for part in BESIDE:
+            scaled = {n: b * (part if n == "latency" else 1) for n, b in budgets.items()}
+            choice = self._solved(scaled, uniform)
+            new = choice is not None and not any(
+                (t.choice == choice).all() for t in [*tries, *found]
+            )
+            found += [self._tried(choice)] if choice is not None and new else []
+        return found
 
     def _time(self) -> None:
         """Times the dense network and its operations, once."""
@@ -257,7 +305,7 @@ class Search:
         if plan.target.timed:
             self._time()
         tried = _Try(plan._choice, plan.keep, plan.masks, dict(plan.predicted))
-        self._verify(tried, plan.target.budgets(self.dense))
+        self._verify([tried], plan.target.budgets(self.dense))
         measured = plan.target.in_units(tried.found, self.dense)
         return dataclasses.replace(plan, measured=measured, notes=plan.notes + tried.notes)
 
@@ -273,52 +321,74 @@ class Search:
         Where nothing is expected to meet the target, what costs least is measured before that is
         said: times are expected, not known. ``measured``: tries so far, None if nothing will be.
         """
-        limits = {name: self._model_budget(name, b) for name, b in budgets.items()}
-        problem = self.model.problem(self.score, limits)
-        choice = first_uniform(problem) if uniform else solve(problem)
+        choice = self._solved(budgets, uniform)
         if choice is None:
+            problem = self._problem(budgets)
             choice = cheapest(problem)
             if measured is None or any((t.choice == choice).all() for t in measured):
                 raise Unreachable(self._unreachable(target, problem))
+        return self._tried(choice)
+
+    def _problem(self, budgets: Mapping[str, float]) -> Problem:
+        limits = {name: self._model_budget(name, b) for name, b in budgets.items()}
+        return self.model.problem(self.score, limits)
+
+    def _solved(self, budgets: Mapping[str, float], uniform: bool) -> np.ndarray | None:
+        return (first_uniform if uniform else solve)(self._problem(budgets))
+
+    def _tried(self, choice: np.ndarray) -> _Try:
         predicted = {n: self._corrected(n, t.at(choice)) for n, t in self.model.tables.items()}
         keep = self._keep(choice)
         return _Try(choice, keep, self.structure.traced_masks(keep), predicted)
 
-    def _verify(self, tried: _Try, budgets: Mapping[str, float]) -> None:
-        small = compact(self.fn, self.params, tried.masks, *self.args)
-        tried.found = self._found(small, timed="latency" in budgets)
-        tried.notes = _notes(self.structure, small, tried.keep)
+    def _verify(self, tries: Sequence[_Try], budgets: Mapping[str, float], most: int = 1) -> None:
+        """Measures some choices beside each other; ``most`` runs, while the clock is unsure."""
+        for tried in tries:
+            if tried.small is None:
+                tried.small = compact(self.fn, self.params, tried.masks, *self.args)
+            total = cost(tried.small.fn, tried.small.params, *self.args)
+            tried.found = {name: float(getattr(total, name)) for name in COUNTED}
+            tried.notes = _notes(self.structure, tried.small, tried.keep)
+        if "latency" in budgets and self.device is None:
+            for tried, ratio in zip(tries, self._speedups([t.small for t in tries], most)):
+                tried.found["latency"] = self.dense["latency"] / ratio
+        for tried in tries:
+            self._judge(tried, budgets, most > 1)
+        if most > 1:  # what short runs said isn't needed any more
+            self.points = {
+                n: {x: p for x, p in at.items() if p[1]} for n, at in self.points.items()
+            }
+
+    def _judge(self, tried: _Try, budgets: Mapping[str, float], certain: bool) -> None:
         known = {name: b for name, b in budgets.items() if name in tried.found}
         for name in known:
             of_model = self.model.tables[name].at(tried.choice)
-            self.points.setdefault(name, []).append((of_model, tried.found[name]))
+            self.points.setdefault(name, {})[of_model] = tried.found[name], certain
         slack = {name: MET if name == "latency" else 1.0 for name in known}
         tried.used = max((tried.found[n] * slack[n] / b for n, b in known.items()), default=1.0)
         tried.enough = tried.used <= 1 and (
             tried.used >= CLOSE or (tried.choice == self._full).all()
         )
 
-    def _found(self, small: Compact, timed: bool) -> dict[str, float]:
-        total = cost(small.fn, small.params, *self.args)
-        found = {name: float(getattr(total, name)) for name in COUNTED}
-        if timed and self.device is None:
-            ratio = self._compared(small).ratios["small"].median
-            found["latency"] = self.dense["latency"] / ratio
-        return found
-
-    def _compared(self, small: Compact) -> Comparison:
-        entries: dict[str, Any] = {
-            "dense": (self.jitted, self.inputs),
-            "small": (small.fn, (small.params, *self.inputs[1:])),
-        }
-        return compare(entries, rounds=self.rounds)
+    def _speedups(self, smalls: Sequence[Any], most: int) -> list[float]:
+        """Of compact networks over the dense one, in one interleaved run."""
+        entries: dict[str, Any] = {"dense": (self.jitted, self.inputs)}
+        entries |= {str(i): (s.fn, (s.params, *self.inputs[1:])) for i, s in enumerate(smalls)}
+        ratios = np.zeros((len(smalls), 0))
+        for _ in range(most):
+            timings = compare(entries, rounds=self.rounds, min_round=MIN_ROUND).timings
+            samples = np.array([t.samples for t in timings.values()])
+            ratios = np.concatenate([ratios, samples[0] / samples[1:]], axis=1)
+            if uncertainty(ratios) < SURE:
+                break
+        return [float(r) for r in np.median(ratios, axis=1)]
 
     def _known(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """What the model said and what was found, ascending; the dense network is among them."""
         points = {0.0: 0.0, self.model.tables[name].at(self._full): self.dense[name]}
-        points |= dict(self.points.get(name, []))
+        points |= {x: found for x, (found, _) in self.points.get(name, {}).items()}
         x = np.array(sorted(points))
-        return x, np.maximum.accumulate([points[v] for v in x])
+        return x, rising([points[v] for v in x])
 
     def _corrected(self, name: str, of_model: float) -> float:
         return float(np.interp(of_model, *self._known(name)))
@@ -382,10 +452,29 @@ class _Try:
     keep: dict[str, np.ndarray]
     masks: Any
     predicted: dict[str, float]
+    small: Compact | None = None
     found: dict[str, float] = field(default_factory=dict)
     used: float = 0.0  # of the tightest budget, as a fraction
     enough: bool = False
     notes: tuple[str, ...] = ()
+
+
+def uncertainty(ratios: np.ndarray) -> float:
+    """The largest relative standard error of the medians of rows, as of a normal distribution."""
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75], axis=1)
+    sigma = (high - low) / 1.35
+    return float(np.max(1.25 * sigma / middle, initial=0)) / math.sqrt(max(ratios.shape[1], 1))
+
+
+def rising(values: Sequence[float]) -> np.ndarray:
+    """The closest numbers that never fall: neighbours that do are replaced by their mean."""
+    blocks: list[list[float]] = []
+    for value in values:
+        blocks.append([value])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            last = blocks.pop()
+            blocks[-1] += last
+    return np.concatenate([np.full(len(b), np.mean(b)) for b in blocks])
 
 
 def _notes(structure: Structure, small: Compact, keep: Mapping[str, np.ndarray]) -> tuple[str, ...]:
@@ -432,11 +521,6 @@ def _limits(
 def _check_order(name: str, low: int, high: int) -> None:
     if low > high:
         raise ValueError(f"minimum of {name} is {low}, above its maximum {high}")
-
-
-def _widest_type(params: Any) -> Any:
-    """The type of the largest leaf."""
-    return max(jax.tree.leaves(params), key=lambda leaf: leaf.size).dtype
 
 
 def examples(tree: Any) -> Any:

@@ -1,0 +1,129 @@
+"""The counts that a dimension may keep: as many of them as are worth timing, aligned."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from jaxprune import axes
+from jaxprune.axes import Axis
+from jaxprune.budget.groups import Group, name_of
+from jaxprune.budget.latency import LatencyTable, Progress, Timer, time_group
+from jaxprune.budget.operations import Operation, bypassed
+from jaxprune.jaxpr.tape import Step
+from jaxprune.structure import infer
+
+CANDIDATES = 32  # of one dimension, at most
+STEPS = (64, 32, 16, 8, 4, 2, 1)
+LEAST = 8  # steps in a dimension
+ENOUGH = 0.05  # a coarser step counts when it is faster by more than this
+
+Measured = tuple[str, Callable[[], Timer], float]
+
+
+def candidates(program: infer.Program, dim: Axis, step: int, limits: tuple[int, int]) -> np.ndarray:
+    """Multiples of a step within limits, and what is there; twice the step where they are many.
+
+    So what is wide is aligned to more. 0 is among them where the rest of the network goes on
+    without the dimension.
+    """
+    low, high = limits
+    while dim.size > CANDIDATES * step:
+        step *= 2
+    counts = np.union1d(np.arange(step, dim.size + 1, step), [dim.size])
+    if bypassed(program.tape, dim, program.tape.inputs[program.num_params :]):
+        counts = np.union1d([0], counts)
+    counts = counts[(counts >= low) & (counts <= high)]
+    return np.union1d(counts, [high])
+
+
+# ------------------------------------------------------------------------------ found by timing
+
+
+def fastest_steps(
+    groups: Sequence[Group], dims: Sequence[Axis], table: LatencyTable, progress: Progress | None
+) -> list[int]:
+    """For each dimension the step that this device wants.
+
+    The group with most work in which a dimension is, is timed at widths that are multiples of 64,
+    of 32 but not of 64, and so on, just below the full one.
+    """
+    full = {d: d.size for d in dims}
+    largest = [_largest(groups, d, full) for d in dims]
+    found = [{} if g is None else _widths(g, d, full) for d, g in zip(dims, largest)]
+    table.measure({n: make for each in found for n, make, _ in each.values()}, progress)
+    costs = [{a: table.seconds[n] / work for a, (n, _, work) in e.items()} for e in found]
+    return [coarsest_worth(cost) if cost else 1 for cost in costs]
+
+
+def _largest(groups: Sequence[Group], dim: Axis, full: Mapping[Axis, int]) -> Group | None:
+    inside = [g for g in groups if dim in g.dims and g.ins and g.outs]
+    return max(inside, key=lambda g: float(g.work(full)), default=None)
+
+
+def _widths(group: Group, dim: Axis, full: Mapping[Axis, int]) -> dict[int, Measured]:
+    """Step -> (name of a time, its measurement, the work that is done in it)."""
+    found: dict[int, Measured] = {}
+    steps = [step for step in STEPS if LEAST * step <= dim.size]
+    for step in steps if len(steps) > 1 else []:
+        counts = {d: full[d] for d in group.dims} | {dim: largest_odd_multiple(step, dim.size)}
+        measured = functools.partial(time_group, group, counts)
+        work = float(group.work(counts)) / float(group.times(counts))
+        found[step] = (name_of(group, counts), measured, max(work, 1.0))
+    return found
+
+
+def largest_odd_multiple(step: int, size: int) -> int:
+    """The largest count below ``size`` that the step divides, and twice the step doesn't."""
+    number = (size - 1) // step
+    return step * (number if number % 2 else number - 1)
+
+
+def coarsest_worth(cost: Mapping[int, float]) -> int:
+    """The finest step for which no coarser one is cheaper by more than ``ENOUGH``."""
+    for a in sorted(cost):
+        if all(cost[a] <= (1 + ENOUGH) * cost[b] for b in cost if b > a):
+            return a
+    return max(cost)
+
+
+# ------------------------------------------------------------------------------------- counted
+
+
+def aligned_step(ops: Sequence[Operation], dim: Axis, alignment: int) -> int:
+    """The least step of a dimension with which every matrix product stays aligned.
+
+    Heads of 64 features are aligned whatever their number. A dimension of less than two steps has
+    a step of a quarter of it.
+    """
+    step = 1
+    for op in ops:
+        for group in _GROUPS.get(op.step.name, lambda step: [])(op.step) if dim in op.dims else []:
+            inside = [leaf for axis in group for leaf in axes.leaves(axis)]
+            if dim in inside:
+                beside = math.prod(axis.size for axis in group) // dim.size
+                step = max(step, alignment // math.gcd(alignment, max(beside, 1)))
+    return step if 2 * step <= dim.size else max(1, dim.size // 4)
+
+
+def _sides(step: Step) -> list[list[Axis]]:
+    """The sides of the matrices that are multiplied: axes that are contracted or free together."""
+    (lc, rc), (lb, rb) = step.params["dimension_numbers"]
+    sides = [[step.ins[0].axes[k] for k in lc]]
+    for value, used in ((step.ins[0], (*lc, *lb)), (step.ins[1], (*rc, *rb))):
+        sides.append([a for k, a in enumerate(value.axes) if k not in used])
+    return sides
+
+
+def _features(step: Step) -> list[list[Axis]]:
+    numbers = step.params["dimension_numbers"]
+    return [[step.ins[0].axes[numbers.lhs_spec[1]]], [step.outs[0].axes[numbers.out_spec[1]]]]
+
+
+_GROUPS: dict[str, Callable[[Step], list[list[Axis]]]] = {
+    "dot_general": _sides,
+    "conv_general_dilated": _features,
+}
