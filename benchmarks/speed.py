@@ -47,6 +47,7 @@ UNIFORM = {"float32": (1.5, 3.0), "bfloat16": (2.0,)}
 FORMATS = {"BCOO": sparse.BCOO.fromdense, "BCSR": sparse.BCSR.fromdense}
 SPARSITY = 0.9  # of the weights, for sparse formats
 ROUNDS, SPARSE_ROUNDS = 15, 5
+MIN_ROUND = 0.05  # seconds: a round of one short call measures cold caches
 
 Fn = Callable[..., Any]
 Entry = tuple[Fn, tuple[Any, ...]]
@@ -204,7 +205,7 @@ def measure(
 
 
 def _rows(found: dict[str, Entry], rounds: int, counted: bool = True) -> dict[str, Any]:
-    compared = jp.compare(found, rounds=rounds, baseline=DENSE)
+    compared = jp.compare(found, rounds=rounds, baseline=DENSE, min_round=MIN_ROUND)
     rows = {
         name: timing.to_json() | {"speedup": compared.ratios[name]._asdict()}
         for name, timing in compared.timings.items()

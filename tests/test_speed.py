@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import jaxprune as jp
 from benchmarks import data, results, speed, speed_accuracy, speed_models
+from benchmarks.model import Depthwise
 from jaxprune.budget.search import Search
 
 plt = pytest.importorskip("matplotlib.pyplot")
@@ -129,53 +131,116 @@ def test_the_quick_command_writes_every_row(tmp_path, monkeypatch):
 # -- accuracy at equal speed
 
 
+SETTINGS = dataclasses.replace(
+    speed_accuracy.QUICK, dense_steps=4, tune_steps=2, scale=4, speedups=(1.5,), test_images=100
+)
+
+
 @pytest.fixture(scope="module")
-def trainer():
-    settings = dataclasses.replace(
-        speed_accuracy.QUICK, dense_steps=4, tune_steps=2, widths=(8, 16), speedups=(1.0,)
-    )
-    return speed_accuracy.Trainer(data.load("digits"), settings, 0)
+def trainer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "w.npz"
+    made = speed_accuracy.Trainer("residual", data.load("digits"), SETTINGS, 0)
+    return made.trained(path)
 
 
-def test_every_way_is_tuned_and_timed(trainer, monkeypatch):
-    ways = {
-        name: speed_accuracy.WAYS[name] for name in ("time, Taylor, sum", "uniform, Taylor, sum")
-    }
-    monkeypatch.setattr(speed_accuracy, "WAYS", ways)
-    scores = trainer.scores["Taylor"]
-    search = Search(trainer.fn, trainer.dense, trainer.structure, scores, trainer.x, round_to=1)
-    plan = search.plan(jp.Target(flops=0.5))
-    monkeypatch.setattr(trainer, "plan", lambda way, speedup: plan)  # no clock decides
-    rows = speed_accuracy.rows(trainer)
-    assert [row["way"] for row in rows] == list(ways)
-    assert all(0 <= row["accuracy"] <= 1 and row["speedup"]["median"] > 0 for row in rows)
-    small = trainer.compacted(plan.masks)
-    assert rows[0]["flops"] == jp.cost(small.fn, small.params, trainer.x).flops
+@pytest.fixture
+def search(trainer):
+    """Time is FLOPs, and a constant that no pruning takes away: half of the time for 30 %."""
+    found = Search(trainer.fn, trainer.dense, trainer.structure, trainer.scores(), trainer.x,
+                   round_to=1)  # fmt: skip
+    found.model.tables["latency"] = found.model.tables["flops"]
+    return found
 
 
-def test_flops_are_tightened_until_the_speed_is_there(trainer, monkeypatch):
-    """A device on which half of the FLOPs give a speed-up of 1.6 and a third gives 2."""
+def on_a_device(trainer):
     dense = jp.cost(trainer.fn, trainer.dense, trainer.x).flops
 
-    def speedup(masks):
-        small = trainer.compacted(masks)
-        return (dense / jp.cost(small.fn, small.params, trainer.x).flops) ** 0.63
+    def speedup(keep):
+        small = trainer.compacted(keep)
+        return 1 / (0.3 + 0.7 * jp.cost(small.fn, small.params, trainer.x).flops / dense)
 
-    monkeypatch.setattr(jp.LatencyTable, "alignment", lambda self, dtype: 1)
-    monkeypatch.setattr(trainer, "speedup", speedup)
-    monkeypatch.setattr(trainer, "settings", dataclasses.replace(trainer.settings, attempts=5))
-    plan = trainer.plan(("magnitude", "sum", speed_accuracy.FLOPS), 2.0)
-    assert 1.98 <= speedup(plan.masks) < 2.4
-    monkeypatch.setattr(trainer, "speedup", lambda masks: 1.0)
-    monkeypatch.setattr(trainer, "settings", dataclasses.replace(trainer.settings, attempts=2))
-    with pytest.raises(ValueError, match="no FLOPs of 2 tried give 2.0 x"):
-        trainer.plan(("magnitude", "sum", speed_accuracy.FLOPS), 2.0)
+    return speedup
 
 
-def test_seeds_are_averaged():
-    one = {"way": "time", "asked": 2.0, "flops": 4, "speedup": {"median": 2.0}}
+def test_weights_are_kept(trainer, tmp_path):
+    speed_accuracy.save(trainer.dense, tmp_path / "w.npz")
+    again = speed_accuracy.Trainer("residual", trainer.data, SETTINGS, 0)
+    chex.assert_trees_all_equal(trainer.dense, again.trained(tmp_path / "w.npz").dense)
+
+
+@pytest.mark.parametrize("way", speed_accuracy.WAYS)
+@pytest.mark.parametrize("asked", [1.5, 2.2])
+def test_a_budget_is_bisected_until_the_speed_is_there(trainer, search, monkeypatch, way, asked):
+    monkeypatch.setattr(trainer, "speedup", on_a_device(trainer))
+    keep, found = speed_accuracy.at_speed(trainer, search, way, asked)
+    assert found == trainer.speedup(keep)
+    settings = dataclasses.replace(SETTINGS, attempts=8)
+    monkeypatch.setattr(trainer, "settings", settings)
+    keep, closer = speed_accuracy.at_speed(trainer, search, way, asked)
+    assert abs(np.log(closer / asked)) <= min(0.08, abs(np.log(found / asked)))
+    assert set(keep) == set(search.model.names)
+
+
+def test_a_speed_that_no_budget_gives(trainer, search, monkeypatch):
+    monkeypatch.setattr(speed_accuracy, "kept_at", lambda *args: None)
+    with pytest.raises(ValueError, match="time: no budget of 2 tried can be met"):
+        speed_accuracy.at_speed(trainer, search, speed_accuracy.TIME, 2.0)
+
+
+def test_stages_go_on_where_they_stopped(tmp_path, monkeypatch):
+    """Each stage once; a clock is asked, and decides nothing."""
+    monkeypatch.setattr(speed_accuracy, "QUICK", SETTINGS)
+    monkeypatch.setattr(speed_accuracy.data, "load", lambda load=data.load: load("digits"))
+    monkeypatch.setattr(speed_accuracy.Trainer, "speedup", lambda self, keep: 1.5)
+    half = lambda model: np.array([len(c) // 2 for c in model.counts])  # noqa: E731
+    monkeypatch.setattr(
+        speed_accuracy, "kept_at", lambda search, *args: search._keep(half(search.model))
+    )
+    monkeypatch.setattr(Search, "_time", lambda self: None)
+    where = ["--results", str(tmp_path), "--weights", str(tmp_path / "w")]
+    ran, run = [], speed_accuracy.run
+    monkeypatch.setattr(
+        speed_accuracy, "run", lambda stage, *a: ran.append(stage) or run(stage, *a)
+    )
+    for stages in (["train"], ["plan", "tune"], [*speed_accuracy.STAGES]):
+        args = ["speed_accuracy", "--quick", "--networks", "separable", *where]
+        monkeypatch.setattr(sys, "argv", [*args, "--stages", *stages])
+        speed_accuracy.main()
+    assert ran == ["train", "plan", "tune", "time"]
+    found = json.loads((results.folder(tmp_path) / "speed_accuracy-quick.json").read_text())
+    (network,) = found["networks"]["separable"].values()
+    assert [row["way"] for row in network["rows"]] == list(speed_accuracy.WAYS)
+    assert all(0 <= r["accuracy"] <= 1 and r["speedup"]["median"] > 0 for r in network["rows"])
+    widths = {tuple(map(tuple, row["kept"].values())) for row in network["rows"]}
+    assert len(widths) == 1  # all keep half here
+    assert len({row["accuracy"] for row in network["rows"]}) == 1  # and are tuned alike
+
+
+def test_depthwise_products_are_a_grouped_convolution():
+    for strides in (1, 2):
+        layer = Depthwise(strides)
+        x = jax.random.normal(jax.random.key(0), (2, 8, 8, 6))
+        params = layer.init(jax.random.key(1), x)
+        kernel = params["params"]["kernel"][:, :, None]
+        want = jax.lax.conv_general_dilated(
+            x, kernel, (strides, strides), ((1, 1), (1, 1)), feature_group_count=6,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        np.testing.assert_allclose(layer.apply(params, x), want, atol=1e-5)
+
+
+def test_seeds_are_averaged_and_ways_paired():
+    one = {"asked": 2.0, "flops": 4, "speedup": {"median": 2.0}}
     seeds = {
-        s: {"dense": 0.9, "rows": [one | {"accuracy": a}]} for s, a in {"1": 0.8, "2": 0.9}.items()
+        s: {
+            "dense": 0.9,
+            "rows": [one | {"way": w, "accuracy": a} for w, a in (("time", t), ("FLOPs", f))],
+        }
+        for s, (t, f) in {"1": (0.8, 0.7), "2": (0.9, 0.86)}.items()
     }
-    (found,) = speed_accuracy.summary(seeds)
-    assert found["accuracy"] == pytest.approx(0.85) and found["accuracies"] == [0.8, 0.9]
+    found = speed_accuracy.summary(seeds)
+    assert found["rows"][0]["accuracy"] == pytest.approx(0.85)
+    (difference,) = found["differences"]
+    assert difference["pair"] == ["time", "FLOPs"]
+    assert difference["mean"] == pytest.approx(0.07) and difference["error"] == pytest.approx(0.03)
+    assert "error" not in speed_accuracy.paired([0.5], [0.25])
