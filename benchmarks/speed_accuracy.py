@@ -297,13 +297,13 @@ def groups(seeds: dict[str, Any]) -> Iterator[tuple[str, float, list[dict[str, A
 
 def summary(seeds: dict[str, Any]) -> dict[str, Any]:
     """Per way and asked speed the mean over seeds; per pair of ways the paired difference."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "way": way,
             "asked": asked,
             "accuracy": float(np.mean([row["accuracy"] for row in group])),
             "accuracies": [row["accuracy"] for row in group],
-            "speedups": [row.get("speedup", {"median": row["planned"]})["median"] for row in group],
+            "speedups": [speed_of(row) for row in group],
             "flops": float(np.mean([row["flops"] for row in group])),
         }
         for way, asked, group in groups(seeds)
@@ -316,6 +316,11 @@ def summary(seeds: dict[str, Any]) -> dict[str, Any]:
         if (a, asked) in by_name and (b, asked) in by_name
     ]
     return {"rows": rows, "differences": differences}
+
+
+def speed_of(row: dict[str, Any]) -> float:
+    """As the last run found it, or, before there is one, as it was planned."""
+    return row["speedup"]["median"] if "speedup" in row else row["planned"]
 
 
 def paired(a: list[float], b: list[float]) -> dict[str, float]:
@@ -396,9 +401,11 @@ def main() -> None:
         print(f"{stage}: {network}, seed {seed}", flush=True)
         summaries = {name: summary(seeds) for name, seeds in kept.items()}
         results.save(about | {"networks": kept, "summary": summaries}, path)
-    for network, found in kept.items():
-        Console(width=110).print(table(network, found))
-    picture(kept, path.with_suffix(".png"))
+    there = {network: seeds for network, seeds in kept.items() if summary(seeds)["rows"]}
+    for network, seeds_found in there.items():
+        Console(width=110).print(table(network, seeds_found))
+    if there:
+        picture(there, path.with_suffix(".png"))
     print(path)
 
 

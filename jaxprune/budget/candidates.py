@@ -59,12 +59,12 @@ def fastest_steps(
     return [coarsest_worth(cost) if cost else 1 for cost in costs]
 
 
-def _largest(groups: Sequence[Group], dim: Axis, full: Mapping[Axis, int]) -> Group | None:
+def _largest(groups: Sequence[Group], dim: Axis, full: dict[Axis, int]) -> Group | None:
     inside = [g for g in groups if dim in g.dims and g.ins and g.outs]
     return max(inside, key=lambda g: float(g.work(full)), default=None)
 
 
-def _widths(group: Group, dim: Axis, full: Mapping[Axis, int]) -> dict[int, Measured]:
+def _widths(group: Group, dim: Axis, full: dict[Axis, int]) -> dict[int, Measured]:
     """Step -> (name of a time, its measurement, the work that is done in it)."""
     found: dict[int, Measured] = {}
     steps = [step for step in STEPS if LEAST * step <= dim.size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +68,7 @@ class Model:
         cut = [int((c < least.get(n, 0)).sum()) for n, c in zip(self.names, self.counts)]
         tables = {name: total.without(cut) for name, total in self.tables.items()}
         counts = [c[k:] for c, k in zip(self.counts, cut)]
-        return Model(self.names, self.axes, counts, self.ops, tables)
+        return dataclasses.replace(self, counts=counts, tables=tables)
 
 
 def build(
