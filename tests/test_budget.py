@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import time
 
 import chex
 import jax
