@@ -378,6 +378,21 @@ def test_a_loop_of_few_dimensions_is_one_group_and_one_of_many_is_not():
     assert "scan" not in loops["scanned gpt"]
 
 
+def test_an_operand_in_another_order_is_not_timed():
+    """A product reads it as it lies; timed alone, the transpose would take longer than the rest."""
+    params = {"up": jnp.ones((48, 16)), "down": jnp.ones((5, 48))}
+    fn = lambda p, x: jnp.tanh(x @ p["up"].T) @ p["down"].T  # noqa: E731
+    x = jnp.ones((4, 16))
+    structure, table = jp.infer_structure(fn, params, x), jp.LatencyTable(False)
+    made = model.build(fn, params, (x,), structure, ["up:0"], 8, {})
+    model.add_latency(made, table, None, None)
+    assert len(made.groups) == 5 and {g.steps[0].name for g in made.groups if not g.runs} == {
+        "transpose"
+    }
+    timed = {name.split()[0] for name in table.seconds}
+    assert timed == {"dot_general", "tanh"}
+
+
 def test_a_norm_and_an_activation_are_a_pass_each():
     def fn(p, x):
         y = (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True) + 1e-6) * p["scale"]

@@ -60,7 +60,7 @@ def fastest_steps(
 
 
 def _largest(groups: Sequence[Group], dim: Axis, full: dict[Axis, int]) -> Group | None:
-    inside = [g for g in groups if dim in g.dims and g.ins and g.outs]
+    inside = [g for g in groups if dim in g.dims and g.runs]
     return max(inside, key=lambda g: float(g.work(full)), default=None)
 
 

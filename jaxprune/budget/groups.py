@@ -28,6 +28,11 @@ from jaxprune.rules.registry import KEPT, Rule, Wire
 
 WHOLE = 2  # dimensions in a loop up to which it is timed whole
 MERGED = {*flops.FUSED}
+# What a compiler doesn't run: a product reads its operand in another order, or under another shape.
+LAYOUT = {
+    "broadcast_in_dim", "copy", "copy_p", "expand_dims", "name", "reshape", "sharding_constraint",
+    "squeeze", "stop_gradient", "transpose",
+}  # fmt: skip
 CALLS = {*operations.ONE_PROGRAM, "remat2", "checkpoint", "remat"}
 
 
@@ -49,9 +54,9 @@ class Group:
     dims: tuple[Axis, ...]
 
     @property
-    def moves_only(self) -> bool:
-        """Whether nothing is computed: a compiler mostly leaves such steps out."""
-        return all(step.name in flops.FREE for step in self.steps)
+    def runs(self) -> bool:
+        """Whether there is something to time."""
+        return bool(self.ins and self.outs) and any(s.name not in LAYOUT for s in self.steps)
 
     def times(self, sizes: Sizes) -> Any:
         return operations.product(self.repeats, sizes)

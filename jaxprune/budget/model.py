@@ -173,7 +173,7 @@ def add_latency(
 
 def _timed(model: Model, table: LatencyTable, progress: Progress | None) -> list[Term]:
     counts, order = model.counts_of, model.order
-    timed = [g for g in model.groups if g.ins and g.outs]
+    timed = [g for g in model.groups if g.runs]
     grids = [
         [_spread(counts[d], TIMED.get(len(g.dims), TIMED_MANY)) for d in g.dims] for g in timed
     ]
