@@ -384,7 +384,8 @@ def test_an_operand_in_another_order_is_not_timed():
     fn = lambda p, x: jnp.tanh(x @ p["up"].T) @ p["down"].T  # noqa: E731
     x = jnp.ones((4, 16))
     structure, table = jp.infer_structure(fn, params, x), jp.LatencyTable(False)
-    made = model.build(fn, params, (x,), structure, ["up:0"], 8, {})
+    (dim,) = (name for name, dim in structure.dims.items() if not dim.frozen)
+    made = model.build(fn, params, (x,), structure, [dim], 8, {})
     model.add_latency(made, table, None, None)
     assert len(made.groups) == 5 and {g.steps[0].name for g in made.groups if not g.runs} == {
         "transpose"
