@@ -3,8 +3,9 @@
 ``python -m benchmarks.speed_accuracy`` trains two networks on Fashion-MNIST, prunes each to 2 and 3
 times its measured speed, and fine-tunes all results alike. Score, objective, solver and widths are
 the same everywhere; what differs is what the solver limits: *time*, the tables of ``jp.search``;
-*FLOPs*; or *uniform*, one fraction for all dimensions. Each way's budget is bisected until the
-speed that is measured is the one asked for. At the end all are timed again in one interleaved run.
+*FLOPs*; or *uniform*, one fraction for all dimensions, whatever the objective. Each way's budget is
+bisected until the speed that is measured is the one asked for. At the end all are timed again in
+one interleaved run.
 
 It goes in stages, each of which goes on where it was interrupted: ``--stages train`` and ``tune``
 may share the machine, ``plan`` and ``time`` want it for themselves.
@@ -33,6 +34,7 @@ import jaxprune as jp
 from benchmarks import data, methods, results, train
 from benchmarks.model import ResNet, Separable
 from benchmarks.native import load_average
+from jaxprune.budget.kept import OBJECTIVES
 from jaxprune.budget.search import Search
 from jaxprune.budget.solver import first_uniform, solve
 
@@ -173,12 +175,12 @@ def load(like: PyTree, path: Path) -> PyTree:
 # ---------------------------------------------------------------------------------------- plans
 
 
-def plans(trainer: Trainer) -> list[dict[str, Any]]:
+def plans(trainer: Trainer, objective: str) -> list[dict[str, Any]]:
     """For every way and speed the units kept, and the speed that was measured then."""
     settings = trainer.settings
     search = Search(
         trainer.fn, trainer.dense, trainer.structure, trainer.scores(), trainer.x,
-        round_to=settings.round_to,
+        objective=objective, round_to=settings.round_to,
     )  # fmt: skip
     search._time()
     rows = []
@@ -228,8 +230,8 @@ def keep_of(trainer: Trainer, row: dict[str, Any]) -> Keep:
 # --------------------------------------------------------------------------------------- stages
 
 
-def plan(trainer: Trainer, found: dict[str, Any]) -> None:
-    found["rows"] = plans(trainer)
+def plan(trainer: Trainer, found: dict[str, Any], objective: str) -> None:
+    found["rows"] = plans(trainer, objective)
 
 
 def tune(trainer: Trainer, found: dict[str, Any]) -> None:
@@ -276,12 +278,14 @@ def missing(stage: str, found: dict[str, Any]) -> bool:
     }[stage]
 
 
-def run(stage: str, trainer: Trainer, found: dict[str, Any]) -> None:
+def run(stage: str, trainer: Trainer, found: dict[str, Any], objective: str) -> None:
     start = time.perf_counter()
     if stage == "train":
         found["dense"] = trainer.accuracy(trainer.dense)
+    elif stage == "plan":
+        plan(trainer, found, objective)
     else:
-        {"plan": plan, "tune": tune, "time": timed}[stage](trainer, found)
+        {"tune": tune, "time": timed}[stage](trainer, found)
     found.setdefault("seconds", {})[stage] = time.perf_counter() - start
 
 
@@ -365,6 +369,7 @@ def picture(networks: dict[str, Any], path: Path) -> None:
             series.setdefault(row["way"], []).append((float(np.mean(row["speedups"])), spread))
         dense = float(np.mean([found["dense"] for found in seeds.values()]))
         jp.plot.accuracy_speedup(series, dense=dense, ax=ax)
+        ax.legend(frameon=False, fontsize="small", loc="lower left")
         ax.set_title(f"{network}, {len(seeds)} seeds: mean and range")
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
@@ -375,6 +380,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a look: one seed, hardly trained")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument(
+        "--objective", choices=OBJECTIVES, default="sum", help="of the search; results are apart"
+    )
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     parser.add_argument("--weights", type=Path, default=Path.home() / ".cache" / "jaxprune")
     args = parser.parse_args()
@@ -393,12 +401,13 @@ def main() -> None:
     kept = _kept(path, about["settings"])
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     for stage, network, seed in itertools.product(args.stages, args.networks, seeds):
-        found = kept.setdefault(network, {}).setdefault(str(seed), {})
+        name = network if args.objective == "sum" else f"{network}, {args.objective}"
+        found = kept.setdefault(name, {}).setdefault(str(seed), {})
         if not missing(stage, found):
             continue
         weights = args.weights / stem / f"{network}-{seed}-{settings.dense_steps}.npz"
-        run(stage, Trainer(network, images, settings, seed).trained(weights), found)
-        print(f"{stage}: {network}, seed {seed}", flush=True)
+        run(stage, Trainer(network, images, settings, seed).trained(weights), found, args.objective)
+        print(f"{stage}: {name}, seed {seed}", flush=True)
         summaries = {name: summary(seeds) for name, seeds in kept.items()}
         results.save(about | {"networks": kept, "summary": summaries}, path)
     there = {network: seeds for network, seeds in kept.items() if summary(seeds)["rows"]}

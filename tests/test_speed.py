@@ -203,12 +203,12 @@ def test_stages_go_on_where_they_stopped(tmp_path, monkeypatch):
         speed_accuracy, "run", lambda stage, *a: ran.append(stage) or run(stage, *a)
     )
     for stages in (["train"], ["plan", "tune"], [*speed_accuracy.STAGES]):
-        args = ["speed_accuracy", "--quick", "--networks", "separable", *where]
-        monkeypatch.setattr(sys, "argv", [*args, "--stages", *stages])
+        args = ["speed_accuracy", "--quick", "--networks", "separable", "--objective", "balanced"]
+        monkeypatch.setattr(sys, "argv", [*args, *where, "--stages", *stages])
         speed_accuracy.main()
     assert ran == ["train", "plan", "tune", "time"]
     found = json.loads((results.folder(tmp_path) / "speed_accuracy-quick.json").read_text())
-    (network,) = found["networks"]["separable"].values()
+    (network,) = found["networks"]["separable, balanced"].values()
     assert [row["way"] for row in network["rows"]] == list(speed_accuracy.WAYS)
     assert all(0 <= r["accuracy"] <= 1 and r["speedup"]["median"] > 0 for r in network["rows"])
     widths = {tuple(map(tuple, row["kept"].values())) for row in network["rows"]}
