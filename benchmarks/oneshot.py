@@ -34,6 +34,8 @@ PATTERNS = {
     "70%": (jp.unstructured(), jp.unstructured(per_output=True), 0.7),
     "4:8": (jp.n_m(4, 8), jp.n_m(4, 8), 0.5),
 }
+# A block's kernels, in the order of use: each group is calibrated on the pruned ones before it.
+ORDER = [("q", "k", "v"), ("o",), ("gate", "up"), ("down",)]
 Prune = Callable[[Any, Any, str, float], tuple[Any, Any]]  # params, stats, sparsity's name, damping
 
 
@@ -95,10 +97,11 @@ METHODS: dict[str, Prune] = {
 }
 # These need norms, no Gram matrix; magnitude needs no statistics at all.
 SCORES = ("wanda", "ria", "wanda + permutation")
+AT_ONCE = ("magnitude", "wanda + permutation")  # a block's kernels, whatever the order
 
 
 def prune_model(
-    params: Any, tokens: np.ndarray, method: str, at: str, damping: float
+    params: Any, tokens: np.ndarray, method: str, at: str, damping: float, ordered: bool
 ) -> tuple[Any, dict[str, Any]]:
     """Pruned parameters, with seconds, and mean relative output errors where Gram matrices are."""
     states = [params["embedding"][rows] for rows in np.array_split(tokens, len(tokens) // BATCH)]
@@ -121,15 +124,25 @@ def prune_model(
         errors.append({k: float(e) for k, e in found.items() if e is not None})
         return pruned, masks
 
-    blocks, _ = jp.oneshot.sequential(smollm2.block, params["blocks"], states, timed, grams=grams)
+    order = [_only(names) for names in ORDER] if ordered else None
+    blocks, _ = jp.oneshot.sequential(
+        smollm2.block, params["blocks"], states, timed, order=order, grams=grams
+    )
     calibrating = time.perf_counter() - begin - solving
     about: dict[str, Any] = {
         "solver_s": round(solving, 1),
         "calibration_s": round(calibrating, 1),
     }
     if grams:
-        about["layer_error"] = {k: float(np.mean([e[k] for e in errors])) for k in errors[0]}
+        names = {k for each in errors for k in each}
+        about["layer_error"] = {
+            k: float(np.mean([e[k] for e in errors if k in e])) for k in sorted(names)
+        }
     return params | {"blocks": blocks}, about
+
+
+def _only(names: tuple[str, ...]) -> jp.types.Where:
+    return lambda path, leaf: path in names
 
 
 def corpora(tokenizer: Any) -> dict[str, np.ndarray]:
@@ -159,7 +172,8 @@ def jobs(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[k] for k in ("at", "method", "damping", "calibration", "sequences"))
+    names = ("at", "method", "damping", "calibration", "sequences", "ordered")
+    return tuple(row[k] for k in names)
 
 
 def main() -> None:
@@ -187,10 +201,11 @@ def main() -> None:
             "damping": args.damping,
             "calibration": "docs + glosses" if args.mixed else "docs",
             "sequences": count,
+            "ordered": args.ordered and method not in AT_ONCE,
         }
         if key(row) in [key(r) for r in result["rows"]]:
             continue
-        pruned, about = prune_model(params, tokens, method, at, args.damping)
+        pruned, about = prune_model(params, tokens, method, at, args.damping, row["ordered"])
         row |= measure(pruned, evaluated) | about | {"cores": results.device()["cores"]}
         result["rows"].append(row)
         results.save(result, path)
@@ -211,6 +226,12 @@ def arguments() -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="calibrate on glosses, too: half of the sequences",
+    )
+    parser.add_argument(
+        "--ordered",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a block's kernels one group after another, each calibrated on the pruned ones before",
     )
     parser.add_argument("--sequences", type=int, help=f"default: {SEQUENCES} of each domain")
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")

@@ -72,6 +72,53 @@ def test_options_and_progress_are_passed_on(network):
     assert seen == [(None, None)]
 
 
+def only(*names):
+    return lambda path, leaf: path in names
+
+
+def test_groups_equal_the_loop_by_hand(network):
+    """The second group's statistics come from the pruned first one; a leaf of no group stays."""
+    blocks, batches = network
+    blocks = [p | {"more": jnp.ones((8, 8))} for p in blocks]
+    wide = lambda p, x: block(p, x) + x @ p["more"] / 8  # noqa: E731
+    order = [only("up"), only("down")]
+    pruned, masks = jp.oneshot.sequential(wide, blocks, batches, sparsegpt, order=order)
+    states = batches
+    for p, got, mask in zip(blocks, pruned, masks, strict=True):
+        want, kept = p, {"more": True}
+        for name in ("up", "down"):
+            stats = jp.calibrate(wide, want, states, where=only(name))
+            pattern = jp.unstructured(where=only(name))
+            new, chosen = jp.oneshot.sparsegpt(want, stats, 0.5, pattern=pattern)
+            want, kept = want | {name: new[name]}, kept | {name: chosen[name]}
+        chex.assert_trees_all_close(got, want, atol=1e-5)
+        chex.assert_trees_all_equal(mask, kept)
+        states = [wide(got, x) for x in states]
+
+
+def test_prune_is_given_a_group_and_none_for_other_leaves(network):
+    blocks, batches = network
+    seen = []
+
+    def prune(p, stats):
+        seen.append({k for k, leaf in p.items() if leaf is not None})
+        assert (stats.grams["up"] is None) == (p["up"] is None)
+        return p, jax.tree.map(lambda _: True, p)
+
+    jp.oneshot.sequential(block, blocks, batches, prune, order=[only("down"), only("up")])
+    assert seen == [{"down"}, {"up"}] * len(blocks)
+
+
+def test_groups_are_checked(network):
+    blocks, batches = network
+    with pytest.raises(ValueError, match=r"order\[1\] selects no leaf .* its leaves are down, up"):
+        jp.oneshot.sequential(block, blocks, batches, sparsegpt, order=[only("up"), only("gate")])
+    with pytest.raises(ValueError, match=r"order\[0\] and order\[1\] both select up"):
+        jp.oneshot.sequential(
+            block, blocks, batches, sparsegpt, order=[only("up"), only("up", "down")]
+        )
+
+
 def test_clear_errors(network):
     blocks, batches = network
     with pytest.raises(ValueError, match="sequential: blocks is empty"):

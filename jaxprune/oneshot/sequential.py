@@ -8,17 +8,19 @@ from typing import Any
 import jax
 
 from jaxprune.calibration import Stats, calibrate
-from jaxprune.types import Masks, Params, Where
+from jaxprune.types import Masks, Params, Where, path_str
 
 Prune = Callable[[Params, Stats], tuple[Params, Masks]]
+Block = Callable[[Params, Any], Any]
 
 
 def sequential(
-    block: Callable[[Params, Any], Any],
+    block: Block,
     blocks: Sequence[Params],
     batches: Iterable[Any],
     prune: Prune,
     *,
+    order: Sequence[Where] | None = None,
     where: Where | None = None,
     grams: bool | Where = True,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
@@ -35,11 +37,16 @@ def sequential(
       batches: hidden states before the first block.
       prune: ``prune(p, stats) -> (pruned, masks)``, such as
         ``lambda p, stats: jp.oneshot.sparsegpt(p, stats, 0.5)``.
+      order: groups of a block's leaves, as (path, leaf) -> bool, that are pruned one after another:
+        each is calibrated on what the pruned ones before it give within the block, too, at one
+        more pass over the batches. ``prune`` is given the leaves of a group, None for all others;
+        leaves of no group stay. None prunes a block at once.
       where, grams: as for :func:`jaxprune.calibrate`.
       progress: wraps the iterable of blocks, such as ``tqdm.tqdm``.
 
     Raises:
-      ValueError: without blocks, and as :func:`jaxprune.calibrate`.
+      ValueError: without blocks; for a group without leaves, or one that shares leaves with another
+        one; and as :func:`jaxprune.calibrate`.
       TypeError: when prune doesn't return (pruned, masks).
 
     References:
@@ -57,18 +64,70 @@ def sequential(
     """
     if not blocks:
         raise ValueError("sequential: blocks is empty; pass the parameters of each block, in order")
-    run = jax.jit(block)
+    groups = [_everything] if order is None else list(order)
+    _check_groups(groups, blocks[0])
+    run, partial = jax.jit(block), _of_a_part(block)
     states = list(batches)
     pruned, masks = [], []
     for p in progress(blocks) if progress is not None else blocks:
-        stats = calibrate(block, p, states, where=where, grams=grams)
-        found = prune(p, stats)
-        if not (isinstance(found, tuple) and len(found) == 2):
-            raise TypeError(
-                f"sequential: prune returned {type(found).__name__}; wanted (pruned, masks), both "
-                "like the block's parameters"
-            )
-        pruned.append(found[0])
-        masks.append(found[1])
-        states = [run(found[0], x) for x in states]
+        kept = jax.tree.map(lambda _: True, p)
+        for group in groups:
+            inside = jax.tree_util.tree_map_with_path(lambda k, leaf: group(path_str(k), leaf), p)
+            part, rest = _split(p, inside)
+            given = [(rest, x) for x in states]
+            stats = calibrate(partial, part, given, where=where, grams=grams)
+            new, mask = _checked(prune(part, stats))
+            p, kept = _joined(new, rest), _joined(mask, _split(kept, inside)[1])
+        pruned.append(p)
+        masks.append(kept)
+        states = [run(p, x) for x in states]
     return pruned, masks
+
+
+def _everything(path: str, leaf: Any) -> bool:
+    return True
+
+
+def _of_a_part(block: Block) -> Callable[[Params, Params, Any], Any]:
+    return lambda part, rest, x: block(_joined(part, rest), x)
+
+
+def _split(tree: Params, inside: Params) -> tuple[Params, Params]:
+    """The leaves inside, and the others; None where a leaf is in the other tree."""
+    part = jax.tree.map(lambda leaf, ok: leaf if ok else None, tree, inside)
+    rest = jax.tree.map(lambda leaf, ok: None if ok else leaf, tree, inside)
+    return part, rest
+
+
+def _joined(part: Params, rest: Params) -> Params:
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, part, rest, is_leaf=lambda leaf: leaf is None
+    )
+
+
+def _check_groups(groups: Sequence[Where], p: Params) -> None:
+    paths = [(path_str(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(p)]
+    owner: dict[str, int] = {}
+    for k, group in enumerate(groups):
+        inside = [path for path, leaf in paths if group(path, leaf)]
+        if not inside:
+            raise ValueError(
+                f"sequential: order[{k}] selects no leaf of a block; its leaves are "
+                f"{', '.join(path for path, _ in paths)}"
+            )
+        twice = [path for path in inside if path in owner]
+        if twice:
+            raise ValueError(
+                f"sequential: order[{owner[twice[0]]}] and order[{k}] both select {twice[0]}; "
+                "each leaf is pruned once"
+            )
+        owner |= dict.fromkeys(inside, k)
+
+
+def _checked(found: Any) -> tuple[Params, Masks]:
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise TypeError(
+            f"sequential: prune returned {type(found).__name__}; wanted (pruned, masks), both "
+            "like the params that it was given"
+        )
+    return found
