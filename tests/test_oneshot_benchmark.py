@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from benchmarks import oneshot, texts
+from benchmarks import oneshot, oneshot_time, texts
 from benchmarks import oneshot_search as staged
 from benchmarks import oneshot_stream as stream
 from benchmarks import oneshot_structured as job
@@ -209,7 +209,8 @@ def test_stages_take_more_and_more(params, tokens, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("method", oneshot.METHODS)
 def test_every_method_prunes_all_kernels_alike(params, tokens, method):
-    pruned, about = oneshot.prune_model(params, tokens, method, "2:4", 0.01)
+    ordered = method not in oneshot.AT_ONCE
+    pruned, about = oneshot.prune_model(params, tokens, method, "2:4", 0.01, ordered)
     for p, q in zip(params["blocks"], pruned["blocks"], strict=True):
         for name, w in q.items():
             gone = float(jnp.mean(w == 0))
@@ -259,3 +260,16 @@ def test_mixed_calibration_loses_no_page(monkeypatch, tmp_path):
     mixed = oneshot.calibration(Letters(), True, 8)
     assert alone.shape == (4, oneshot.LENGTH) and (mixed[:4] == alone).all()
     assert "".join(map(chr, mixed[5])).startswith(("verb", "erb", "rb", "b", " "))
+
+
+def test_sparsegpt_is_timed_beside_the_products_it_needs():
+    found = oneshot_time.study(size=64, tokens=128, rounds=3)
+    timings = found["timings"]
+    assert set(timings) == {"gram and factor", "sparsegpt"}
+    beside, ours = (timings[n]["samples_seconds"] for n in ("gram and factor", "sparsegpt"))
+    speedup = np.median(np.divide(beside, ours))
+    np.testing.assert_allclose(found["sparsegpt_over_gram_and_factor"], 1 / speedup)
+    w = jax.random.normal(jax.random.key(0), (64, 64))
+    pruned, mask = oneshot_time.solve(w, jnp.eye(64))
+    assert float(mask.mean()) == 0.5 == float((pruned == 0).mean())
+    assert oneshot_time.compile_seconds(16) > 0

@@ -72,7 +72,7 @@ def sequential(
     for p in progress(blocks) if progress is not None else blocks:
         kept = jax.tree.map(lambda _: True, p)
         for group in groups:
-            inside = jax.tree_util.tree_map_with_path(lambda k, leaf: group(path_str(k), leaf), p)
+            inside = _selected(p, group)
             part, rest = _split(p, inside)
             given = [(rest, x) for x in states]
             stats = calibrate(partial, part, given, where=where, grams=grams)
@@ -90,6 +90,10 @@ def _everything(path: str, leaf: Any) -> bool:
 
 def _of_a_part(block: Block) -> Callable[[Params, Params, Any], Any]:
     return lambda part, rest, x: block(_joined(part, rest), x)
+
+
+def _selected(p: Params, group: Where) -> Params:
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: group(path_str(path), leaf), p)
 
 
 def _split(tree: Params, inside: Params) -> tuple[Params, Params]:
