@@ -34,7 +34,7 @@ PATTERNS = {
     "70%": (jp.unstructured(), jp.unstructured(per_output=True), 0.7),
     "4:8": (jp.n_m(4, 8), jp.n_m(4, 8), 0.5),
 }
-# A block's kernels, in the order of use: each group is calibrated on the pruned ones before it.
+# A block's kernels, in the order of use.
 ORDER = [("q", "k", "v"), ("o",), ("gate", "up"), ("down",)]
 Prune = Callable[[Any, Any, str, float], tuple[Any, Any]]  # params, stats, sparsity's name, damping
 
@@ -97,11 +97,11 @@ METHODS: dict[str, Prune] = {
 }
 # These need norms, no Gram matrix; magnitude needs no statistics at all.
 SCORES = ("wanda", "ria", "wanda + permutation")
-AT_ONCE = ("magnitude", "wanda + permutation")  # a block's kernels, whatever the order
+UNCORRECTED = ("magnitude", "ria", "wanda", "wanda + permutation")  # they keep weights as they are
 
 
 def prune_model(
-    params: Any, tokens: np.ndarray, method: str, at: str, damping: float, ordered: bool
+    params: Any, tokens: np.ndarray, method: str, at: str, damping: float, drift: float
 ) -> tuple[Any, dict[str, Any]]:
     """Pruned parameters, with seconds, and mean relative output errors where Gram matrices are."""
     states = [params["embedding"][rows] for rows in np.array_split(tokens, len(tokens) // BATCH)]
@@ -124,9 +124,9 @@ def prune_model(
         errors.append({k: float(e) for k, e in found.items() if e is not None})
         return pruned, masks
 
-    order = [_only(names) for names in ORDER] if ordered else None
+    order = [_only(names) for names in ORDER] if drift else None
     blocks, _ = jp.oneshot.sequential(
-        smollm2.block, params["blocks"], states, timed, order=order, grams=grams
+        smollm2.block, params["blocks"], states, timed, order=order, drift=drift, grams=grams
     )
     calibrating = time.perf_counter() - begin - solving
     about: dict[str, Any] = {
@@ -167,12 +167,13 @@ def calibration(tokenizer: Any, mixed: bool, count: int) -> np.ndarray:
 def jobs(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     for at in args.at:
         for method in args.methods:
-            if ":" in at or method != "wanda + permutation":
+            fits = ":" in at or method != "wanda + permutation"
+            if fits and not (args.drift and method in UNCORRECTED):
                 yield at, method
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    names = ("at", "method", "damping", "calibration", "sequences", "ordered")
+    names = ("at", "method", "damping", "calibration", "sequences", "drift")
     return tuple(row[k] for k in names)
 
 
@@ -201,11 +202,11 @@ def main() -> None:
             "damping": args.damping,
             "calibration": "docs + glosses" if args.mixed else "docs",
             "sequences": count,
-            "ordered": args.ordered and method not in AT_ONCE,
+            "drift": args.drift,
         }
         if key(row) in [key(r) for r in result["rows"]]:
             continue
-        pruned, about = prune_model(params, tokens, method, at, args.damping, row["ordered"])
+        pruned, about = prune_model(params, tokens, method, at, args.damping, args.drift)
         row |= measure(pruned, evaluated) | about | {"cores": results.device()["cores"]}
         result["rows"].append(row)
         results.save(result, path)
@@ -228,10 +229,10 @@ def arguments() -> argparse.Namespace:
         help="calibrate on glosses, too: half of the sequences",
     )
     parser.add_argument(
-        "--ordered",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="a block's kernels one group after another, each calibrated on the pruned ones before",
+        "--drift",
+        type=float,
+        default=0.0,
+        help="share of the outputs' drift from the dense model that kernels make up for, in order",
     )
     parser.add_argument("--sequences", type=int, help=f"default: {SEQUENCES} of each domain")
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")

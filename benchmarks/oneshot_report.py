@@ -33,13 +33,17 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     lines.append(["", "dense", *_perplexities(found["dense"], DOMAINS), "", ""])
     alone = {_name(r): r for r in found["rows"] if r["calibration"] == "docs"}
-    rows = sorted(filter(mixed, found["rows"]), key=lambda r: POINTS.index(r["at"]))
+    rows = sorted(filter(mixed, found["rows"]), key=lambda r: (POINTS.index(r["at"]), r["drift"]))
     for row in rows:
         cells = _perplexities(row, DOMAINS)
-        beside = alone.get(_name(row))
+        beside = None if row["drift"] else alone.get(_name(row))
         cells += _perplexities(beside, ("excerpt", "glosses")) if beside else ["", ""]
-        lines.append([row["at"].replace("%", " %"), row["method"], *cells])
+        lines.append([row["at"].replace("%", " %"), _method(row), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _method(row: Row) -> str:
+    return f"{row['method']}, drift {row['drift']:g}" if row["drift"] else row["method"]
 
 
 def _name(row: Row) -> tuple[str, str]:
@@ -57,7 +61,8 @@ def caption(found: dict[str, Any], path: str) -> str:
         f"shot (jax {versions['jax']}, {found['date']}, one seed, [oneshot.json]({path})). "
         "Excerpt: the tutorial's chapter on classes; documentation: other held-out pages; glosses: "
         "WordNet's nouns. Calibrated on 32 x 256 tokens of Python's library pages and as many of "
-        "WordNet's verbs; the last two columns on the library pages alone."
+        "WordNet's verbs; the last two columns on the library pages alone. Drift 0.5: half of what "
+        "pruned kernels have changed is made up for by those behind them."
     )
 
 
@@ -75,7 +80,7 @@ def plot(found: dict[str, Any], path: Path) -> Path:
         ax.axhline(found["dense"][domain], color="0.5", lw=1)
         ax.annotate("dense", (0.99, found["dense"][domain]), xycoords=("axes fraction", "data"),
                     xytext=(0, 3), textcoords="offset points", ha="right", color="0.4")  # fmt: skip
-        ax.set(title=domain, yscale="log", xlabel="weights removed (crosses: 2:4)")
+        ax.set(title=domain, yscale="log", xlabel="weights removed (crosses: 2:4; stars: drift)")
         ax.set_ylabel("perplexity, log scale")
         ax.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, 0))
         ax.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
@@ -90,7 +95,8 @@ def plot(found: dict[str, Any], path: Path) -> Path:
 
 
 def _line(ax: Any, found: dict[str, Any], method: str, domain: str) -> None:
-    rows = [r for r in found["rows"] if mixed(r) and r["method"] == method]
+    every = [r for r in found["rows"] if mixed(r) and r["method"] == method]
+    rows = [r for r in every if not r["drift"]]
     points = sorted((float(r["at"][:-1]) / 100, r[domain]) for r in rows if "%" in r["at"])
     color, marker, style = STYLES[method]
     fill = color if style == "-" else "white"  # hollow: no weights repaired, or SparseGPT alone
@@ -99,3 +105,5 @@ def _line(ax: Any, found: dict[str, Any], method: str, domain: str) -> None:
         ax.plot(*zip(*points), color=color, marker=marker, mfc=fill, ls=style, label=method)
     halves = [r[domain] for r in rows if r["at"] == "2:4"]
     ax.plot([0.5] * len(halves), halves, color=color, marker="x", ls="")
+    corrected = [r[domain] for r in every if r["drift"] and r["at"] in ("50%", "2:4")]
+    ax.plot([0.5] * len(corrected), corrected, color=color, marker="*", ms=10, ls="")

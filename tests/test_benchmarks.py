@@ -424,8 +424,15 @@ def test_readme_shows_perplexities_and_their_plot(tmp_path):
     point = {"damping": 0.01, "docs": 2.0, "excerpt": 3.0, "at": "50%", "method": "wanda"}
     rows = [
         point | {"calibration": "docs", "sequences": 32, "glosses": 1234.4},
-        point | {"calibration": "docs + glosses", "sequences": 64, "glosses": 5.0},
-        point | {"calibration": "docs + glosses", "sequences": 64, "glosses": 6.0, "at": "2:4"},
+        point | {"calibration": "docs + glosses", "sequences": 64, "drift": 0.0, "glosses": 5.0},
+        point
+        | {
+            "calibration": "docs + glosses",
+            "sequences": 64,
+            "drift": 0.0,
+            "glosses": 6.0,
+            "at": "2:4",
+        },
         point | {"calibration": "docs + glosses", "sequences": 32, "glosses": 7.0},  # no default
     ]
     found = {"dense": {"docs": 1.0, "excerpt": 1.0, "glosses": 1.5}, "rows": rows}

@@ -1,11 +1,15 @@
 """Block by block: the same as calibrating and pruning by hand, and fit to what blocks will meet."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.oneshot.drift import _cross, corrected
 
 
 def block(p, x):
@@ -117,6 +121,101 @@ def test_groups_are_checked(network):
         jp.oneshot.sequential(
             block, blocks, batches, sparsegpt, order=[only("up"), only("up", "down")]
         )
+
+
+def test_drift_is_made_up_for_as_least_squares_do(network):
+    """Beside the same sums in numpy, float64: what prune is given, and what comes of it."""
+    blocks, batches = network
+    given = []
+
+    def prune(p, stats):
+        given.append(next((k, np.asarray(leaf)) for k, leaf in p.items() if leaf is not None))
+        return sparsegpt(p, stats)
+
+    order = [only("up"), only("down")]
+    pruned, _ = jp.oneshot.sequential(block, blocks, batches, prune, order=order, drift=0.5)
+    ours = theirs = np.concatenate(batches).astype(np.float64)
+    for k, (dense, got) in enumerate(zip(blocks, pruned, strict=True)):
+        dense, got = (
+            {n: np.asarray(w, np.float64) for n, w in tree.items()} for tree in (dense, got)
+        )
+        want = least_squares(dense["up"], ours, theirs, 0.5)
+        assert given[2 * k][0] == "up"
+        np.testing.assert_allclose(given[2 * k][1], want, atol=2e-3)
+        x, d = np.tanh(ours @ got["up"]), np.tanh(theirs @ dense["up"])
+        want = least_squares(dense["down"], x, d, 0.5)
+        np.testing.assert_allclose(given[2 * k + 1][1], want, atol=2e-3)  # float32 throughout
+        assert abs(want - dense["down"]).max() > 0.05
+        ours, theirs = ours + x @ got["down"], theirs + d @ dense["down"]
+
+
+def least_squares(w, x, d, share):
+    """The W' of the module's docstring, by a stacked system in place of normal equations."""
+    damping = 0.01 * np.mean(np.sum(x**2, 0))
+    target = (1 - share) * x @ w + share * d @ w
+    rows = np.concatenate([x, np.sqrt(damping) * np.eye(len(w))])
+    return np.linalg.lstsq(rows, np.concatenate([target, np.sqrt(damping) * w]), rcond=None)[0]
+
+
+def test_all_of_the_drift_brings_outputs_nearer_to_the_dense_ones(network):
+    blocks, batches = network
+    order, errors = [only("up"), only("down")], {}
+    for drift in (0.0, 1.0):
+        pruned, _ = jp.oneshot.sequential(
+            block, blocks, batches, sparsegpt, order=order, drift=drift
+        )
+        got = want = jnp.concatenate(batches)
+        for p, q in zip(blocks, pruned, strict=True):
+            got, want = block(q, got), block(p, want)
+        errors[drift] = float(jnp.linalg.norm(got - want))
+    assert errors[1.0] < 0.95 * errors[0.0]
+
+
+USES = {
+    "kernel": ((6, 4), lambda p, x: x @ p["w"]),
+    "transposed": ((4, 6), lambda p, x: x @ p["w"].T),
+    "twice": ((6, 6), lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"]),
+    "heads": ((6, 2, 3), lambda p, x: jnp.einsum("td,dhk->thk", x, p["w"])),
+    "experts": ((2, 6, 3), lambda p, x: jnp.einsum("td,edk->tek", x, p["w"])),
+    "one of a stack": ((2, 6, 3), lambda p, x: x @ p["w"][1]),
+    "convolution": (
+        (3, 6, 4),
+        lambda p, x: jax.lax.conv_general_dilated(
+            x[None], p["w"], (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC")
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_products_of_equal_inputs_are_gram_matrices(use):
+    """X^T D where D is X, for every way in which a weight is used."""
+    shape, fn = USES[use]
+    params = {"w": jax.random.normal(jax.random.key(0), shape)}
+    x = jax.random.normal(jax.random.key(1), (5, 6))
+    stats = jp.calibrate(fn, params, [x])
+    (found,) = _cross(fn, (True,), params, (x,), (x,)).values()
+    np.testing.assert_allclose(found, stats.grams["w"], rtol=1e-5, atol=1e-5)
+    same = corrected(fn, params, [((x,), (x,))], stats, 1.0)
+    np.testing.assert_allclose(same["w"], params["w"], rtol=1e-5, atol=1e-6)
+
+
+def test_drift_is_checked(network):
+    blocks, batches = network
+    run = functools.partial(jp.oneshot.sequential, block, blocks, batches, sparsegpt)
+    with pytest.raises(ValueError, match=r"drift=1.5; wanted a share in \[0, 1\]"):
+        run(order=[only("up")], drift=1.5)
+    with pytest.raises(ValueError, match="drift=0.5 needs order=, groups of a block's leaves"):
+        run(drift=0.5)
+    with pytest.raises(ValueError, match="up, .*has no Gram matrix .* without grams"):
+        run(order=[only("up")], drift=0.5, grams=False)
+
+    def looped(p, x):
+        return jax.lax.fori_loop(0, 2, lambda _, x: jnp.tanh(x @ p["w"]), x)
+
+    stacks = [{"w": jnp.eye(8)}]
+    with pytest.raises(ValueError, match=r"inputs of w, shape \(8, 8\), token by token"):
+        jp.oneshot.sequential(looped, stacks, batches, sparsegpt, order=[only("w")], drift=0.5)
 
 
 def test_clear_errors(network):

@@ -146,8 +146,13 @@ class Reader:
         x = x.reshape(*lead, *(f.size for f in inputs))
         x = x.transpose(*range(len(lead)), *(len(lead) + i for i in order)).reshape(*lead, -1)
         axes = [k for b in batch for k in [f.axis for f in origin.axes[b]]]
-        moments = _moments(x, self.wish.dtype, self.wish.grams[origin.leaf])
-        self.add(origin.leaf, Found(layout, _placed(moments, axes, origin, shape)), eqn)
+        placed = functools.partial(_placed, axes=axes, origin=origin, shape=shape)
+        self.gather(origin.leaf, layout, x, placed, eqn)
+
+    def gather(self, leaf: int, layout: Layout, x: jax.Array, placed: Any, eqn: Any) -> None:
+        """Takes inputs (batch..., tokens, in); ``placed`` puts batches in the leaf's order."""
+        moments = _moments(x, self.wish.dtype, self.wish.grams[leaf])
+        self.add(leaf, Found(layout, placed(moments)), eqn)
 
     def add(self, leaf: int, new: Found, eqn: Any = None) -> None:
         old = self.found.get(leaf)
@@ -165,6 +170,17 @@ class Reader:
         return Reader(self.wish, self.lost)
 
 
+class Rows(Reader):
+    """Keeps the inputs themselves, of what stands outside of loops."""
+
+    def __init__(self, wish: Wish):
+        super().__init__(wish, {})
+        self.rows: dict[int, list[jax.Array]] = {}
+
+    def gather(self, leaf: int, layout: Layout, x: jax.Array, placed: Any, eqn: Any) -> None:
+        self.rows.setdefault(leaf, []).append(placed(x.astype(self.wish.dtype)))
+
+
 def _moments(x: jax.Array, dtype: Any, gram: bool) -> Moments:
     """Of inputs (batch..., tokens, in)."""
     x = x.astype(dtype)
@@ -175,7 +191,7 @@ def _moments(x: jax.Array, dtype: Any, gram: bool) -> Moments:
     return Moments(count, mean, spread, product)
 
 
-def _placed(moments: Moments, axes: list[int], origin: Origin, shape: Any) -> Moments:
+def _placed(moments: Any, axes: list[int], origin: Origin, shape: Any) -> Any:
     """Batches in the order of the leaf; what indexing took, at its place among zeros."""
     for axis, position in origin.picked:
         size = shape[axis]
@@ -345,19 +361,32 @@ def read(
     fn: Callable[..., Any], wish: Wish, params: Any, args: Sequence[Any]
 ) -> tuple[dict[int, Moments], dict[int, Layout], dict[int, str]]:
     """Moments and layouts by leaf, and why others have none."""
-    closed = jax.make_jaxpr(fn)(params, *args)
-    leaves = jax.tree.leaves(params)
-    given = [*leaves, *jax.tree.leaves(tuple(args))]
-    shapes = [*wish.shapes, *[None] * (len(given) - len(leaves))]
-    trail = [None if s is None else origins.of_leaf(i, s) for i, s in enumerate(shapes)]
     reader = Reader(wish, {})
-    reader.walk(closed, given, trail)
+    _walk(reader, fn, params, args)
     found = {leaf: f for leaf, f in reader.found.items() if not _twofold(reader, leaf)}
     return (
         {leaf: f.moments for leaf, f in found.items()},
         {leaf: f.layout for leaf, f in found.items()},
         reader.lost,
     )
+
+
+def read_rows(
+    fn: Callable[..., Any], wish: Wish, params: Any, args: Sequence[Any]
+) -> dict[int, list[jax.Array]]:
+    """For each leaf outside of loops its inputs (batch..., tokens, in), use by use."""
+    reader = Rows(wish)
+    _walk(reader, fn, params, args)
+    return reader.rows
+
+
+def _walk(reader: Reader, fn: Callable[..., Any], params: Any, args: Sequence[Any]) -> None:
+    closed = jax.make_jaxpr(fn)(params, *args)
+    leaves, shapes = jax.tree.leaves(params), reader.wish.shapes
+    given = [*leaves, *jax.tree.leaves(tuple(args))]
+    shapes = (*shapes, *[None] * (len(given) - len(leaves)))
+    trail = [None if s is None else origins.of_leaf(i, s) for i, s in enumerate(shapes)]
+    reader.walk(closed, given, trail)
 
 
 def _twofold(reader: Reader, leaf: int) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxprune.calibration import Stats, calibrate
+from jaxprune.oneshot.drift import corrected
 from jaxprune.types import Masks, Params, Where, path_str
 
 Prune = Callable[[Params, Stats], tuple[Params, Masks]]
@@ -21,6 +22,7 @@ def sequential(
     prune: Prune,
     *,
     order: Sequence[Where] | None = None,
+    drift: float = 0.0,
     where: Where | None = None,
     grams: bool | Where = True,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
@@ -41,12 +43,18 @@ def sequential(
         each is calibrated on what the pruned ones before it give within the block, too, at one
         more pass over the batches. ``prune`` is given the leaves of a group, None for all others;
         leaves of no group stay. None prunes a block at once.
+      drift: a share in [0, 1] of how far a weight's outputs have drifted from the dense network's,
+        because of all that was pruned before it, that is made up for: the weights that ``prune`` is
+        given are corrected for it by least squares. Half of it repairs much, and holds on other
+        texts, too. It needs ``order`` (what is pruned at once can't make up for itself) and Gram
+        matrices, and holds the dense hidden states beside the pruned ones.
       where, grams: as for :func:`jaxprune.calibrate`.
       progress: wraps the iterable of blocks, such as ``tqdm.tqdm``.
 
     Raises:
       ValueError: without blocks; for a group without leaves, or one that shares leaves with another
-        one; and as :func:`jaxprune.calibrate`.
+        one; for a drift outside [0, 1], without order, or of a weight that a loop within the block
+        uses; and as :func:`jaxprune.calibrate`.
       TypeError: when prune doesn't return (pruned, masks).
 
     References:
@@ -66,21 +74,26 @@ def sequential(
         raise ValueError("sequential: blocks is empty; pass the parameters of each block, in order")
     groups = [_everything] if order is None else list(order)
     _check_groups(groups, blocks[0])
+    _check_drift(drift, order)
     run, partial = jax.jit(block), _of_a_part(block)
-    states = list(batches)
+    states = dense_states = list(batches)
     pruned, masks = [], []
-    for p in progress(blocks) if progress is not None else blocks:
-        kept = jax.tree.map(lambda _: True, p)
+    for dense in progress(blocks) if progress is not None else blocks:
+        p, kept = dense, jax.tree.map(lambda _: True, dense)
         for group in groups:
-            inside = _selected(p, group)
+            inside = _selected(dense, group)
             part, rest = _split(p, inside)
             given = [(rest, x) for x in states]
             stats = calibrate(partial, part, given, where=where, grams=grams)
+            if drift:
+                before = [(_split(dense, inside)[1], x) for x in dense_states]
+                part = corrected(partial, part, zip(given, before), stats, drift)
             new, mask = _checked(prune(part, stats))
             p, kept = _joined(new, rest), _joined(mask, _split(kept, inside)[1])
         pruned.append(p)
         masks.append(kept)
         states = [run(p, x) for x in states]
+        dense_states = [run(dense, x) for x in dense_states] if drift else []
     return pruned, masks
 
 
@@ -126,6 +139,17 @@ def _check_groups(groups: Sequence[Where], p: Params) -> None:
                 "each leaf is pruned once"
             )
         owner |= dict.fromkeys(inside, k)
+
+
+def _check_drift(drift: float, order: Any) -> None:
+    if not 0 <= drift <= 1:
+        raise ValueError(f"sequential: drift={drift}; wanted a share in [0, 1], such as 0.5")
+    if drift and order is None:
+        raise ValueError(
+            f"sequential: drift={drift} needs order=, groups of a block's leaves in the order of "
+            "use, such as [lambda path, leaf: path in ('q', 'k', 'v'), ...]: what is pruned at "
+            "once can't make up for itself"
+        )
 
 
 def _checked(found: Any) -> tuple[Params, Masks]:

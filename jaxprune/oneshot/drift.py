@@ -1,0 +1,92 @@
+"""Weights that make up for what pruning before them has changed.
+
+A weight that is fit to the inputs it will meet gives what it would have given for those: the inputs
+themselves have drifted from the dense network's. Corrected weights W' give, from the inputs X here,
+a share s of what W gave for the dense network's inputs D of the same tokens:
+
+    minimise |X W' - ((1 - s) X W + s D W)|^2 + damping |W' - W|^2
+
+All of it (s = 1) fits the calibration's tokens, and loses on others.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.calibration import Stats
+from jaxprune.jaxpr.inputs import Wish, read_rows
+from jaxprune.oneshot.layers import damped, layer_of
+from jaxprune.types import Params, path_str
+
+DAMPING = 0.01  # of the mean diagonal of X^T X
+
+
+def corrected(
+    fn: Callable[..., Any],
+    params: Params,
+    batches: Iterable[tuple[Any, Any]],
+    stats: Stats,
+    share: float,
+) -> Params:
+    """Params whose leaves that have statistics are corrected.
+
+    ``batches``: pairs of what follows params in ``fn``, as a tuple: here, and in the dense network.
+    """
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    treedef: Any = jax.tree.structure(params)
+    grams = treedef.flatten_up_to(stats.grams)
+    chosen = tuple(path_str(path) in stats.layouts for path, _ in flat)
+    cross: dict[int, Any] = {}
+    for here, dense in batches:
+        new = _cross(fn, chosen, params, here, dense)
+        cross = {k: m + cross[k] if k in cross else m for k, m in new.items()}
+    leaves = []
+    for k, ((path, leaf), gram) in enumerate(zip(flat, grams, strict=True)):
+        if not chosen[k]:
+            leaves.append(leaf)
+            continue
+        layer = layer_of("sequential(drift=)", path_str(path), leaf, gram, stats)
+        if k not in cross:
+            raise ValueError(
+                f"sequential: drift={share} asks for the inputs of {layer.path}, shape "
+                f"{np.shape(leaf)}, token by token; within a loop of the block there are none: "
+                "unroll the loop, or pass drift=0"
+            )
+        w = layer.matrices(leaf).astype(layer.gram.dtype)
+        new = _solved(w, layer.gram, cross[k].reshape(layer.gram.shape), share)
+        leaves.append(layer.restore(new).astype(leaf.dtype))
+    return jax.tree.unflatten(treedef, leaves)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _cross(
+    fn: Callable[..., Any], chosen: tuple[bool, ...], params: Params, here: Any, dense: Any
+) -> dict[int, jax.Array]:
+    """X^T D for each chosen leaf outside of loops, (batch..., in, in)."""
+    shapes = [np.shape(leaf) if ok else None for ok, leaf in zip(chosen, jax.tree.leaves(params))]
+    wish = Wish(tuple(shapes), (False,) * len(shapes), jnp.dtype(jnp.float32))
+    ours, theirs = (read_rows(fn, wish, params, args) for args in (here, dense))
+
+    def product(k: int) -> jax.Array:
+        uses = zip(ours[k], theirs[k], strict=True)
+        products = [jnp.matmul(x.mT, d, precision="highest") for x, d in uses]
+        return functools.reduce(jnp.add, products)
+
+    return {k: product(k) for k in ours}
+
+
+@jax.jit
+def _solved(w: jax.Array, grams: jax.Array, cross: jax.Array, share: Any) -> jax.Array:
+    def one(args: Any) -> jax.Array:
+        w, gram, c = args
+        h = damped(gram, DAMPING)
+        drift = jnp.matmul(c - gram, w, precision="highest")
+        return w + share * jax.scipy.linalg.solve(h, drift, assume_a="pos")
+
+    return jax.lax.map(one, (w, grams, cross))
