@@ -10,6 +10,7 @@ goes on where it was.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 import jaxprune as jp
 from benchmarks import results, texts
@@ -126,8 +128,9 @@ def prune_model(
 
     order = [_only(names) for names in ORDER] if drift else None
     blocks, _ = jp.oneshot.sequential(
-        smollm2.block, params["blocks"], states, timed, order=order, drift=drift, grams=grams
-    )
+        smollm2.block, params["blocks"], states, timed, order=order, drift=drift, grams=grams,
+        progress=functools.partial(tqdm, desc=f"{method}, {at}", leave=False),
+    )  # fmt: skip
     calibrating = time.perf_counter() - begin - solving
     about: dict[str, Any] = {
         "solver_s": round(solving, 1),
