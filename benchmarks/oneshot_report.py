@@ -1,4 +1,4 @@
-"""What ``benchmarks.oneshot`` measured: README's table, and a plot of perplexity over sparsity."""
+"""What ``benchmarks.oneshot`` measured: README's table, and a plot of perplexity per method."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 Row = dict[str, Any]
 DOMAINS = {"excerpt": "excerpt", "docs": "documentation", "glosses": "glosses"}
 POINTS = ("50%", "2:4", "30%", "60%", "70%", "4:8")
-# Okabe and Ito's colours; the marker and the line style tell methods apart, too.
+METHODS = (
+    "magnitude", "ria", "wanda", "sparsegpt", "magnitude + refit", "ria + refit", "wanda + refit",
+    "sparsegpt + refit", "alps",
+)  # fmt: skip
+# Okabe and Ito's colours; the marker tells points apart, too.
 STYLES = {
-    "magnitude": ("#000000", "o", ":"),
-    "wanda": ("#E69F00", "s", ":"),
-    "ria": ("#56B4E9", "^", ":"),
-    "sparsegpt": ("#D55E00", "D", "--"),
-    "magnitude + refit": ("#000000", "o", "-"),
-    "wanda + refit": ("#E69F00", "s", "-"),
-    "ria + refit": ("#56B4E9", "^", "-"),
-    "sparsegpt + refit": ("#D55E00", "D", "-"),
-    "alps": ("#009E73", "v", "-"),
+    "30%": ("#56B4E9", "^"),
+    "50%": ("#0072B2", "o"),
+    "60%": ("#009E73", "s"),
+    "70%": ("#000000", "D"),
+    "4:8": ("#CC79A7", "v"),
+    "2:4": ("#D55E00", "X"),
 }
 
 
@@ -67,43 +68,37 @@ def caption(found: dict[str, Any], path: str) -> str:
 
 
 def plot(found: dict[str, Any], path: Path) -> Path:
-    """Perplexity of documentation and glosses over the share removed, a line for each method."""
+    """Perplexity of excerpt and glosses: a line for each method, a marker for each point."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.5), layout="constrained", sharex=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
     for ax, domain in zip(axes, ("excerpt", "glosses")):
-        for method in STYLES:
-            _line(ax, found, method, domain)
-        ax.axhline(found["dense"][domain], color="0.5", lw=1)
-        ax.annotate("dense", (0.99, found["dense"][domain]), xycoords=("axes fraction", "data"),
-                    xytext=(0, 3), textcoords="offset points", ha="right", color="0.4")  # fmt: skip
-        ax.set(title=domain, yscale="log", xlabel="weights removed (crosses: 2:4; stars: drift)")
-        ax.set_ylabel("perplexity, log scale")
-        ax.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, 0))
-        ax.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
-        ax.yaxis.set_minor_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
-        ax.set_xlim(0, 0.75)
-        ax.grid(alpha=0.3, which="both")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-    figure.suptitle("SmolLM2-135M, single weights in one shot", fontsize="medium")
+        for row in filter(mixed, found["rows"]):
+            if row["method"] in METHODS:
+                _mark(ax, row, domain)
+        ax.axvline(found["dense"][domain], color="0.4", ls="--", lw=1, label="dense")
+        ax.set(title=domain, xscale="log", xlabel="perplexity, log scale")
+        ax.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+        ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        ax.set_xticks([20, 30, 50, 100, 200, 500])
+        ax.grid(alpha=0.3)
+    axes[0].set_yticks(range(len(METHODS)), METHODS)
+    axes[0].invert_yaxis()
+    handles, labels = axes[0].get_legend_handles_labels()
+    once = dict(sorted(zip(labels, handles), key=lambda pair: pair[0]))
+    figure.legend(once.values(), once.keys(), loc="outside right center", frameon=False)
+    figure.suptitle("SmolLM2-135M, single weights removed in one shot", fontsize="medium")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
     return path
 
 
-def _line(ax: Any, found: dict[str, Any], method: str, domain: str) -> None:
-    every = [r for r in found["rows"] if mixed(r) and r["method"] == method]
-    rows = [r for r in every if not r["drift"]]
-    points = sorted((float(r["at"][:-1]) / 100, r[domain]) for r in rows if "%" in r["at"])
-    color, marker, style = STYLES[method]
-    fill = color if style == "-" else "white"  # hollow: no weights repaired, or SparseGPT alone
-    if points:
-        points = [(0.0, found["dense"][domain]), *points]
-        ax.plot(*zip(*points), color=color, marker=marker, mfc=fill, ls=style, label=method)
-    halves = [r[domain] for r in rows if r["at"] == "2:4"]
-    ax.plot([0.5] * len(halves), halves, color=color, marker="x", ls="")
-    corrected = [r[domain] for r in every if r["drift"] and r["at"] in ("50%", "2:4")]
-    ax.plot([0.5] * len(corrected), corrected, color=color, marker="*", ms=10, ls="")
+def _mark(ax: Any, row: Row, domain: str) -> None:
+    """Hollow where half of the drift is made up for."""
+    color, marker = STYLES[row["at"]]
+    drift = f", drift {row['drift']:g}" if row["drift"] else ""
+    ax.plot(row[domain], METHODS.index(row["method"]), marker, color=color, ms=8,
+            mfc="white" if drift else color, ls="", label=row["at"] + drift)  # fmt: skip

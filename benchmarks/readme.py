@@ -64,7 +64,7 @@ def oneshot_section() -> str:
 def _perplexities(path: Path) -> str:
     found, where = results.load(path), path.relative_to(README.parent)
     head = oneshot_report.caption(found, str(where))
-    picture = f"![perplexity over sparsity, per method]({where.with_suffix('.png')})"
+    picture = f"![perplexity per method]({where.with_suffix('.png')})"
     return "\n\n".join([head, oneshot_report.markdown(found), picture])
 
 
