@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from benchmarks import data, results, speed, speed_accuracy, speed_models
+from benchmarks import data, results, solver_speed, speed, speed_accuracy, speed_models
 from benchmarks.model import Depthwise
 from jaxprune.budget.search import Search
 
@@ -126,6 +126,12 @@ def test_the_quick_command_writes_every_row(tmp_path, monkeypatch):
     assert rows["search 1 x"]["score"] == 1
     monkeypatch.setattr(speed, "measure", None)  # what is there isn't measured again
     speed.main()
+
+
+def test_the_solver_is_timed_on_a_deep_network():
+    found = solver_speed.study(2, (1.5,))
+    assert found["dimensions"] > 8 and found["candidates"] > found["dimensions"]
+    assert found["seconds"]["1.5 x"] > 0
 
 
 # -- accuracy at equal speed

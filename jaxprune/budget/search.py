@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -272,15 +273,21 @@ class Search:
     def _beside(
         self, budgets: Mapping[str, float], uniform: bool, tries: Sequence[_Try]
     ) -> list[_Try]:
-        """What is best a little above and below the budget, as far as is known, if it is new."""
+        """What is best a little above and below the budget, as far as is known, if it is new.
+
+        Uniform choices among it: what single operations tell may be wrong about the whole, and
+        then one fraction for all dimensions may keep more in the same time.
+        """
         found: list[_Try] = []
-        for part in BESIDE:
+        for part, even in itertools.product(BESIDE, sorted({uniform, True})):
             scaled = {n: b * (part if n == "latency" else 1) for n, b in budgets.items()}
-            choice = self._solved(scaled, uniform)
+            choice = self._solved(scaled, even)
             new = choice is not None and not any(
                 (t.choice == choice).all() for t in [*tries, *found]
             )
-            found += [self._tried(choice)] if choice is not None and new else []
+            if choice is not None and new:
+                found.append(self._tried(choice))
+                found[-1].apart = even and not uniform
         return found
 
     def _time(self) -> None:
@@ -361,7 +368,7 @@ class Search:
 
     def _judge(self, tried: _Try, budgets: Mapping[str, float], certain: bool) -> None:
         known = {name: b for name, b in budgets.items() if name in tried.found}
-        for name in known:
+        for name in known if not tried.apart else ():
             of_model = self.model.tables[name].at(tried.choice)
             self.points.setdefault(name, {})[of_model] = tried.found[name], certain
         slack = {name: MET if name == "latency" else 1.0 for name in known}
@@ -456,6 +463,7 @@ class _Try:
     found: dict[str, float] = field(default_factory=dict)
     used: float = 0.0  # of the tightest budget, as a fraction
     enough: bool = False
+    apart: bool = False  # of another kind: its time says nothing about those of the others
     notes: tuple[str, ...] = ()
 
 
