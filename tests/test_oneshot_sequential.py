@@ -42,6 +42,21 @@ def test_equals_the_loop_by_hand(network):
         states = [block(got, x) for x in states]
 
 
+def test_a_pruned_block_may_have_got_a_bias(network):
+    blocks, batches = network
+    with_bias = lambda p, x: block(p, x) + p.get("bias", 0.0)  # noqa: E731
+
+    def biased(p, stats):
+        pruned, masks = sparsegpt(p, stats)
+        return pruned | {"bias": jnp.ones(8)}, masks | {"bias": jnp.asarray(True)}
+
+    pruned, masks = jp.oneshot.sequential(with_bias, blocks, batches, biased)
+    assert all("bias" in p and "bias" in m for p, m in zip(pruned, masks))
+    met = [with_bias(pruned[0], x) for x in batches]
+    want, _ = sparsegpt(blocks[1], jp.calibrate(block, blocks[1], met))
+    chex.assert_trees_all_close({k: pruned[1][k] for k in want}, want, atol=1e-5)
+
+
 def test_each_block_is_fit_to_the_inputs_that_it_will_meet(network):
     """The least squares solution there can't be worse than that for the dense network's inputs."""
     blocks, batches = network

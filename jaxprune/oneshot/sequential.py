@@ -38,7 +38,8 @@ def sequential(
         ``[jax.tree.map(lambda leaf: leaf[k], stack) for k in range(layers)]``.
       batches: hidden states before the first block.
       prune: ``prune(p, stats) -> (pruned, masks)``, such as
-        ``lambda p, stats: jp.oneshot.sparsegpt(p, stats, 0.5)``.
+        ``lambda p, stats: jp.oneshot.sparsegpt(p, stats, 0.5)``. Without ``order`` both may have a
+        leaf that p lacks, such as a bias, if ``block`` reads it where it is there.
       order: groups of a block's leaves, as (path, leaf) -> bool, that are pruned one after another:
         each is calibrated on what the pruned ones before it give within the block, too, at one
         more pass over the batches. ``prune`` is given the leaves of a group, None for all others;
@@ -89,7 +90,10 @@ def sequential(
                 before = [(_split(dense, inside)[1], x) for x in dense_states]
                 part = corrected(partial, part, zip(given, before), stats, drift)
             new, mask = _checked(prune(part, stats))
-            p, kept = _joined(new, rest), _joined(mask, _split(kept, inside)[1])
+            if order is None:  # the whole block, with leaves that it may have got
+                p, kept = new, mask
+            else:
+                p, kept = _joined(new, rest), _joined(mask, _split(kept, inside)[1])
         pruned.append(p)
         masks.append(kept)
         states = [run(p, x) for x in states]
