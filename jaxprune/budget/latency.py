@@ -48,7 +48,7 @@ class LatencyTable:
         ``~/.cache/jaxprune``; False keeps the times in memory only.
 
     Raises:
-      ValueError: for a file of another device or other versions.
+      ValueError: for a file of another device or other versions, or one that can't be read.
 
     Example:
       >>> import jaxprune as jp
@@ -68,18 +68,25 @@ class LatencyTable:
         return len(self.seconds)
 
     def _read(self, path: Path) -> dict[str, float]:
-        content = json.loads(path.read_text())
+        try:
+            content = json.loads(path.read_text())
+            identity, seconds = dict(content["identity"]), dict(content["seconds"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"the latency table {path} can't be read ({type(error).__name__}: {error}); delete "
+                "it to measure again"
+            ) from error
         differing = [
-            f"{name}: {content.get('identity', {}).get(name)!r} there, {value!r} here"
+            f"{name}: {identity.get(name)!r} there, {value!r} here"
             for name, value in self.identity.items()
-            if content.get("identity", {}).get(name) != value
+            if identity.get(name) != value
         ]
         if differing:
             raise ValueError(
                 f"the latency table {path} was measured elsewhere ({'; '.join(differing)}); "
                 "write jp.LatencyTable() for a table of this device, or name a new file"
             )
-        return content["seconds"]
+        return seconds
 
     def save(self) -> None:
         """Writes the file, whole or not at all."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jaxprune.budget.operations import Operation, Sizes
+from jaxprune.budget.target import positive
 
 
 @dataclass(frozen=True)
@@ -16,10 +18,15 @@ class Device:
 
     Attributes:
       name: as in ``jp.DEVICES``.
-      flops: peak FLOP/s of dense contractions, by type.
+      flops: peak FLOP/s of dense contractions, by type. A type that isn't given has the peak of
+        "float32", or where that isn't given either the least of all: a lower bound on its speed.
       bandwidth: bytes/s of its memory.
       tile: widths are rounded up to a multiple of it, for that is what is computed.
       source: where the figures are from.
+
+    Raises:
+      TypeError: for a figure that isn't a number.
+      ValueError: for flops that aren't figures by type, or figures that aren't positive.
     """
 
     name: str
@@ -28,17 +35,32 @@ class Device:
     tile: int
     source: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.flops, Mapping) or not self.flops:
+            raise ValueError(
+                f"jp.Device({self.name!r}, flops={self.flops!r}): wanted a peak in FLOP/s by type, "
+                "such as flops={'float32': 1e13}"
+            )
+        for dtype, peak in self.flops.items():
+            positive(f"jp.Device({self.name!r}, flops={{{dtype!r}: {peak!r}}})", peak)
+        positive(f"jp.Device({self.name!r}, bandwidth={self.bandwidth!r})", self.bandwidth)
+        positive(f"jp.Device({self.name!r}, tile={self.tile!r})", self.tile, least=1)
+
+    def peak(self, dtype: str) -> float:
+        """FLOP/s of a type, given or not."""
+        others = self.flops.get("float32", min(self.flops.values()))
+        return self.flops.get(dtype, others)
+
     def seconds(self, op: Operation, sizes: Sizes) -> Any:
         """max(FLOPs / peak, bytes / bandwidth), with tiles filled up: a lower bound."""
         dtype = (
             np.result_type(*(v.aval.dtype.name for v in op.step.outs)).name if op.step.outs else ""
         )
-        peak = self.flops.get(dtype, self.flops["float32"])
         padded = {d: -(-np.asarray(n) // self.tile) * self.tile for d, n in sizes.items()}
         padded = {
             d: np.where(np.asarray(d.size) < self.tile, sizes[d], n) for d, n in padded.items()
         }
-        return np.maximum(op.flops(padded) / peak, op.bytes(sizes) / self.bandwidth)
+        return np.maximum(op.flops(padded) / self.peak(dtype), op.bytes(sizes) / self.bandwidth)
 
 
 T = 1e12

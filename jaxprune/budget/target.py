@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+
+import jax
+import numpy as np
 
 TIMED = ("speedup", "latency")
 COUNTED = ("flops", "params", "bytes")
@@ -21,7 +26,8 @@ class Target:
         fraction of the dense network's.
 
     Raises:
-      ValueError: for no target, or one that isn't positive, or a speedup below 1.
+      TypeError: for a target that isn't one number.
+      ValueError: for no target, or one that isn't positive and finite, or a speedup below 1.
 
     Example:
       >>> import jaxprune as jp
@@ -42,9 +48,9 @@ class Target:
                 "flops=, params=, bytes="
             )
         for name, value in self.given.items():
-            if not value > 0 or (name == "speedup" and value < 1):
-                least = "of 1 or more" if name == "speedup" else "above 0"
-                raise ValueError(f"Target({name}={value}): wanted a number {least}")
+            least = 1 if name == "speedup" else 0
+            found = positive(f"Target({name}={value!r})", value, least)
+            object.__setattr__(self, name, found)  # of an array: targets can be hashed
 
     @property
     def given(self) -> dict[str, float]:
@@ -91,3 +97,25 @@ class Costs(dict[str, float]):
         if name in self:
             return self[name]
         raise AttributeError(f"no {name!r} among {sorted(self)}")
+
+
+# ------------------------------------------------------------------------------------ checks
+
+
+def positive(said: str, value: Any, least: int = 0) -> Any:
+    """``value`` as a Python number; raises unless it is one above 0, finite, at least ``least``."""
+    wanted = f"{said}: wanted a finite number " + (f"of {least} or more" if least else "above 0")
+    number = as_number(value)
+    if number is None or isinstance(number, bool):
+        raise TypeError(wanted)
+    if not (0 < number < math.inf and number >= least):
+        raise ValueError(wanted)
+    return number
+
+
+def as_number(value: Any) -> Any:
+    """One real number of Python, numpy or JAX as one of Python; None for anything else."""
+    kinds = (numbers.Real, np.generic, np.ndarray, jax.Array)
+    array = np.asarray(value) if isinstance(value, kinds) else np.empty(0)
+    number = array.item() if array.shape == () else None
+    return number if isinstance(number, numbers.Real) else None
