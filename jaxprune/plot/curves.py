@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
 
+from jaxprune.budget.metric import Sensitivity
 from jaxprune.report import Summary
 
 # Okabe and Ito, Color Universal Design (2008): https://jfly.uni-koeln.de/color/, yellow left out.
@@ -30,6 +31,7 @@ def accuracy_speedup(series: Series, *, dense: float | None = None, ax: Any = No
       ax: matplotlib axes, a new figure if None.
 
     Raises:
+      TypeError: for series that aren't lists of points by name.
       ValueError: without points, or for an accuracy outside [0, 1].
       ImportError: when matplotlib isn't installed.
 
@@ -61,6 +63,7 @@ def measured_theoretical(series: Series, *, ax: Any = None) -> Any:
       ax: matplotlib axes, a new figure if None.
 
     Raises:
+      TypeError: for series that aren't lists of points by name.
       ValueError: without points, or for a ratio that isn't positive.
       ImportError: when matplotlib isn't installed.
 
@@ -100,6 +103,7 @@ def accuracy_density(series: Series, *, dense: float | None = None, ax: Any = No
       ax: matplotlib axes, a new figure if None.
 
     Raises:
+      TypeError: for series that aren't lists of points by name.
       ValueError: without points, or for an accuracy or density outside [0, 1] or (0, 1].
       ImportError: when matplotlib isn't installed.
 
@@ -138,6 +142,7 @@ def over_steps(series: Series, *, ylabel: str, ax: Any = None) -> Any:
       ax: matplotlib axes, a new figure if None.
 
     Raises:
+      TypeError: for series that aren't lists of points by name.
       ValueError: without points.
       ImportError: when matplotlib isn't installed.
 
@@ -154,7 +159,7 @@ def over_steps(series: Series, *, ylabel: str, ax: Any = None) -> Any:
     return ax
 
 
-def sensitivity(found: Any, *, limit: int = 8, ax: Any = None) -> Any:
+def sensitivity(found: Sensitivity, *, limit: int = 8, ax: Any = None) -> Any:
     """Draws the metric against the fraction that is removed of one dimension or leaf at a time.
 
     Args:
@@ -163,6 +168,7 @@ def sensitivity(found: Any, *, limit: int = 8, ax: Any = None) -> Any:
       ax: matplotlib axes, a new figure if None.
 
     Raises:
+      TypeError: for something else, its curves alone for example.
       ValueError: without curves.
       ImportError: when matplotlib isn't installed.
 
@@ -172,6 +178,11 @@ def sensitivity(found: Any, *, limit: int = 8, ax: Any = None) -> Any:
       >>> jp.plot.sensitivity(found).get_xlabel()
       'removed of one dimension or leaf [%]'
     """
+    if not isinstance(found, Sensitivity):
+        raise TypeError(
+            f"plot.sensitivity wants what jp.sensitivity(metric, params, scores) returned, got "
+            f"{type(found).__name__}"
+        )
     steepest = sorted(found.curves, key=lambda name: min(found.curves[name]))[:limit]
     x = [100 * f for f in (0.0, *found.fractions)]
     series = {name: list(zip(x, (found.dense, *found.curves[name]))) for name in steepest}
@@ -294,6 +305,10 @@ def _dense(ax: Any, accuracy: float | None) -> None:
 
 def _points(series: Series, who: str, wanted: str) -> dict[str, list[tuple[Any, Any]]]:
     """Every number as its (low, median, high), points sorted by x."""
+    several = isinstance(series, Mapping)
+    wrong = [p for p in series.values() if not isinstance(p, Sized)] if several else [series]
+    if wrong:
+        raise TypeError(f"{who} wants {{name: {wanted}}}, got {type(wrong[0]).__name__}")
     if not series or not all(len(points) for points in series.values()):
         raise ValueError(f"{who} got no points; wanted {{name: {wanted}}}, got {series!r:.80}")
     spread = lambda v: np.asarray(v, float) * np.ones(3)  # noqa: E731
@@ -345,6 +360,14 @@ def _two_colours() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("mask", ["#E8EEF2", COLOURS[0]])
+
+
+def as_patterns(dims: str | Sequence[str]) -> list[str]:
+    """Patterns as they are given everywhere: one, or several."""
+    patterns = [dims] if isinstance(dims, str) else list(dims)
+    if not patterns:
+        raise ValueError('dims is empty; wanted names or labels, dims="*" for all')
+    return patterns
 
 
 def new_axes(ax: Any, width: float = 6.4, height: float = 4.2) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxprune import axes
 from jaxprune.axes import Axis
-from jaxprune.plot.curves import COLOURS, new_axes
+from jaxprune.plot.curves import COLOURS, as_patterns, new_axes
 from jaxprune.structure.structure import Dimension, Slot, Structure
 from jaxprune.structure.table import pattern_of
 
@@ -50,7 +50,7 @@ class _Lane:
     colour: str = ""
 
 
-def structure(structure: Structure, dims: str = "*", *, ax: Any = None) -> Any:
+def structure(structure: Structure, dims: str | Sequence[str] = "*", *, ax: Any = None) -> Any:
     """Draws which axes of which parameters belong together, and returns the axes.
 
     A row is a parameter, in order of use, with a box per axis that says its size; ``8·4`` is an
@@ -59,13 +59,13 @@ def structure(structure: Structure, dims: str = "*", *, ax: Any = None) -> Any:
 
     Args:
       structure: what ``jp.infer_structure`` found.
-      dims: names or labels of the dimensions to draw, with wildcards; rows that carry none of
-        them are left out. A deep network is best drawn by parts: ``"layer_0*"``.
+      dims: names or labels of the dimensions to draw, one or several, with wildcards; rows that
+        carry none of them are left out. A deep network is best drawn by parts: ``"layer_0*"``.
       ax: matplotlib axes, a new figure of fitting size if None.
 
     Raises:
       TypeError: for something that isn't a structure.
-      ValueError: when no dimension matches.
+      ValueError: when a pattern matches no dimension, or for empty dims.
       ImportError: when matplotlib isn't installed.
 
     Example:
@@ -81,9 +81,12 @@ def structure(structure: Structure, dims: str = "*", *, ax: Any = None) -> Any:
             f"plot.structure wants jp.infer_structure(fn, params, ...), got "
             f"{type(structure).__name__}"
         )
-    chosen = {axes.find(d.axis): d for d in structure.dims.values() if d.matches(dims)}
-    if not chosen:
-        raise ValueError(f"no dimension matches {dims!r}; see print(structure)")
+    chosen: dict[Axis, Dimension] = {}
+    for pattern in as_patterns(dims):
+        matched = [d for d in structure.dims.values() if d.matches(pattern)]
+        if not matched:
+            raise ValueError(f"no dimension matches {pattern!r}; see print(structure)")
+        chosen |= {axes.find(d.axis): d for d in matched}
     rows = [row for row in _rows(structure) if _leaves(row) & chosen.keys()]
     lanes = _lanes(rows, chosen)
     return _Picture(rows, lanes, chosen).draw(ax, structure)

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxprune.budget.search import SearchPlan
-from jaxprune.plot.curves import COLOURS, _style, new_axes
+from jaxprune.plot.curves import COLOURS, _style, as_patterns, new_axes
 
 
-def widths(of: Any, *, dims: str = "*", ax: Any = None) -> Any:
+def widths(of: Any, *, dims: str | Sequence[str] = "*", ax: Any = None) -> Any:
     """Draws how many units a search keeps of each dimension, in per cent, and returns the axes.
 
     Args:
       of: a :class:`jp.SearchPlan`, or ``{name: plan}`` to compare several of one structure.
-      dims: labels of the dimensions to draw, with wildcards.
+      dims: labels of the dimensions to draw, one or several, with wildcards.
       ax: matplotlib axes, a new figure of fitting size if None.
 
     Raises:
       TypeError: for something that isn't a plan.
-      ValueError: for plans of different dimensions, or when no label matches.
+      ValueError: for plans of different dimensions, or when no label matches; for empty dims.
       ImportError: when matplotlib isn't installed.
 
     Example:
@@ -41,7 +41,8 @@ def widths(of: Any, *, dims: str = "*", ax: Any = None) -> Any:
         raise TypeError(
             f"plot.widths wants jp.search(...), or a dict of its plans, got {type(of).__name__}"
         )
-    rows = {name: _kept(plan, dims) for name, plan in several.items()}
+    patterns = as_patterns(dims)
+    rows = {name: _kept(plan, patterns) for name, plan in several.items()}
     labels = next(iter(rows.values())).keys()
     if any(found.keys() != labels for found in rows.values()):
         raise ValueError("plot.widths got plans of different dimensions; draw them apart")
@@ -61,11 +62,11 @@ def widths(of: Any, *, dims: str = "*", ax: Any = None) -> Any:
     return ax
 
 
-def _kept(plan: SearchPlan, dims: str) -> dict[str, float]:
+def _kept(plan: SearchPlan, patterns: Sequence[str]) -> dict[str, float]:
     """Per cent of units that stay, by label and size; labels may repeat, names don't."""
     found: dict[str, float] = {}
     for label, kept, size in plan.widths:
-        if fnmatch.fnmatchcase(label, dims):
+        if any(fnmatch.fnmatchcase(label, pattern) for pattern in patterns):
             text = f"{label}: {size:,}"
             found[text + " " * sum(text == other.rstrip() for other in found)] = 100 * kept / size
     return found
