@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import glob
+import inspect
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.budget.latency import Progress
 from jaxprune.budget.search import Search, SearchPlan, Unreachable
-from jaxprune.budget.target import Target
+from jaxprune.budget.target import Target, as_number
 from jaxprune.chosen import is_kernel
-from jaxprune.masks import apply_masks
+from jaxprune.masks import apply_masks, check_structure
 from jaxprune.patterns import unstructured
 from jaxprune.structure.patterns import chosen_dims, structured
 from jaxprune.structure.structure import Structure
@@ -25,6 +27,7 @@ from jaxprune.types import path_str
 
 Metric = Callable[[Any], Any]  # params, masked and at full size -> a number, larger = better
 Finetune = Callable[[Any, Any], Any]  # (masked params, masks) -> params
+Point = tuple[SearchPlan, Any, float]  # a plan, its parameters, their metric
 
 BISECTIONS = 6
 FRACTIONS = (0.25, 0.5, 0.75, 0.9)
@@ -46,31 +49,44 @@ class Sensitivity:
     dense: float
 
     def save(self, path: str | Path) -> None:
-        """Writes JSON, to be read by :meth:`load`."""
-        Path(path).write_text(json.dumps(self.__dict__, indent=1))
+        """Writes JSON, to be read by :meth:`load`; JSON has no NaN, which becomes null."""
+        curves = {name: [_written(v) for v in values] for name, values in self.curves.items()}
+        content = {"fractions": self.fractions, "curves": curves, "dense": _written(self.dense)}
+        Path(path).write_text(json.dumps(content, indent=1, allow_nan=False))
 
     @classmethod
     def load(cls, path: str | Path) -> Sensitivity:
         """Reads what :meth:`save` wrote."""
         read = json.loads(Path(path).read_text())
-        curves = {name: tuple(values) for name, values in read["curves"].items()}
-        return cls(tuple(read["fractions"]), curves, read["dense"])
+        curves = {name: tuple(map(_read, values)) for name, values in read["curves"].items()}
+        return cls(tuple(read["fractions"]), curves, _read(read["dense"]))
 
     def allowed(self, floor: float) -> dict[str, float]:
         """The largest fraction of each that alone keeps the metric at ``floor``, 0 for none.
 
-        A curve counts up to where it first falls below, straight lines between its points.
+        A curve counts up to where it first falls below, straight lines between its points. NaN
+        is below, too, and no line leads to it, nor to infinity.
         """
         return {name: self._allowed(values, floor) for name, values in self.curves.items()}
 
     def _allowed(self, values: Sequence[float], floor: float) -> float:
         x, y = (0.0, *self.fractions), (self.dense, *values)
-        for k in range(len(x)):
-            if y[k] < floor:
-                if k == 0:
-                    return 0.0
-                return x[k - 1] + (x[k] - x[k - 1]) * (y[k - 1] - floor) / (y[k - 1] - y[k])
-        return x[-1]
+        below = [k for k in range(len(x)) if not y[k] >= floor]  # NaN is, too
+        if not below or below[0] == 0:
+            return 0.0 if below else x[-1]
+        k = below[0]
+        fall = y[k - 1] - y[k]
+        part = (y[k - 1] - floor) / fall if math.isfinite(fall) else 0.0
+        return x[k - 1] + (x[k] - x[k - 1]) * part
+
+
+def _written(value: float) -> float | str | None:
+    """As strict JSON has it: null for NaN, a text for infinity."""
+    return None if math.isnan(value) else value if math.isfinite(value) else str(value)
+
+
+def _read(value: float | str | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def sensitivity(
@@ -92,7 +108,7 @@ def sensitivity(
       params: the dense parameters.
       scores: a tree like params, larger = keep.
       structure: units of its dimensions are removed; None: single entries of each leaf.
-      dims: which dimensions.
+      dims: which dimensions of the structure.
       where: which leaves, ``(path, leaf) -> bool``, without a structure.
       fractions: removed, in (0, 1).
       progress: wraps an iterable, such as ``tqdm.tqdm``.
@@ -101,7 +117,9 @@ def sensitivity(
       A :class:`Sensitivity`; :func:`jp.plot.sensitivity` draws it.
 
     Raises:
-      ValueError: for fractions outside (0, 1) or not ascending, or when nothing is chosen.
+      TypeError: for a metric that doesn't return one number.
+      ValueError: for fractions outside (0, 1) or not ascending, dims without a structure, or when
+        nothing is chosen.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -113,22 +131,51 @@ def sensitivity(
     References:
       Li et al., [Pruning Filters](https://arxiv.org/abs/1608.08710), 2017, section 3.2.
     """
-    fractions = tuple(float(f) for f in fractions)
-    if (
-        not fractions
-        or min(fractions) <= 0
-        or max(fractions) >= 1
-        or sorted(fractions) != [*fractions]
-    ):
-        raise ValueError(f"fractions are {fractions}; wanted ascending numbers between 0 and 1")
+    fractions = _checked_fractions(fractions)
+    if structure is None and dims != "*":
+        raise ValueError(
+            f"dims={dims!r} are dimensions of a structure, and structure is None; give "
+            "structure=jp.infer_structure(fn, params, ...), or choose leaves by where="
+        )
     one = _of_dimensions(structure, dims) if structure is not None else _of_leaves(params, where)
     wanted = [(name, f) for name in one for f in fractions]
     values = [
-        float(metric(apply_masks(params, one[name](scores, f))))
+        _value(metric, apply_masks(params, one[name](scores, f)))
         for name, f in (progress(wanted) if progress is not None else wanted)
     ]
     rows = zip(one, np.array(values).reshape(len(one), len(fractions)).tolist())
-    return Sensitivity(fractions, {n: tuple(row) for n, row in rows}, float(metric(params)))
+    return Sensitivity(fractions, {n: tuple(row) for n, row in rows}, _value(metric, params))
+
+
+def _checked_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
+    found = tuple(float(f) for f in _several("fractions", fractions))
+    if not found or not all(0 < f < 1 for f in found) or sorted(found) != [*found]:
+        raise ValueError(f"fractions are {found}; wanted ascending numbers between 0 and 1")
+    return found
+
+
+def _several(name: str, values: Iterable[Any]) -> list[Any]:
+    """A list of what must be several; raises for a single one."""
+    try:
+        return list(values)
+    except TypeError:
+        raise ValueError(
+            f"{name} is {values!r}; wanted several: write {name}=[{values!r}]"
+        ) from None
+
+
+def _value(metric: Metric, params: Any) -> float:
+    """The metric of params; raises unless it is one number."""
+    found = metric(params)
+    number = as_number(found)
+    if number is None:
+        is_array = isinstance(found, np.ndarray | jax.Array)
+        got = f"{found.dtype}{found.shape}" if is_array else type(found).__name__
+        raise TypeError(
+            f"metric returned {got}; wanted one number, larger = better, such as "
+            "jnp.mean(labels == logits.argmax(-1))"
+        )
+    return float(number)
 
 
 def _of_dimensions(structure: Structure, dims: str | Sequence[str]) -> dict[str, Any]:
@@ -209,8 +256,10 @@ def prune_to_metric(
       A :class:`MetricPlan`.
 
     Raises:
-      ValueError: when the dense network itself is below the floor, no budget that was tried is
-        at the floor, or for an unknown cost.
+      TypeError: for an unknown option, or a metric that doesn't return one number.
+      ValueError: when the dense network itself is below the floor, no budget that was tried is in
+        reach or none of them at the floor, for an unknown cost, steps below 1, or a finetune that
+        returns another tree.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -227,49 +276,103 @@ def prune_to_metric(
     """
     if cost not in COSTS:
         raise ValueError(f"cost is {cost!r}; wanted one of {COSTS}")
-    dense = float(metric(params))
-    if dense < floor:
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; wanted at least 1 budget to try, such as {BISECTIONS}")
+    _check_options("prune_to_metric", options)
+    dense = _value(metric, params)
+    _check_dense(dense, floor)
+    search = Search(fn, params, structure, scores, *args, **options)
+    at = functools.partial(_at, search, cost, metric, finetune)
+    every = progress(range(steps)) if progress is not None else range(steps)
+    best, trace, refused = _bisect(at, floor, every)
+    if best is None:
+        raise ValueError(_none_found(steps, trace, refused, floor, dense)) from refused
+    plan, tuned, value = best
+    return MetricPlan(search.verified(plan) if verify else plan, tuned, value, floor, trace)
+
+
+def _check_options(who: str, options: Iterable[str]) -> None:
+    """Raises for an option that the search doesn't have, in the name of what was called."""
+    every = inspect.signature(Search).parameters.values()
+    known = [p.name for p in every if p.kind == p.KEYWORD_ONLY]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(
+            f"{who} has no option {unknown[0]!r}; those that it hands on to the search are "
+            f"{', '.join(known)}"
+        )
+
+
+def _check_dense(dense: float, floor: float) -> None:
+    if math.isnan(dense):
+        raise ValueError(
+            "the dense network's metric is NaN, so that no floor can be kept; give a metric that "
+            "is a number for params as they are"
+        )
+    if not dense >= floor:
         raise ValueError(
             f"the dense network's metric is {dense:.4g}, below the floor of {floor:.4g} already; "
             "lower the floor, or give a metric of which larger is better"
         )
-    search = Search(fn, params, structure, scores, *args, **options)
-    low, high, best, trace = 0.0, 1.0, None, []
-    for _ in progress(range(steps)) if progress is not None else range(steps):
-        part = (low + high) / 2  # of the dense network's cost
-        found = _at(search, cost, part, metric, finetune)
-        if found is None:
-            low = part
+
+
+def _bisect(
+    at: Callable[[float], Point], floor: float, steps: Iterable[Any]
+) -> tuple[Point | None, tuple[tuple[float, float], ...], Unreachable | None]:
+    """The furthest point at the floor, every budget with its metric, the last one out of reach."""
+    low, high = 0.0, 1.0  # of the dense network's cost
+    best, trace, refused = None, [], None
+    for _ in steps:
+        part = (low + high) / 2
+        try:
+            found = at(part)
+        except Unreachable as error:
+            low, refused = part, error
             continue
-        trace.append((part if cost != "speedup" else 1 / part, found[2]))
-        if found[2] >= floor:
+        (budget,), value = found[0].target.given.values(), found[2]
+        trace.append((budget, value))
+        if value >= floor:
             high, best = part, found
         else:
             low = part
-    if best is None:
-        raise ValueError(
-            f"no budget of {steps} that were tried keeps the metric at {floor:.4g} (dense "
-            f"{dense:.4g}; tried, budget and metric: {trace}); give finetune=, or more steps"
-        )
-    plan, tuned, value = best
-    if verify:
-        plan = search.verified(plan)
-    return MetricPlan(plan, tuned, value, floor, tuple(trace))
+    return best, tuple(trace), refused
 
 
-def _at(
-    search: Search, cost: str, part: float, metric: Metric, finetune: Finetune | None
-) -> tuple[SearchPlan, Any, float] | None:
-    """The plan at a part of the dense cost, its parameters and metric; None when out of reach."""
+def _at(search: Search, cost: str, metric: Metric, finetune: Finetune | None, part: float) -> Point:
+    """The plan at a part of the dense cost, its parameters and metric."""
     target = Target(**{cost: 1 / part if cost == "speedup" else part})
-    try:
-        plan = search.plan(target, verify=False)
-    except Unreachable:
-        return None
-    params = apply_masks(search.params, plan.masks)
-    if finetune is not None:
-        params = apply_masks(finetune(params, plan.masks), plan.masks)
-    return plan, params, float(jnp.asarray(metric(params)))
+    plan = search.plan(target, verify=False)
+    params = _tuned(search.params, plan.masks, finetune)
+    return plan, params, _value(metric, params)
+
+
+def _tuned(params: Any, masks: Any, finetune: Finetune | None) -> Any:
+    """Masked, and fine-tuned if that is asked for."""
+    params = apply_masks(params, masks)
+    if finetune is None:
+        return params
+    tuned = finetune(params, masks)
+    check_structure(
+        "what finetune returned", tuned, params, "return a tree like params, and nothing beside it"
+    )
+    return apply_masks(tuned, masks)
+
+
+def _none_found(
+    steps: int, trace: Any, refused: Unreachable | None, floor: float, dense: float
+) -> str:
+    if not trace:
+        return f"no budget of {steps} that were tried is in reach; at the last one: {refused}"
+    return (
+        f"no budget of {steps} that were tried keeps the metric at {floor:.4g} (dense "
+        f"{dense:.4g}; tried, budget and metric: {[*trace]}); give finetune=, or more steps"
+    )
+
+
+_POINT = {  # what a point needs, and how to get it
+    "speedup": "jp.pareto(..., targets=[1.5, 2.0]) for speed-ups",
+    "metric": "jp.pareto(..., metric=accuracy), a function of params",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +382,7 @@ class Family:
     Attributes:
       plans: one per target.
       metrics: of each plan's parameters; empty without a metric.
-      params: of each plan, masked and fine-tuned; empty without a metric.
+      params: of each plan, masked and fine-tuned; empty without a metric and finetune.
       dense: the metric of the dense network, or None.
     """
 
@@ -289,17 +392,26 @@ class Family:
     dense: float | None = None
 
     def points(self) -> list[tuple[float, float]]:
-        """(speed-up, metric) per plan, for :func:`jp.plot.accuracy_speedup`."""
-        return [(row["speedup"], row["metric"]) for row in self.rows()]
+        """(speed-up, metric) per plan, for :func:`jp.plot.accuracy_speedup`.
+
+        Raises:
+          ValueError: when there is no metric, or a plan without a speed-up.
+        """
+        rows = self.rows()
+        for plan, row in zip(self.plans, rows):
+            for name, instead in _POINT.items():
+                if name not in row:
+                    raise ValueError(f"{plan.target} has no {name} to show; write {instead}")
+        return [(row["speedup"], row["metric"]) for row in rows]
 
     def rows(self) -> list[dict[str, float]]:
-        """A dict per plan: score, metric where there is one, and what was measured."""
+        """A dict per plan: score, metric where there is one, costs measured or else predicted."""
         metrics: Sequence[Any] = self.metrics or (None,) * len(self.plans)
         return [
             {
                 "score": p.score,
                 **({"metric": m} if m is not None else {}),
-                **(p.measured or p.predicted),
+                **(p.predicted | p.measured),
             }
             for p, m in zip(self.plans, metrics)
         ]
@@ -325,7 +437,7 @@ def pareto(
       fn, params, structure, scores, *args: as for :func:`jp.search`.
       targets: :class:`jp.Target` each, or numbers, which are speed-ups.
       metric: ``params -> number``; params are masked and at full size.
-      finetune: ``(masked params, masks) -> params``, before the metric.
+      finetune: ``(masked params, masks) -> params``, before the metric, if there is one.
       uniform: the same fraction of every dimension in place of the best counts, to compare with.
       verify: measure each plan, as :func:`jp.search` does.
       progress: wraps the iterable of targets, such as ``tqdm.tqdm``.
@@ -336,7 +448,10 @@ def pareto(
       them.
 
     Raises:
-      ValueError: for no targets, and as :func:`jp.search`.
+      TypeError: for an unknown option, a target that isn't one number, or a metric that doesn't
+        return one.
+      ValueError: for no targets or a single one, a finetune that returns another tree, and as
+        :func:`jp.search`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -351,18 +466,18 @@ def pareto(
       >>> [row["params"] for row in family.rows()]
       [0.75, 0.5]
     """
-    every = [t if isinstance(t, Target) else Target(speedup=t) for t in targets]
+    several = _several("targets", targets)
+    every = [t if isinstance(t, Target) else Target(speedup=t) for t in several]
     if not every:
         raise ValueError("pareto got no targets; write targets=[1.25, 1.5, 2, 3] for speed-ups")
+    _check_options("pareto", options)
     search = Search(fn, params, structure, scores, *args, **options)
     plans, metrics, trained = [], [], []
     for target in progress(every) if progress is not None else every:
         plans.append(search.plan(target, verify, uniform=uniform))
+        if metric is not None or finetune is not None:
+            trained.append(_tuned(params, plans[-1].masks, finetune))
         if metric is not None:
-            tuned = apply_masks(params, plans[-1].masks)
-            if finetune is not None:
-                tuned = apply_masks(finetune(tuned, plans[-1].masks), plans[-1].masks)
-            trained.append(tuned)
-            metrics.append(float(metric(tuned)))
-    dense = None if metric is None else float(metric(params))
+            metrics.append(_value(metric, trained[-1]))
+    dense = None if metric is None else _value(metric, params)
     return Family(tuple(plans), tuple(metrics), tuple(trained), dense)
