@@ -215,6 +215,127 @@ def test_scores_of_units():
     assert plan.score < 1
 
 
+@pytest.mark.parametrize("worth", [(1.0, 1.0), (3.0, 1.0)])
+def test_proportional_empties_nothing_that_is_worth_something(worth):
+    """The sum takes one dimension to its least first; shares are weighed by what they hold."""
+    fn, params, structure, _, x = setting("mlp")
+    names = [n for n, d in structure.dims.items() if not d.frozen]
+    units = {n: np.full(structure.dims[n].size, w) for n, w in zip(names, worth)}
+    least = {}
+    for objective in ("sum", "proportional"):
+        plan = jp.search(
+            fn, params, structure, units, x, target=jp.Target(flops=0.4), objective=objective,
+            round_to=1, verify=False,
+        )  # fmt: skip
+        least[objective] = min(v.mean() for v in plan.keep.values())
+    assert least["proportional"] > least["sum"]
+
+
+def best_by_trying(search, budgets):
+    """The most of the objective, over every choice."""
+    problem = search._problem(budgets)
+    every = itertools.product(*(range(n) for n in problem.sizes))
+    fits = [np.array(c) for c in every if problem.fits(np.array(c))]
+    return max(problem.score.at(c) for c in fits)
+
+
+@pytest.mark.parametrize("objective", ["sum", "proportional", "balanced"])
+def test_the_best_of_an_objective_is_found(objective):
+    fn, params, structure, scores, x = setting("mlp")
+    search = Search(fn, params, structure, scores, x, objective=objective, round_to=4)
+    budgets = jp.Target(flops=0.5).budgets(search.dense)
+    found = search.score.at(search._solved(budgets, False))
+    best = best_by_trying(search, budgets)
+    assert found >= best - 0.02 * abs(best)
+
+
+@pytest.mark.parametrize("cost", ["flops", "params", "bytes"])
+def test_a_maximum_changes_no_prediction(cost):
+    """What is known of the dense network holds at its size, not at the maximum."""
+    fn, params, structure, scores, x = setting("mlp")
+    plan = jp.search(
+        fn, params, structure, scores, x, target=jp.Target(**{cost: 0.9}), maximum={"*": 0.5},
+        round_to=1,
+    )  # fmt: skip
+    assert plan.predicted[cost] == pytest.approx(plan.measured[cost], rel=0.05)
+    assert all(v.sum() == v.size // 2 for v in plan.keep.values())  # met without more
+    assert plan.score < 0.9  # of the dense network's, not of what the maximum leaves
+
+
+def test_a_maximum_and_a_speed():
+    fn, params, structure, scores, x = setting("mlp")
+    plan = jp.search(
+        fn, params, structure, scores, x, target=jp.Target(speedup=1.1), maximum={"*": 0.5},
+        device="laptop cpu", round_to=1,
+    )  # fmt: skip
+    assert all(v.sum() == v.size // 2 for v in plan.keep.values())
+    assert plan.predicted.speedup > 1.5
+
+
+def test_embeddings_are_read_where_they_are_taken():
+    """A table of 5,000 rows of which six are read moves six rows; nothing is predicted below 0."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = {"table": (5000, 32), "up": (32, 128), "down": (128, 32), "out": (32, 4)}
+    params = {n: jax.random.normal(k, s) for (n, s), k in zip(shapes.items(), keys)}
+
+    def fn(p, tokens):
+        h = p["table"][tokens]
+        return (h + jax.nn.relu(h @ p["up"]) @ p["down"]).mean(1) @ p["out"]
+
+    tokens = jnp.zeros((2, 6), int)
+    structure = jp.infer_structure(fn, params, tokens)
+    for part in (0.8, 0.5, 0.3):
+        plan = jp.search(
+            fn, params, structure, jp.magnitude(params), tokens, target=jp.Target(bytes=part),
+            round_to=8,
+        )  # fmt: skip
+        assert 0.5 * part < plan.predicted.bytes <= part
+        assert plan.predicted.bytes == pytest.approx(plan.measured.bytes, rel=0.02)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_an_estimated_speed_that_is_out_of_reach(verify):
+    fn, params, structure, scores, x = setting("mlp")
+    with pytest.raises(ValueError, match="cannot be met.*at their least it would be speedup="):
+        jp.search(
+            fn, params, structure, scores, x, target=jp.Target(speedup=1000.0), device="h100",
+            verify=verify,
+        )  # fmt: skip
+
+
+def test_what_is_not_counted_exactly_is_said():
+    params = {"w": jnp.ones((8, 16)), "v": jnp.ones((16, 8))}
+
+    def fn(p, x):
+        body = lambda h: (h[0] + 1, jnp.tanh(h[1] @ p["w"]) @ p["v"])  # noqa: E731
+        return jax.lax.while_loop(lambda h: h[1].sum() < 3.0 * h[0], body, (0, x))[1]
+
+    x = jnp.ones((2, 8))
+    structure = jp.infer_structure(fn, params, x)
+    plan = jp.search(
+        fn, params, structure, jp.magnitude(params), x, target=jp.Target(flops=0.5), round_to=1
+    )
+    assert any("counted as one iteration" in note for note in plan.notes)
+
+
+def test_shapes_in_place_of_params():
+    fn, params, structure, scores, x = setting("mlp")
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    plan = jp.search(fn, shapes, structure, scores, x, target=jp.Target(params=0.5), round_to=1)
+    assert plan.measured.params <= 0.5
+
+
+def test_random_keys_among_the_params_have_no_score():
+    params = {"w": jnp.ones((4, 16)), "v": jnp.ones((16, 2)), "key": jax.random.key(0)}
+    fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]  # noqa: E731
+    x = jnp.ones((1, 4))
+    structure = jp.infer_structure(fn, params, x)
+    plan = jp.search(
+        fn, params, structure, jp.magnitude(params), x, target=jp.Target(params=0.5), round_to=1
+    )
+    assert plan.keep["w:1"].sum() == 8
+
+
 def test_balanced_does_not_see_the_scale_of_a_leaf():
     fn, params, structure, scores, x = setting("mlp")
     scaled = {**scores, "mid": jax.tree.map(lambda s: s * 1e-4, scores["mid"])}
@@ -235,8 +356,8 @@ def test_timed_target_is_measured_and_printed(tmp_path):
     fn, params, structure, scores, x = setting("mlp")
     table = jp.LatencyTable(tmp_path / "times.json")
     plan = jp.search(
-        fn, params, structure, scores, x, target=jp.Target(speedup=1.01), table=table, rounds=3,
-        round_to=16,
+        fn, params, structure, scores, x, target=jp.Target(latency=10.0), maximum={"*": 0.5},
+        table=table, rounds=3, round_to=16,
     )  # fmt: skip
     assert plan.measured.speedup > 0 and plan.predicted["latency"] > 0
     text = str(plan)
@@ -696,7 +817,7 @@ BAD = {
     ),
     "negative scores": (
         lambda s: jp.search(*s[:3], jax.tree.map(jnp.negative, s[3]), s[4], target=HALF),
-        "the score of .* is -.*jnp.abs",
+        "the scores of .* are -.*jnp.abs",
     ),
     "zero scores": (
         lambda s: jp.search(*s[:3], jax.tree.map(jnp.zeros_like, s[3]), s[4], target=HALF),
@@ -707,8 +828,8 @@ BAD = {
         "scores have the structure .*wanted one like params",
     ),
     "unit scores of another size": (
-        lambda s: jp.search(*s[:3], {"up/kernel:1": np.ones(3)}, s[4], target=HALF),
-        r"has shape \(3,\).*wanted \(64,\)",
+        lambda s: jp.search(*s[:3], units_of(s) | {"up/kernel:1": np.ones(3)}, s[4], target=HALF),
+        r"up/kernel:1 have shape \(3,\), wanted \(64,\)",
     ),
     "unknown dims": (
         lambda s: jp.search(*s, target=HALF, dims="conv*"),
@@ -720,11 +841,65 @@ BAD = {
     ),
     "minimum above": (
         lambda s: jp.search(*s, target=HALF, minimum={"up*": 99}),
-        "is 99 of 64 units",
+        "minimum={'up\\*': 99}: up/kernel:1 has 64 units; wanted a number of units, or a fraction",
     ),
     "minimum above maximum": (
         lambda s: jp.search(*s, target=HALF, maximum={"up*": 9}, minimum={"*": 10}),
         "minimum of up/kernel:1 is 10, above its maximum 9",
+    ),
+    "infinite scores": (
+        lambda s: jp.search(*s[:3], jax.tree.map(lambda x: x * jnp.inf, s[3]), s[4], target=HALF),
+        "the scores of .* are (nan|inf) somewhere.*infinities",
+    ),
+    "a dimension without scores": (
+        lambda s: jp.search(*s[:3], {"up/kernel:1": np.ones(64)}, s[4], target=HALF),
+        r"none for \['mid/kernel:1'\].*dims=",
+    ),
+    "scores of no dimension": (
+        lambda s: jp.search(*s[:3], units_of(s) | {"mdi": np.ones(3)}, s[4], target=HALF),
+        r"\['mdi'\] name no dimension",
+    ),
+    "zero scores of units": (
+        lambda s: jp.search(
+            *s[:3], {n: 0 * u for n, u in units_of(s).items()}, s[4], target=HALF
+        ),
+        "all scores are 0",
+    ),
+    "scores of another shape": (
+        lambda s: jp.search(*s[:3], jax.tree.map(lambda x: x[:1], s[3]), s[4], target=HALF),
+        "the scores of .* have shape .* wanted .*one number for each entry",
+    ),
+    "params of another shape": (
+        lambda s: jp.search(s[0], jax.tree.map(lambda x: x[:1], s[1]), *s[2:], target=HALF),
+        "has shape .*the structure was found for .*jp.infer_structure",
+    ),
+    "params of another tree": (
+        lambda s: jp.search(s[0], [1.0], *s[2:], target=HALF),
+        "params have the structure .*jp.infer_structure",
+    ),
+    "no dims": (lambda s: jp.search(*s, target=HALF, dims=[]), 'dims is empty; write dims="\\*"'),
+    "a minimum that names nothing": (
+        lambda s: jp.search(*s, target=HALF, minimum={"z": 3}),
+        "minimum='z' matches no prunable dimension",
+    ),
+    "a negative minimum": (
+        lambda s: jp.search(*s, target=HALF, minimum={"*": -0.5}),
+        "minimum={'\\*': -0.5}: .* wanted a number of units",
+    ),
+    "a NaN minimum": (
+        lambda s: jp.search(*s, target=HALF, minimum={"*": float("nan")}),
+        "minimum={'\\*': nan}: .* wanted a number of units",
+    ),
+    "a broken number of units": (
+        lambda s: jp.search(*s, target=HALF, minimum={"*": 2.7}),
+        "minimum={'\\*': 2.7}: .* wanted a number of units",
+    ),
+    "a word as a minimum": (
+        lambda s: jp.search(*s, target=HALF, minimum={"*": "half"}),
+        "minimum={'\\*': 'half'}: .* wanted a number of units",
+    ),
+    "round_to": (
+        lambda s: jp.search(*s, target=HALF, round_to=0), "round_to is 0; wanted a whole number"
     ),
     "objective": (
         lambda s: jp.search(*s, target=HALF, objective="best"),
@@ -754,6 +929,27 @@ BAD = {
     ),
     "no targets": (lambda s: jp.pareto(*s, targets=[]), "got no targets"),
 }  # fmt: skip
+
+
+def units_of(s):
+    """Scores of the units of every dimension that may change."""
+    return {n: np.ones(d.size) for n, d in s[2].dims.items() if not d.frozen}
+
+
+WRONG_KINDS = {
+    "target": ({"target": 2.0}, r"target is 2.0; write target=jp.Target\(speedup=2.0\)"),
+    "device": ({"target": HALF, "device": 3}, "device is 3; wanted a name among jp.DEVICES"),
+    "table": ({"target": HALF, "table": "t"}, "table is 't'; write table=jp.LatencyTable"),
+    "minimum": ({"target": HALF, "minimum": 3}, 'minimum is 3; write minimum={"\\*": 64}'),
+    "dims": ({"target": HALF, "dims": None}, "dims is None; wanted names or labels"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_KINDS)
+def test_what_is_of_another_kind(name):
+    options, message = WRONG_KINDS[name]
+    with pytest.raises(TypeError, match=message):
+        jp.search(*setting("mlp"), **options)
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -25,10 +25,11 @@ Measured = tuple[str, Callable[[], Timer], float]
 
 
 def candidates(program: infer.Program, dim: Axis, step: int, limits: tuple[int, int]) -> np.ndarray:
-    """Multiples of a step within limits, and what is there; twice the step where they are many.
+    """Multiples of a step within limits, and the limit; twice the step where they are many.
 
     So what is wide is aligned to more. 0 is among them where the rest of the network goes on
-    without the dimension.
+    without the dimension. All that is there comes last, whatever the limit: what is known of the
+    dense network holds there.
     """
     low, high = limits
     while dim.size > CANDIDATES * step:
@@ -37,7 +38,7 @@ def candidates(program: infer.Program, dim: Axis, step: int, limits: tuple[int, 
     if bypassed(program.tape, dim, program.tape.inputs[program.num_params :]):
         counts = np.union1d([0], counts)
     counts = counts[(counts >= low) & (counts <= high)]
-    return np.union1d(counts, [high])
+    return np.union1d(counts, [high, dim.size])
 
 
 # ------------------------------------------------------------------------------ found by timing

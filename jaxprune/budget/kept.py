@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,16 @@ from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.budget.model import Model, dims_in
 from jaxprune.budget.solver import Term, Total, merged
+from jaxprune.scores.weights import is_float
 from jaxprune.structure.structure import Structure
 
-OBJECTIVES = ("sum", "balanced")
+LEAST = 1e-3  # share: what is emptied is worth so little, and not minus infinity
+# What a leaf (or dimension) of score ``whole`` is worth that keeps a ``share`` of it.
+OBJECTIVES: dict[str, Callable[[float, np.ndarray], np.ndarray]] = {
+    "sum": lambda whole, share: whole * share,
+    "proportional": lambda whole, share: whole * np.log(np.maximum(share, LEAST)),
+    "balanced": lambda whole, share: np.sqrt(share),
+}
 
 
 def score_total(
@@ -26,42 +33,89 @@ def score_total(
     in the units kept. That is exact for one dimension in a leaf, and for several it takes their
     shares as independent. Scores per unit (``{dimension: vector}``) simply add.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective is {objective!r}; wanted one of {OBJECTIVES}")
     terms, order = _terms(structure, model, scores)
     total = Total(merged(terms), len(model.names))
     if objective == "sum":
         return total, order, total
-    return Total(merged([_balanced(t) for t in terms]), len(model.names)), order, total
+    worth = [_worth(t, OBJECTIVES[objective]) for t in terms]
+    return Total(merged(worth), len(model.names)), order, total
 
 
-def _balanced(term: Term) -> Term:
-    """The root of the share that is kept: going from half to nothing costs more than the first."""
-    return Term(term.dims, np.sqrt(term.table / max(term.table.max(), 1e-300)))
+def _worth(term: Term, of: Callable[[float, np.ndarray], np.ndarray]) -> Term:
+    whole = max(float(term.table.max()), 1e-300)
+    return Term(term.dims, of(whole, term.table / whole))
+
+
+def check_scores(
+    structure: Structure, names: Sequence[str], scores: Any, objective: str = "sum"
+) -> None:
+    """Raises unless the scores are numbers that add up, of entries or of the units of ``names``."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective is {objective!r}; wanted one of {list(OBJECTIVES)}")
+    if _of_params(structure, scores):
+        given = dict(zip(structure.paths, _numbers(scores)))
+        wanted = dict(zip(structure.paths, structure.shapes))
+    else:
+        _check_names(structure, names, scores)
+        given = {name: np.asarray(scores[name], np.float64) for name in names}
+        wanted = {name: (structure.dims[name].size,) for name in names}
+    for name, x in given.items():
+        if x.shape != wanted[name]:
+            raise ValueError(
+                f"the scores of {name} have shape {x.shape}, wanted {wanted[name]}: one number for "
+                "each entry of params, or for each unit of a dimension"
+            )
+        _check_sums(name, x)
+    if not any(x.sum() > 0 for x in given.values()):
+        raise ValueError("all scores are 0, so that nothing tells one unit from another")
+
+
+def _check_sums(name: str, x: np.ndarray) -> None:
+    bad = x[~(np.isfinite(x) & (x >= 0))]
+    if bad.size:
+        raise ValueError(
+            f"the scores of {name}, shape {x.shape}, are {bad[0]} somewhere; what is kept adds up, "
+            "so wanted are finite numbers >= 0: take jnp.abs of negative ones, and look for NaN "
+            "and infinities in params, gradients and calibration data"
+        )
+
+
+def _check_names(structure: Structure, names: Sequence[str], scores: Any) -> None:
+    known = isinstance(scores, Mapping) and set(scores) & set(structure.dims)
+    if not known:
+        raise ValueError(
+            f"scores have the structure {jax.tree.structure(scores)}; wanted one like params, "
+            f"{structure.treedef}, such as jp.magnitude(params), or {{dimension name: scores of "
+            f"its units}} for each of {list(names)[:8]}"
+        )
+    unknown = [name for name in scores if name not in structure.dims]
+    missing = [name for name in names if name not in scores]
+    if unknown or missing:
+        raise ValueError(
+            f"scores of units are wanted for each dimension that may change; there are none for "
+            f"{missing[:8]}, and {unknown[:8]} name no dimension; give them, as "
+            "structure.unit_scores does, or leave dimensions out by dims=[...]"
+        )
+
+
+def _of_params(structure: Structure, scores: Any) -> bool:
+    return bool(jax.tree.structure(scores) == structure.treedef)
+
+
+def _numbers(scores: Any) -> list[np.ndarray]:
+    """Scores of all leaves; those that aren't floats, such as random keys, have none."""
+    leaves = jax.tree.leaves(scores)
+    return [np.asarray(x, np.float64) if is_float(x) else np.zeros(np.shape(x)) for x in leaves]
 
 
 def _terms(
     structure: Structure, model: Model, scores: Any
 ) -> tuple[list[Term], dict[str, np.ndarray]]:
-    if jax.tree.structure(scores) == structure.treedef:
-        leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(scores)]
-        _check(structure, leaves)
-        units = structure.unit_scores(scores, "sum")
-        order = {n: _best_first(np.asarray(units[n])) for n in model.names}
-        return _of_entries(structure, model, leaves, order), order
-    return _of_units(structure, model, scores)
-
-
-def _check(structure: Structure, leaves: Sequence[np.ndarray]) -> None:
-    for path, leaf in zip(structure.paths, leaves):
-        if leaf.size and not leaf.min() >= 0:
-            raise ValueError(
-                f"the score of {path} is {leaf.min()} somewhere; what is kept adds up, so wanted "
-                "are finite numbers >= 0: take jnp.abs of it, or give scores of whole units, "
-                "{dimension name: vector}"
-            )
-    if not any(leaf.sum() > 0 for leaf in leaves):
-        raise ValueError("all scores are 0, so that nothing tells one unit from another")
+    if not _of_params(structure, scores):
+        return _of_units(model, scores)
+    units = structure.unit_scores(scores, "sum")
+    order = {n: _best_first(np.asarray(units[n])) for n in model.names}
+    return _of_entries(structure, model, _numbers(scores), order), order
 
 
 def _best_first(units: np.ndarray) -> np.ndarray:
@@ -104,24 +158,10 @@ def _share(
     return kept
 
 
-def _of_units(
-    structure: Structure, model: Model, scores: Any
-) -> tuple[list[Term], dict[str, np.ndarray]]:
-    if not isinstance(scores, Mapping) or not set(scores) & set(model.names):
-        raise ValueError(
-            f"scores have the structure {jax.tree.structure(scores)}; wanted one like params, "
-            f"{structure.treedef}, such as jp.magnitude(params), or {{dimension name: scores of "
-            "its units}"
-        )
+def _of_units(model: Model, scores: Mapping[str, Any]) -> tuple[list[Term], dict[str, np.ndarray]]:
     terms, order = [], {}
     for k, name in enumerate(model.names):
-        size = structure.dims[name].size
-        units = np.asarray(scores.get(name, np.zeros(size)), np.float64)
-        if units.shape != (size,) or not (units >= 0).all():
-            raise ValueError(
-                f"scores[{name!r}] has shape {units.shape} and the least value "
-                f"{units.min(initial=0)}; wanted {(size,)} numbers >= 0, one per unit"
-            )
+        units = np.asarray(scores[name], np.float64)
         order[name] = _best_first(units)
         sums = np.concatenate([[0.0], np.cumsum(units[order[name]])])
         terms.append(Term((k,), sums[model.counts[k]]))

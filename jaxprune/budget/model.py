@@ -36,7 +36,7 @@ class Model:
     Attributes:
       names: the chosen dimensions.
       axes: their axes in the program.
-      counts: for each the counts that may be kept, ascending, the most last.
+      counts: for each the counts that may be kept, ascending; last all that is there.
       tables: cost by name; "latency" is the time of the operations, uncorrected, in seconds.
     """
 
@@ -55,9 +55,16 @@ class Model:
     def counts_of(self) -> dict[Axis, np.ndarray]:
         return dict(zip(self.axes, self.counts))
 
-    def problem(self, score: Total, budgets: Mapping[str, float]) -> Problem:
-        costs = {name: self.tables[name] for name in budgets}
-        return Problem([len(c) for c in self.counts], score, costs, budgets)
+    def problem(
+        self, score: Total, budgets: Mapping[str, float], most: Mapping[str, int] | None = None
+    ) -> Problem:
+        """What the solver gets; ``most``: the largest counts that it may choose."""
+        inside = [
+            int((c <= (most or {}).get(n, c[-1])).sum()) for n, c in zip(self.names, self.counts)
+        ]
+        candidates = [slice(k) for k in inside]
+        costs = {name: self.tables[name].only(candidates) for name in budgets}
+        return Problem(inside, score.only(candidates), costs, budgets)
 
     def chosen(self, choice: np.ndarray) -> dict[str, int]:
         """Candidate indices -> counts by name."""
@@ -66,7 +73,8 @@ class Model:
     def at_least(self, least: Mapping[str, int]) -> Model:
         """Without the candidates below some counts; what was timed stays."""
         cut = [int((c < least.get(n, 0)).sum()) for n, c in zip(self.names, self.counts)]
-        tables = {name: total.without(cut) for name, total in self.tables.items()}
+        above = [slice(k, None) for k in cut]
+        tables = {name: total.only(above) for name, total in self.tables.items()}
         counts = [c[k:] for c, k in zip(self.counts, cut)]
         return dataclasses.replace(self, counts=counts, tables=tables)
 
@@ -102,12 +110,20 @@ def build(
     total = cost(fn, params, *args)
     for name in ("flops", "bytes"):
         terms = [_term(model, op.dims, getattr(op, name)) for op in ops]
-        table = Total(merged(terms), len(dims))
-        # What stands outside single operations (inputs and outputs that move alone) is constant.
-        table.constant = getattr(total, name) - _at_full(table)
-        model.tables[name] = table
+        model.tables[name] = _matched(Total(merged(terms), len(dims)), getattr(total, name))
     model.tables["params"] = _params_total(model, program)
     return model
+
+
+def _matched(total: Total, dense: float) -> Total:
+    """With what stands outside single operations (inputs and outputs that move alone) a constant.
+
+    Where operations add up to more than the dense network costs, all are taken to cost less.
+    """
+    inside = _at_full(total)
+    if inside <= dense:
+        return Total(total.terms, total.count, dense - inside)
+    return Total([Term(t.dims, t.table * (dense / inside)) for t in total.terms], total.count)
 
 
 def _at_full(total: Total) -> float:

@@ -7,7 +7,7 @@ dimensions: so every cost is a small table over the counts of the dimensions in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +32,13 @@ class Operation:
       step: the equation and its operands.
       repeats: how often it runs: the lengths of the loops around it, as axes or numbers.
       dims: the free dimensions in its shapes and repeats, in a fixed order.
+      made_of: what merged operations make of one value alone -> that value.
     """
 
     step: Step
     repeats: Repeats
-    dims: tuple[Axis, ...] = field(default=())
+    dims: tuple[Axis, ...] = ()
+    made_of: Mapping[Value, Value] = field(default_factory=dict, repr=False)
 
     @property
     def anchor(self) -> bool:
@@ -52,12 +54,19 @@ class Operation:
         return rule(self.step.params, *shapes) * self.times(sizes)
 
     def bytes(self, sizes: Sizes) -> Any:
-        """Operands read and results written once; 0 for what is merged."""
+        """Operands read and results written once, as ``jp.cost`` counts; 0 for what is merged."""
         if not self.anchor:
             return 0
-        values = [*self.step.ins, *self.step.outs]
-        pairs = zip(values, _shapes(values, sizes))
-        return sum(_itemsize(v) * math.prod(shape) for v, shape in pairs) * self.times(sizes)
+        written = sum(_nbytes(v, sizes) for v in self.step.outs)
+        read = [self._read(v, sizes) for v in self.step.ins]
+        if self.step.name == "gather":  # it reads what it takes
+            read[0] = np.minimum(read[0], written)
+        return (written + sum(read)) * self.times(sizes)
+
+    def _read(self, value: Value, sizes: Sizes) -> Any:
+        """What is broadcast on its way is read before that."""
+        source = self.made_of.get(value, value)
+        return np.minimum(_nbytes(value, sizes), _nbytes(source, sizes))
 
     def empty(self, sizes: Sizes) -> Any:
         """Whether nothing is left to compute: an operand or a result has no entries."""
@@ -75,8 +84,20 @@ def operations(tape: Tape, free: Sequence[Axis]) -> list[Operation]:
       free: the dimensions whose counts may change.
     """
     order = {axis: i for i, axis in enumerate(free)}
-    every = (Operation(step, repeats) for step, repeats in walk(tape, ()))
-    return [Operation(op.step, op.repeats, dims_of(op, order)) for op in every]
+    every = [Operation(step, repeats) for step, repeats in walk(tape, ())]
+    made_of = _sources(op.step for op in every)
+    return [Operation(op.step, op.repeats, dims_of(op, order), made_of) for op in every]
+
+
+def _sources(steps: Iterable[Step]) -> dict[Value, Value]:
+    """Results of merged steps that are made of one value alone -> that value."""
+    found: dict[Value, Value] = {}
+    for step in steps:
+        if step.name in flops.FUSED:
+            sources = {found.get(v, v) for v in step.ins if v.const is None}
+            if len(sources) == 1:
+                found.update(dict.fromkeys(step.outs, sources.pop()))
+    return found
 
 
 def dims_of(op: Operation, order: Mapping[Axis, int]) -> tuple[Axis, ...]:
@@ -141,8 +162,8 @@ def _shapes(values: Sequence[Value], sizes: Sizes) -> list[tuple[Any, ...]]:
     return [tuple(axes.size_of(a, sizes) for a in v.axes) for v in values]
 
 
-def _itemsize(value: Value) -> int:
-    return value.aval.dtype.itemsize
+def _nbytes(value: Value, sizes: Sizes) -> Any:
+    return value.aval.dtype.itemsize * math.prod(axes.size_of(a, sizes) for a in value.axes)
 
 
 def grid(dims: Sequence[Axis], counts: Mapping[Axis, np.ndarray]) -> dict[Axis, np.ndarray]:

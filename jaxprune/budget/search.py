@@ -126,14 +126,19 @@ def search(
       scores: a tree like params of numbers >= 0, larger = keep; or {dimension name: a vector}.
       target: what to reach.
       dims: names or labels of the dimensions that may change, with wildcards.
-      minimum, maximum: {pattern of names or labels: units kept at least, at most}; numbers below
-        1 are fractions. By default an eighth of each dimension stays; ``minimum={"*": 0}`` lets
+      minimum, maximum: {pattern of names or labels: units kept at least, at most}; floats up to 1.0
+        are fractions. By default an eighth of each dimension stays; ``minimum={"*": 0}`` lets
         whole branches go.
-      objective: "sum" keeps the most score in total. "balanced" keeps the most of
-        :math:`\\sum_l \\sqrt{s_l}`, where :math:`s_l` is the share of its own score that leaf l
-        keeps: for scores whose leaves can't be compared, such as magnitudes, for which the sum
-        goes to leaves of many entries and few FLOPs.
-      round_to: counts are multiples of it; None asks the device.
+      objective: "sum" keeps the most score in total. "proportional" keeps the most of
+        :math:`\\sum_l S_l \\log s_l`, where :math:`S_l` is the score of leaf l (of a dimension for
+        scores of units) and :math:`s_l` the share of it that is kept: the last units of what has
+        shrunk are worth more than the first ones, which holds once a network is tuned. "balanced"
+        keeps the most of :math:`\\sum_l \\sqrt{s_l}`: for scores of entries whose leaves can't be
+        compared, such as magnitudes, for which the sum goes to leaves of many entries and few
+        FLOPs.
+      round_to: products stay aligned to it: counts are multiples of it, or of less where several
+        units fill it together (heads), or in a dimension of less than two steps; None asks the
+        device.
       device: None for this one, measured; or the name of one in ``jp.DEVICES``, or a
         :class:`jp.Device`, for which time is an estimate from published peaks.
       table: where measured times are kept; None for the default file of this device.
@@ -196,15 +201,20 @@ class Search:
         self.structure, self.rounds, self.progress = structure, rounds, progress
         self.device = device_of(device) if isinstance(device, str) else device
         self._table = table
+        _check_kinds(structure, params, device, table, round_to)
         names = chosen_dims(structure, dims)
+        kept.check_scores(structure, names, scores, objective)
         limits = _limits(structure, names, minimum, maximum)
+        self._floor = "" if minimum else " (an eighth of each stays by default)"
         aligned = self._alignment() if round_to is None else round_to
         self.model = build(fn, params, args, structure, names, aligned, limits, progress)
+        self.most = {name: high for name, (_, high) in limits.items()}
         self.score, self.order, self.total = kept.score_total(
             structure, self.model, scores, objective
         )
         total = cost(fn, params, *args)
         self.dense = Costs({name: getattr(total, name) for name in COUNTED})
+        self.notes = total.notes  # what isn't counted exactly
         # cost -> {of the model: (found, whether a long run did)}
         self.points: dict[str, dict[float, tuple[float, bool]]] = {}
 
@@ -225,6 +235,7 @@ class Search:
         if self.device is None:
             self._time()
         other = copy.copy(self)
+        kept.check_scores(self.structure, self.model.names, scores)
         other.model = self.model.at_least(minimum)
         other.score, other.order, other.total = kept.score_total(
             self.structure, other.model, scores, "sum"
@@ -233,12 +244,14 @@ class Search:
 
     def plan(self, target: Target, verify: bool = True, uniform: bool = False) -> SearchPlan:
         """The plan for one target; see :func:`search`. Uniform: one fraction for all dimensions."""
+        if not isinstance(target, Target):
+            raise TypeError(f"target is {target!r}; write target=jp.Target(speedup=2.0)")
         if target.timed:
             self._time()
         budgets = target.budgets(self.dense)
         tries: list[_Try] = []
         for _ in range(ATTEMPTS):
-            measurable = verify and target.timed
+            measurable = verify and target.timed and self.device is None
             tries.append(self._try(target, budgets, uniform, tries if measurable else None))
             if verify:
                 self._verify(tries[-1:], budgets)
@@ -314,7 +327,8 @@ class Search:
         tried = _Try(plan._choice, plan.keep, plan.masks, dict(plan.predicted))
         self._verify([tried], plan.target.budgets(self.dense))
         measured = plan.target.in_units(tried.found, self.dense)
-        return dataclasses.replace(plan, measured=measured, notes=plan.notes + tried.notes)
+        notes = plan.notes + tried.notes + _missed(tried.used)
+        return dataclasses.replace(plan, measured=measured, notes=notes)
 
     def _try(
         self,
@@ -338,7 +352,7 @@ class Search:
 
     def _problem(self, budgets: Mapping[str, float]) -> Problem:
         limits = {name: self._model_budget(name, b) for name, b in budgets.items()}
-        return self.model.problem(self.score, limits)
+        return self.model.problem(self.score, limits, self.most)
 
     def _solved(self, budgets: Mapping[str, float], uniform: bool) -> np.ndarray | None:
         return (first_uniform if uniform else solve)(self._problem(budgets))
@@ -352,7 +366,7 @@ class Search:
         """Measures some choices beside each other; ``most`` runs, while the clock is unsure."""
         for tried in tries:
             if tried.small is None:
-                tried.small = compact(self.fn, self.params, tried.masks, *self.args)
+                tried.small = compact(self.fn, examples(self.params), tried.masks, *self.args)
             total = cost(tried.small.fn, tried.small.params, *self.args)
             tried.found = {name: float(getattr(total, name)) for name in COUNTED}
             tried.notes = _notes(self.structure, tried.small, tried.keep)
@@ -367,14 +381,13 @@ class Search:
             }
 
     def _judge(self, tried: _Try, budgets: Mapping[str, float], certain: bool) -> None:
-        known = {name: b for name, b in budgets.items() if name in tried.found}
-        for name in known if not tried.apart else ():
-            of_model = self.model.tables[name].at(tried.choice)
-            self.points.setdefault(name, {})[of_model] = tried.found[name], certain
-        slack = {name: MET if name == "latency" else 1.0 for name in known}
-        tried.used = max((tried.found[n] * slack[n] / b for n, b in known.items()), default=1.0)
+        for name in budgets if not tried.apart else ():
+            if name in tried.found:
+                of_model = self.model.tables[name].at(tried.choice)
+                self.points.setdefault(name, {})[of_model] = tried.found[name], certain
+        tried.used = tried.part_of(budgets)
         tried.enough = tried.used <= 1 and (
-            tried.used >= CLOSE or (tried.choice == self._full).all()
+            tried.used >= CLOSE or (tried.choice == self._problem(budgets).full()).all()
         )
 
     def _speedups(self, smalls: Sequence[Any], most: int) -> list[float]:
@@ -421,7 +434,7 @@ class Search:
         return (
             f"{target} cannot be met with the {len(self.model.names)} dimensions that may change; "
             f"with all of them at their least it would be {said}; ask for that at most, allow more "
-            "dimensions (dims=), or lower minimum= or round_to="
+            f"dimensions (dims=), or lower minimum={self._floor} or round_to="
         )
 
     def _chosen(self, target: Target, tries: list[_Try]) -> SearchPlan:
@@ -432,11 +445,10 @@ class Search:
             if good
             else min(tries, key=lambda t: t.used)
         )
-        notes = list(best.notes)
+        notes = [*best.notes, *self.notes]
         if self.device is not None:
             notes.append(f"time is an estimate from the published peaks of {self.device.name}")
-        if not good:
-            notes.append(f"the target is missed: {best.used:.3f} of the budget is used")
+        notes += _missed(best.used)
         return SearchPlan(
             keep=best.keep,
             masks=best.masks,
@@ -466,6 +478,12 @@ class _Try:
     apart: bool = False  # of another kind: its time says nothing about those of the others
     notes: tuple[str, ...] = ()
 
+    def part_of(self, budgets: Mapping[str, float]) -> float:
+        """How much of the tightest budget is used, as found, or as predicted where it wasn't."""
+        costs = self.predicted | self.found
+        slack = {name: MET if name == "latency" else 1.0 for name in budgets}
+        return max(costs[name] * slack[name] / b for name, b in budgets.items())
+
 
 def uncertainty(ratios: np.ndarray) -> float:
     """The largest relative standard error of the medians of rows, as of a normal distribution."""
@@ -483,6 +501,10 @@ def rising(values: Sequence[float]) -> np.ndarray:
             last = blocks.pop()
             blocks[-1] += last
     return np.concatenate([np.full(len(b), np.mean(b)) for b in blocks])
+
+
+def _missed(used: float) -> tuple[str, ...]:
+    return (f"the target is missed: {used:.3f} of the budget is used",) if used > 1 else ()
 
 
 def _notes(structure: Structure, small: Compact, keep: Mapping[str, np.ndarray]) -> tuple[str, ...]:
@@ -505,8 +527,10 @@ def _limits(
     sizes = {name: structure.dims[name].size for name in names}
     limits = {name: (math.ceil(FLOOR * size), size) for name, size in sizes.items()}
     for which, given in (("maximum", maximum or {}), ("minimum", minimum or {})):
+        if not isinstance(given, Mapping):
+            raise TypeError(f'{which} is {given!r}; write {which}={{"*": 64}} for all dimensions')
         for pattern, value in given.items():
-            inside = [name for name in chosen_dims(structure, pattern) if name in limits]
+            inside = [n for n in chosen_dims(structure, pattern, which) if n in limits]
             if not inside:
                 raise ValueError(
                     f"{which}={{{pattern!r}: {value}}} names none of the dimensions that may "
@@ -514,16 +538,37 @@ def _limits(
                 )
             for name in inside:
                 size = structure.dims[name].size
-                count = round(value * size) if 0 < value < 1 else int(value)
-                if not 0 <= count <= size or (which == "maximum" and count < 1):
+                count = _count(value, size)
+                if count is None or (which == "maximum" and count < 1):
                     raise ValueError(
-                        f"{which}={{{pattern!r}: {value}}} is {count} of {size} units of {name}; "
-                        "wanted a number of units, or a fraction below 1"
+                        f"{which}={{{pattern!r}: {value!r}}}: {name} has {size} units; wanted a "
+                        "number of units, or a fraction as a float of 1.0 at most"
                     )
                 low, high = limits[name]
                 limits[name] = (count, high) if which == "minimum" else (min(low, count), count)
                 _check_order(name, *limits[name])
     return limits
+
+
+def _count(value: Any, size: int) -> int | None:
+    """Units from a whole number, or from a fraction: a float of 1.0 at most."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        return None
+    if isinstance(value, (float, np.floating)) and 0 <= value <= 1:
+        return round(float(value) * size)
+    return int(value) if 0 <= value <= size and value == int(value) else None
+
+
+def _check_kinds(structure: Structure, params: Any, device: Any, table: Any, round_to: Any) -> None:
+    """Raises unless each is what it is meant to be, and the structure that of params."""
+    if not (device is None or isinstance(device, (str, Device))):
+        raise TypeError(f"device is {device!r}; wanted a name among jp.DEVICES, or a jp.Device")
+    if not (table is None or isinstance(table, LatencyTable)):
+        raise TypeError(f"table is {table!r}; write table=jp.LatencyTable(path)")
+    whole = isinstance(round_to, (int, np.integer)) and not isinstance(round_to, bool)
+    if round_to is not None and not (whole and round_to >= 1):
+        raise ValueError(f"round_to is {round_to!r}; wanted a whole number of units such as 8")
+    structure.check_params(params)
 
 
 def _check_order(name: str, low: int, high: int) -> None:

@@ -50,11 +50,9 @@ class Total:
         found = (float(t.table[tuple(choice[list(t.dims)])]) for t in self.terms)
         return self.constant + sum(found)
 
-    def without(self, first: Sequence[int]) -> Total:
-        """The same without the first so many candidates of each dimension."""
-        terms = [
-            Term(t.dims, t.table[tuple(slice(first[d], None) for d in t.dims)]) for t in self.terms
-        ]
+    def only(self, candidates: Sequence[slice]) -> Total:
+        """The same for some of the candidates of each dimension."""
+        terms = [Term(t.dims, t.table[tuple(candidates[d] for d in t.dims)]) for t in self.terms]
         return Total(terms, self.count, self.constant)
 
     def line(self, choice: np.ndarray, dim: int) -> np.ndarray:
@@ -72,7 +70,7 @@ class Problem:
     """Find one candidate per dimension: the most score, all costs within budgets.
 
     Attributes:
-      sizes: number of candidates of each dimension, the last one keeps everything.
+      sizes: number of candidates of each dimension, the last one keeps most.
       score: larger is better.
       costs: by name; what is to stay within ``budgets``.
       budgets: by name, positive.

@@ -16,13 +16,22 @@ from jaxprune.structure.structure import Dimension, Structure
 from jaxprune.types import Distribution, Pattern
 
 
-def chosen_dims(structure: Structure, dims: str | Sequence[str]) -> list[str]:
+def chosen_dims(
+    structure: Structure, dims: str | Sequence[str], argument: str = "dims"
+) -> list[str]:
     """The prunable dimensions whose names or labels match one of the patterns (``fnmatch``).
 
     Raises:
-      ValueError: when a pattern matches no dimension, or only frozen ones.
+      TypeError: for dims that are neither a pattern nor several.
+      ValueError: without patterns; when one matches no dimension, or only frozen ones.
     """
-    patterns = [dims] if isinstance(dims, str) else list(dims)
+    patterns = [dims] if isinstance(dims, str) else dims
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise TypeError(
+            f'{argument} is {dims!r}; wanted names or labels, such as "*hidden" or ["a:1", "b:1"]'
+        )
+    if not patterns:
+        raise ValueError(f'{argument} is empty; write {argument}="*" for all prunable dimensions')
     found: list[str] = []
     for pattern in patterns:
         matched = [n for n, d in structure.dims.items() if d.matches(pattern)]
@@ -32,7 +41,7 @@ def chosen_dims(structure: Structure, dims: str | Sequence[str]) -> list[str]:
             every = [d for d in structure.dims.values() if not d.frozen]
             names = ", ".join(f"{d.name} ({d.label})" for d in every[:8])
             raise ValueError(
-                f"dims={pattern!r} matches no prunable dimension"
+                f"{argument}={pattern!r} matches no prunable dimension"
                 + (f" (frozen: {why})" if matched else "")
                 + f"; prunable are: {names or 'none, see print(structure)'}"
             )
@@ -63,7 +72,7 @@ def structured(
         labels to sparsities, ``{"*heads": 0.25, "*hidden": 0.5}``, see
         :func:`jp.distributions.by_path`.
       round_to: the number of kept units is a multiple of it, rounded to the nearest, where the
-        dimension is at least that large.
+        dimension is at least that large; all of them at sparsity 0.
       reduce: "mean" or "sum" over a unit's entries; "taylor" squares the sum, for the signed
         scores of ``jp.scores.taylor``.
 
@@ -71,8 +80,8 @@ def structured(
       ``(scores, sparsity) -> masks`` for ``jp.compact``; jittable.
 
     Raises:
-      ValueError: for dims or a pattern of the distribution that match nothing prunable, or
-        round_to < 1.
+      ValueError: for dims or a pattern of the distribution that match nothing prunable, a
+        round_to that isn't a whole number from 1 on, and scores that hold NaN.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -83,8 +92,8 @@ def structured(
       >>> masks["up"].astype(int)
       Array([[0, 0, 0, 0, 1, 1, 1, 1]], dtype=int32)
     """
-    if round_to < 1:
-        raise ValueError(f"round_to is {round_to}; wanted a positive multiple such as 8")
+    if round_to < 1 or round_to != int(round_to):
+        raise ValueError(f"round_to is {round_to}; wanted a whole number of units such as 8")
     names = chosen_dims(structure, dims)
     distribution = _by_name(distribution, [structure.dims[name] for name in names])
 
@@ -128,7 +137,8 @@ def _by_name(
 
 
 def kept_count(size: int, sparsity: Any, round_to: int) -> jax.Array:
-    """Units to keep: the nearest multiple of ``round_to``, never none."""
+    """Units to keep: the nearest multiple of ``round_to``, never none; all at sparsity 0."""
     step = min(round_to, size)
     exact = (1.0 - jnp.asarray(sparsity, jnp.float32)) * size
-    return jnp.clip(jnp.round(exact / step).astype(jnp.int32) * step, step, size)
+    nearest = jnp.clip(jnp.round(exact / step).astype(jnp.int32) * step, step, size)
+    return jnp.where(exact >= size, size, nearest)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.masks import fits
+from jaxprune.selection import known
 from jaxprune.structure import infer as _infer
 from jaxprune.structure import labels, parents, table, usage
 
@@ -81,9 +82,13 @@ class Structure:
           A tree like params: a mask with size-1 untouched axes, or a scalar True.
 
         Raises:
-          ValueError: for an unknown or frozen dimension, a vector of another length, or one that
-            keeps nothing; for a parent that does not stand beside the dimension everywhere.
+          TypeError: for anything but a mapping.
+          ValueError: for an unknown or frozen dimension, a vector of another length or of numbers
+            that aren't 0 or 1, or one that keeps nothing; for a parent that does not stand beside
+            the dimension everywhere.
         """
+        if not isinstance(keep, Mapping):
+            raise TypeError(f"masks wants {{dimension name: booleans}}, got {type(keep).__name__}")
         plain = {name: v for name, v in keep.items() if not isinstance(v, Mapping)}
         masks = self.traced_masks({d.name: v for d, v in self._checked(plain) if not v.all()})
         under = {name: v for name, v in keep.items() if isinstance(v, Mapping)}
@@ -94,7 +99,7 @@ class Structure:
 
         Whether its units may differ under each of a parent's units is for ``compact`` to prove.
         """
-        own, paths = self.dims[name].axis, {slot.path for slot in self.dims[name].slots}
+        own, paths = self._named(name).axis, {slot.path for slot in self._named(name).slots}
         beside = [n for n, d in self.dims.items() if paths <= {slot.path for slot in d.slots}]
         return [n for n in beside if parents.possible(self.param_axes, own, self.dims[n].axis)]
 
@@ -140,10 +145,14 @@ class Structure:
         self, keep: Mapping[str, Any], shaped: bool = True
     ) -> Iterator[tuple[Dimension, np.ndarray]]:
         for name, given in keep.items():
-            if name not in self.dims:
-                near = difflib.get_close_matches(name, self.dims, 3, 0.3)
-                raise ValueError(f"no dimension is named {name!r}; near names: {near}")
-            dim, vector = self.dims[name], np.asarray(given, bool)
+            dim, vector = self._named(name), np.asarray(given)
+            if not np.isin(vector, (0, 1)).all():
+                raise ValueError(
+                    f"keep[{name!r}] holds {vector[~np.isin(vector, (0, 1))][0]}; wanted one "
+                    f"boolean for each of {dim.size} units, True = kept: np.isin(np.arange("
+                    f"{dim.size}), indices) makes it of indices"
+                )
+            vector = vector.astype(bool)
             if shaped and vector.shape != (dim.size,):
                 raise ValueError(
                     f"keep[{name!r}] has shape {vector.shape}, wanted ({dim.size},): one boolean "
@@ -152,8 +161,18 @@ class Structure:
             if dim.frozen and not vector.all():
                 raise ValueError(f"dimension {name!r} can't be pruned: {dim.frozen}")
             if not vector.any():
-                raise ValueError(f"keep[{name!r}] keeps none of {dim.size} units; keep at least 1")
+                raise ValueError(
+                    f"keep[{name!r}] keeps none of {dim.size} units; keep at least 1 (where "
+                    "jp.search lets a whole branch go, plan.masks says so)"
+                )
             yield dim, vector
+
+    def _named(self, name: str) -> Dimension:
+        if name in self.dims:
+            return self.dims[name]
+        labelled = [n for n, d in self.dims.items() if d.label == name]
+        near = labelled or difflib.get_close_matches(name, self.dims, 3, 0.3)
+        raise ValueError(f"no dimension is named {name!r}; near names: {near}")
 
     def keep(self, masks: Any) -> dict[str, np.ndarray]:
         """The units that some slot keeps: ``keep(masks(k)) == k`` for whole units.
@@ -206,16 +225,53 @@ class Structure:
 
         Returns:
           dimension name -> a vector of its size.
+
+        Raises:
+          ValueError: for scores of another structure or shape than params, or that hold NaN.
         """
         leaves, treedef = jax.tree.flatten(scores)
         if treedef != self.treedef:
             raise ValueError(
                 f"scores have another structure than params: got {treedef}, wanted {self.treedef}"
             )
+        for path, shape, leaf in zip(self.paths, self.shapes, leaves, strict=True):
+            if np.shape(leaf) != shape:
+                raise ValueError(
+                    f"the scores of {path} have shape {np.shape(leaf)}, wanted {shape}: one number "
+                    "for each entry of params"
+                )
         if reduce not in ("sum", "mean"):
             raise ValueError(f"reduce is {reduce!r}; wanted 'sum' or 'mean'")
         free = [d for d in self.dims.values() if not d.frozen]
-        return {d.name: _unit_score(d, self.param_axes, leaves, reduce) for d in free}
+        units = {d.name: _unit_score(d, self.param_axes, leaves, reduce) for d in free}
+        self._check_nan(units, leaves)
+        return units
+
+    def _check_nan(self, units: Mapping[str, Any], leaves: Sequence[Any]) -> None:
+        """Raises for NaN where it is known; traced NaN ranks lowest."""
+        bad = [n for n, u in units.items() if known(u) and np.isnan(np.asarray(u)).any()]
+        if bad:
+            slots = {slot.path for slot in self.dims[bad[0]].slots}
+            inside = [(p, x) for p, x in zip(self.paths, leaves) if p in slots]
+            path = next((p for p, x in inside if np.isnan(np.asarray(x, float)).any()), bad[0])
+            raise ValueError(
+                f"the scores of {path} hold NaN, so that units of {bad[0]} can't be ranked; look "
+                "for it in params and gradients, or write jax.tree.map(jnp.nan_to_num, scores)"
+            )
+
+    def check_params(self, params: Any) -> None:
+        """Raises ValueError unless params are shaped as those that the structure was found for."""
+        if jax.tree.structure(params) != self.treedef:
+            raise ValueError(
+                f"params have the structure {jax.tree.structure(params)}, the structure was found "
+                f"for {self.treedef}; call jp.infer_structure(fn, params, *args) for these"
+            )
+        for path, shape, leaf in zip(self.paths, self.shapes, jax.tree.leaves(params)):
+            if np.shape(leaf) != shape:
+                raise ValueError(
+                    f"{path} has shape {np.shape(leaf)}, the structure was found for {shape}; call "
+                    "jp.infer_structure(fn, params, *args) for these params"
+                )
 
     def __str__(self) -> str:
         return table.short(self)
