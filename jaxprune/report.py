@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -19,6 +20,9 @@ _THEORETICAL = (
     "Theoretical FLOPs: those of the contractions that read a leaf, times its density. "
     "Masks alone save no time."
 )
+
+
+THIN = 1 / 8  # of the mean density: a leaf that keeps less is nearly emptied
 
 
 class Flops(NamedTuple):
@@ -62,7 +66,7 @@ class Summary:
       flops: of the whole function, as :class:`Flops`; None when they aren't known.
       others: FLOPs of equations that read no leaf, None without a function: activations, norms,
         products of activations. Masks don't change them.
-      notes: what the count of FLOPs couldn't know.
+      notes: leaves that are nearly emptied, and what the count of FLOPs couldn't know.
     """
 
     rows: tuple[Row, ...]
@@ -171,9 +175,27 @@ def summary(
     _check_function(fn, args, flops)
     kept = [True] * len(flat) if masks is None else jax.tree.leaves(masks)
     rows = [_row(path, leaf, mask) for (path, leaf), mask in zip(flat, kept, strict=True)]
+    notes = _thin(rows)
     if fn is None:
-        return Summary(tuple(rows), Flops(*flops) if flops else None)
-    return _with_flops(rows, cost(fn, params, *args))
+        return Summary(tuple(rows), Flops(*flops) if flops else None, notes=notes)
+    found = _with_flops(rows, cost(fn, params, *args))
+    return dataclasses.replace(found, notes=notes + found.notes)
+
+
+def _thin(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Leaves of which nothing is left, or far less than of the others."""
+    pruned = [row for row in rows if row.kept < row.size]
+    mean = sum(row.kept for row in pruned) / max(sum(row.size for row in pruned), 1)
+    notes = []
+    for row in pruned:
+        if not row.kept:
+            notes.append(f"nothing is kept of {row.path}")
+        elif row.density < THIN * mean:
+            notes.append(
+                f"{row.path} keeps {row.kept:,} of {row.size:,} entries, less than an eighth of "
+                f"the mean density of pruned leaves, {mean:.3f}"
+            )
+    return tuple(notes)
 
 
 def _with_flops(rows: Sequence[Row], counted: Any) -> Summary:

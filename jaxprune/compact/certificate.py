@@ -19,6 +19,8 @@ NOT_COMPARABLE = (
     'written at the small size, or compact with semantics="masked"'
 )
 
+LITTLE, FAR_LESS = 1 / 8, 1 / 4  # of a dimension; of the mean share over dimensions
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -32,6 +34,10 @@ class Entry:
     reason: str
     carried: int = 0  # removed units that are evaluated beside the kept ones
     evaluations: int = 0  # equations that are evaluated for them
+
+    @property
+    def left(self) -> int:
+        return self.size - self.removed
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +65,13 @@ class Certificate:
     def exact(self) -> bool:
         return all(e.removed == e.masked for e in self.entries)
 
+    @property
+    def thin(self) -> tuple[Entry, ...]:
+        """Dimensions that are nearly emptied: a single unit is left, or far less than of others."""
+        mean = sum(e.left for e in self.entries) / max(sum(e.size for e in self.entries), 1)
+        little = [e for e in self.entries if e.left < LITTLE * e.size]
+        return tuple(e for e in little if e.left <= 1 or e.left < FAR_LESS * mean * e.size)
+
     def check(self, n: int = 1, seed: int = 0) -> float:
         """Largest relative error against the masked model on ``n`` random inputs in float64.
 
@@ -82,6 +95,8 @@ class Certificate:
             )
         if any(e.carried for e in self.entries):
             lines.append(f"carried units make the FLOPs {self.overhead:.3g} x")
+        for e in self.thin:
+            lines.append(f"nearly emptied: {e.left} of {e.size} units are left of {e.name}")
         for place in self.hazards:
             lines.append(f"the masked model may not be finite: {place} meets masked zeros")
         return "\n".join(lines)

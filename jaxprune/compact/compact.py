@@ -163,6 +163,7 @@ def compact(
       A :class:`Compact` with ``fn``, ``params``, ``certificate``, ``restrict`` and ``expand``.
 
     Raises:
+      TypeError: for params that are shapes only.
       ValueError: for masks that do not fit params, or semantics of another name.
 
     Example:
@@ -180,11 +181,22 @@ def compact(
     """
     if semantics not in (plan.MASKED, plan.KEPT_ONLY):
         raise ValueError(f'semantics is {semantics!r}; wanted "masked" or "kept"')
+    _check_arrays(params)
     program = _infer.infer_settled(fn, params, args)
     structure = from_program(program, params)
     structure.mask_leaves(masks)  # errors first
     planned = plan.decide(program, structure, params, masks, semantics)
     return assemble(fn, structure, planned, args, (params, masks))
+
+
+def _check_arrays(params: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"compact slices arrays, and {path_str(path)} is a shape only, {leaf}; pass "
+                "arrays, where values don't matter zeros: "
+                "jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), params)"
+            )
 
 
 def assemble(

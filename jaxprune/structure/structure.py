@@ -243,7 +243,9 @@ class Structure:
         if reduce not in ("sum", "mean"):
             raise ValueError(f"reduce is {reduce!r}; wanted 'sum' or 'mean'")
         free = [d for d in self.dims.values() if not d.frozen]
-        units = {d.name: _unit_score(d, self.param_axes, leaves, reduce) for d in free}
+        units: dict[str, Any] = {
+            d.name: _unit_score(d, self.param_axes, leaves, reduce) for d in free
+        }
         self._check_nan(units, leaves)
         return units
 
