@@ -18,8 +18,8 @@ from benchmarks.native_models import GPT, ViT, Widths
 from benchmarks.speed_models import LSTM, BottleneckResNet
 from jaxprune.budget import candidates, groups, latency, model
 from jaxprune.budget.kept import score_total
-from jaxprune.budget.metric import Sensitivity
 from jaxprune.budget.search import Search, rising, uncertainty
+from jaxprune.budget.sensitivity import Sensitivity
 from jaxprune.structure import infer
 from jaxprune.structure.patterns import chosen_dims
 

@@ -16,7 +16,9 @@ import numpy as np
 
 from jaxprune.budget import kept
 from jaxprune.budget.latency import LatencyTable, Progress
+from jaxprune.budget.limits import Limits, check_kinds, limits_of
 from jaxprune.budget.model import add_latency, build
+from jaxprune.budget.plan import SearchPlan, Unreachable
 from jaxprune.budget.roofline import Device
 from jaxprune.budget.roofline import device as device_of
 from jaxprune.budget.solver import Problem, cheapest, first_uniform, solve
@@ -33,64 +35,11 @@ MET = 0.99  # of a speed-up counts as the speed-up: a clock's noise
 CLOSE = 0.94  # of the budget used is enough: what is left isn't worth another attempt
 NEAR = (0.9, 1.08)  # of the budget used in a short run: a long one decides
 BESIDE = (1.03, 1.0, 0.97)  # of the budget: what is found for these is measured, too
-FINALISTS = 5  # in a long run
+FINALISTS = 7  # in a long run
 DECISIVE = 3  # times as many rounds, while the clock is unsure
 SURE = 0.01  # standard error of a ratio, relative
 MIN_ROUND = 0.05  # seconds: a round of one short call measures cold caches
 COUNTED = ("flops", "bytes", "params")
-FLOOR = 1 / 8  # of each dimension stays by default: what is nearly emptied doesn't train back
-
-Limits = Mapping[str, float]
-
-
-class Unreachable(ValueError):
-    """A target that no choice of widths meets; the text says what the least is."""
-
-
-@dataclass(frozen=True, eq=False)
-class SearchPlan:
-    """What :func:`search` chose. ``print`` it to see the widths, and what was expected and found.
-
-    Attributes:
-      keep: dimension name -> boolean vector, True = kept; an empty one is a branch that goes.
-      masks: a tree like params, for :func:`jp.compact`.
-      predicted: costs by name (also attributes), in the units of the target: "speedup", "latency"
-        in seconds, "flops", "params", "bytes".
-      measured: the same, found on the compacted network; empty when nothing was verified.
-      dense: costs of the dense network.
-      score: the fraction of the score that is kept.
-      target: what was asked for.
-      notes: what a reader must know, a line each.
-    """
-
-    keep: dict[str, np.ndarray]
-    masks: Any
-    predicted: Costs
-    measured: Costs
-    dense: Costs
-    score: float
-    target: Target
-    notes: tuple[str, ...] = ()
-    _structure: Structure = field(repr=False, default=None)  # type: ignore[assignment]
-    _choice: Any = field(repr=False, default=None)
-
-    @property
-    def widths(self) -> list[tuple[str, int, int]]:
-        """Of each dimension its label, the units kept and its size."""
-        dims = self._structure.dims
-        return [(dims[n].label or n, int(v.sum()), v.size) for n, v in self.keep.items()]
-
-    def __str__(self) -> str:
-        lines = [f"{self.target}: keeps {self.score:.1%} of the score"]
-        lines += [f"{'':<10}  {'dense':>10}  {'predicted':>10}  {'measured':>10}"]
-        for name, value in self.predicted.items():
-            found = f"{self.measured[name]:.4g}" if name in self.measured else "-"
-            dense = 1.0 if name == "speedup" or self.target.is_fraction(name) else self.dense[name]
-            lines.append(f"{name:<10}  {dense:>10.4g}  {value:>10.4g}  {found:>10}")
-        width = max((len(label) for label, *_ in self.widths), default=9)
-        lines.append(f"{'dimension':<{width}}  {'kept':>6} of {'size':>6}")
-        lines += [f"{label:<{width}}  {n:>6} of {size:>6}" for label, n, size in self.widths]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def search(
@@ -201,10 +150,10 @@ class Search:
         self.structure, self.rounds, self.progress = structure, rounds, progress
         self.device = device_of(device) if isinstance(device, str) else device
         self._table = table
-        _check_kinds(structure, params, device, table, round_to)
+        check_kinds(structure, params, device, table, round_to)
         names = chosen_dims(structure, dims)
         kept.check_scores(structure, names, scores, objective)
-        limits = _limits(structure, names, minimum, maximum)
+        limits = limits_of(structure, names, minimum, maximum)
         self._floor = "" if minimum else " (an eighth of each stays by default)"
         aligned = self._alignment() if round_to is None else round_to
         self.model = build(fn, params, args, structure, names, aligned, limits, progress)
@@ -518,62 +467,6 @@ def _notes(structure: Structure, small: Compact, keep: Mapping[str, np.ndarray])
         if back and vector.any():
             notes.append(f"{back} units of {label} could not go; see jp.compact's certificate")
     return tuple(notes)
-
-
-def _limits(
-    structure: Structure, names: Sequence[str], minimum: Limits | None, maximum: Limits | None
-) -> dict[str, tuple[int, int]]:
-    """The least and the largest count of each dimension."""
-    sizes = {name: structure.dims[name].size for name in names}
-    limits = {name: (math.ceil(FLOOR * size), size) for name, size in sizes.items()}
-    for which, given in (("maximum", maximum or {}), ("minimum", minimum or {})):
-        if not isinstance(given, Mapping):
-            raise TypeError(f'{which} is {given!r}; write {which}={{"*": 64}} for all dimensions')
-        for pattern, value in given.items():
-            inside = [n for n in chosen_dims(structure, pattern, which) if n in limits]
-            if not inside:
-                raise ValueError(
-                    f"{which}={{{pattern!r}: {value}}} names none of the dimensions that may "
-                    "change; correct it, or choose more of them by dims="
-                )
-            for name in inside:
-                size = structure.dims[name].size
-                count = _count(value, size)
-                if count is None or (which == "maximum" and count < 1):
-                    raise ValueError(
-                        f"{which}={{{pattern!r}: {value!r}}}: {name} has {size} units; wanted a "
-                        "number of units, or a fraction as a float of 1.0 at most"
-                    )
-                low, high = limits[name]
-                limits[name] = (count, high) if which == "minimum" else (min(low, count), count)
-                _check_order(name, *limits[name])
-    return limits
-
-
-def _count(value: Any, size: int) -> int | None:
-    """Units from a whole number, or from a fraction: a float of 1.0 at most."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        return None
-    if isinstance(value, (float, np.floating)) and 0 <= value <= 1:
-        return round(float(value) * size)
-    return int(value) if 0 <= value <= size and value == int(value) else None
-
-
-def _check_kinds(structure: Structure, params: Any, device: Any, table: Any, round_to: Any) -> None:
-    """Raises unless each is what it is meant to be, and the structure that of params."""
-    if not (device is None or isinstance(device, (str, Device))):
-        raise TypeError(f"device is {device!r}; wanted a name among jp.DEVICES, or a jp.Device")
-    if not (table is None or isinstance(table, LatencyTable)):
-        raise TypeError(f"table is {table!r}; write table=jp.LatencyTable(path)")
-    whole = isinstance(round_to, (int, np.integer)) and not isinstance(round_to, bool)
-    if round_to is not None and not (whole and round_to >= 1):
-        raise ValueError(f"round_to is {round_to!r}; wanted a whole number of units such as 8")
-    structure.check_params(params)
-
-
-def _check_order(name: str, low: int, high: int) -> None:
-    if low > high:
-        raise ValueError(f"minimum of {name} is {low}, above its maximum {high}")
 
 
 def examples(tree: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.budget.metric import Sensitivity
+from jaxprune.budget.sensitivity import Sensitivity
 from jaxprune.report import Summary
 
 # Okabe and Ito, Color Universal Design (2008): https://jfly.uni-koeln.de/color/, yellow left out.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.budget.search import SearchPlan
+from jaxprune.budget.plan import SearchPlan
 from jaxprune.plot.curves import COLOURS, _style, as_patterns, new_axes
 
 
