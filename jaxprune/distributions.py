@@ -434,5 +434,12 @@ def _natural(path: str) -> list[tuple[int, str]]:
 
 
 def as_distribution(distribution: Distribution | Mapping[str, Rule]) -> Distribution:
-    """A mapping becomes :func:`by_path`."""
-    return by_path(distribution) if isinstance(distribution, Mapping) else distribution
+    """A mapping becomes :func:`by_path`; raises TypeError for what is neither that nor a function."""
+    if isinstance(distribution, Mapping):
+        return by_path(distribution)
+    if not callable(distribution):
+        raise TypeError(
+            f"distribution is {distribution!r}; wanted a function such as jp.erk or "
+            'jp.global_threshold, or sparsities by pattern: {"*/kernel": 0.9}'
+        )
+    return distribution

@@ -324,3 +324,9 @@ def test_strict_promotion_and_64_bit_types(x64):
         for name, distribution in ALL.items():
             known, traced = distribution(scores, 0.5), jit(distribution)(scores, 0.5)
             assert float(known["w"]) == pytest.approx(float(traced["w"])), name
+
+
+@pytest.mark.parametrize("wrong", ["global", 0.5, None])
+def test_a_distribution_is_a_function_or_a_mapping(wrong):
+    with pytest.raises(TypeError, match="distribution is .*; wanted a function such as jp.erk"):
+        jp.unstructured(wrong)({"w": jnp.ones((4, 4))}, 0.5)
