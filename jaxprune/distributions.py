@@ -434,7 +434,7 @@ def _natural(path: str) -> list[tuple[int, str]]:
 
 
 def as_distribution(distribution: Distribution | Mapping[str, Rule]) -> Distribution:
-    """A mapping becomes :func:`by_path`; raises TypeError for what is neither that nor a function."""
+    """A mapping becomes :func:`by_path`; what is neither that nor a function is a TypeError."""
     if isinstance(distribution, Mapping):
         return by_path(distribution)
     if not callable(distribution):
