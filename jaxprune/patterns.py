@@ -89,17 +89,33 @@ def unstructured(
         return chosen.masks({p: keep(p, leaf, sparsities[p]) for p, leaf in chosen.leaves.items()})
 
     keep = _keep_per_output if per_output else _keep_entries
-    return _choosing(pattern, functools.partial(keep, "a matrix"))
+    return _choosing(pattern, functools.partial(keep, "a matrix"), where)
 
 
 def _choosing(
-    pattern: Pattern, within: Callable[[jax.Array, Any], jax.Array], group: int | None = None
+    pattern: Pattern,
+    within: Callable[[jax.Array, Any], jax.Array],
+    where: Where,
+    *,
+    within_at: Callable[[Any], Callable[[jax.Array, Any], jax.Array]] | None = None,
+    group: int | None = None,
+    rows: int | None = None,
+    inputs: Callable[[str, tuple[int, ...], Any], tuple[int, ...]] | None = None,
 ) -> Pattern:
     """Tells ``jp.oneshot`` how a pattern chooses within one matrix (in, out) of scores.
 
-    ``group``: how many inputs must be chosen together.
+    Args:
+      pattern: gets the others as attributes.
+      within: (scores, sparsity) -> mask, of a matrix.
+      where: which leaves the pattern prunes.
+      within_at: (sparsity) -> the ``within`` for it, where that is not always the same.
+      group: how many inputs are chosen together.
+      rows: of a block, which are kept or go together.
+      inputs: (path, shape, layout) -> the order of the leaf's input axes in which a mask of the
+        matrix is one of the leaf; raises ValueError where there is none. None: any order.
     """
-    vars(pattern).update(within=within, group=group)
+    told = {"within": within, "where": where, "group": group, "rows": rows, "inputs": inputs}
+    vars(pattern).update(told, within_at=within_at or (lambda sparsity: within))
     return pattern
 
 
@@ -155,11 +171,36 @@ def n_m(n: int, m: int, *, axis: int = -2, where: Where = is_kernel) -> Pattern:
             masks[path] = _keep_n_of_m(groups, n, place, part).reshape(leaf.shape)
         return chosen.masks(masks)
 
-    def within(scores: jax.Array, sparsity: Any) -> jax.Array:
+    def whole(scores: jax.Array, sparsity: Any) -> jax.Array:
         groups, place = _groups("a matrix", scores, n, m, -2)
         return keep_n_of_m(groups, n, place).reshape(scores.shape)
 
-    return _choosing(pattern, within, group=m)
+    def partly(scores: jax.Array, sparsity: Any) -> jax.Array:
+        groups, place = _groups("a matrix", scores, n, m, -2)
+        part = _part_of_target(sparsity, n, m)
+        return _keep_n_of_m(groups, n, place, part).reshape(scores.shape)
+
+    def within_at(sparsity: Any) -> Callable[[jax.Array, Any], jax.Array]:
+        part = _part_of_target(sparsity, n, m)
+        return whole if known(part) and part == 1 else partly
+
+    inputs = functools.partial(_along, n, m, axis)
+    return _choosing(pattern, whole, where, within_at=within_at, group=m, inputs=inputs)
+
+
+def _along(
+    n: int, m: int, axis: int, path: str, shape: tuple[int, ...], layout: Any
+) -> tuple[int, ...]:
+    """The leaf's input axes with the one that groups run along as the last: the fastest."""
+    k = axis % len(shape) if -len(shape) <= axis < len(shape) else None
+    if k in layout.ins:
+        return (*(i for i in layout.ins if i != k), k)
+    better = max(layout.ins, key=lambda i: (shape[i] % m == 0, shape[i]))
+    raise ValueError(
+        f"n_m({n}, {m}) on {path}, shape {shape}: axis {axis} is none of its inputs, which are "
+        f"its axes {layout.ins}; write jp.n_m({n}, {m}, axis={better - len(shape)}), with "
+        "where=lambda path, leaf: ... for the leaves that this fits"
+    )
 
 
 def _part_of_target(sparsity: Any, n: int, m: int) -> Any:
@@ -269,7 +310,25 @@ def block(
         means = pool("a matrix", scores)
         return spread(keep_largest(means, kept_count(means.size, sparsity)), scores.shape)
 
-    return _choosing(_of_units(distribution, where, pool, spread), within)
+    units = _of_units(distribution, where, pool, spread)
+    rows = shape[-2] if len(shape) > 1 else 1
+    return _choosing(units, within, where, rows=rows, inputs=functools.partial(_upright, shape))
+
+
+def _upright(
+    block: tuple[int, ...], path: str, shape: tuple[int, ...], layout: Any
+) -> tuple[int, ...]:
+    """The leaf's input axes as they are, where blocks of the leaf are blocks of its matrices."""
+    outs = layout.outs[-1:] == (len(shape) - 1,)
+    ins = len(block) == 1 or layout.ins[-1:] == (len(shape) - 2,)
+    if len(block) <= 2 and ins and outs:
+        return tuple(layout.ins)
+    raise ValueError(
+        f"block({block}) on {path}, shape {shape}: one-shot methods follow blocks of (in, out) on "
+        f"the last two axes, and its inputs are its axes {layout.ins}, its outputs {layout.outs}; "
+        "leave it out with jp.block(shape, where=lambda path, leaf: ...), or choose first and "
+        "repair after: masks = pattern(scores, sparsity); jp.oneshot.refit(params, masks, stats)"
+    )
 
 
 def _is_size(x: Any) -> bool:

@@ -230,7 +230,7 @@ NEEDED = {
     "synflow": r"fn=; write functools.partial\(jp.scores.synflow, fn=model.apply, args=\(x,\)\)",
     "apoz": r"zeros=; write zeros=jp.scores.activity\(fn, params, batches\).zeros",
     "mean_activation": r"means=; write means=jp.scores.activity\(fn, params, batches\).means",
-    "wanda": r"input_norms=; write input_norms=jp.scores.activity\(fn, params, batches\).norms",
+    "wanda": r"input_norms=; write input_norms=jp.calibrate\(fn, params, batches\).norms",
 }
 
 

@@ -165,7 +165,17 @@ def wanda(params: Params, *, input_norms: Any = None, **evidence: Any) -> Scores
       {'w': Array([[ 2.],
              [10.]], dtype=float32)}
     """
-    required("wanda", "input_norms", input_norms, f"input_norms{_HOW}norms")
+    required("wanda", "input_norms", input_norms, NORMS)
+    return by_input("wanda", input_norms, params, lambda size, norms: size * norms)
+
+
+NORMS = "input_norms=jp.calibrate(fn, params, batches).norms"  # how they are had
+
+
+def by_input(
+    name: str, tree: Any, params: Params, turn: Callable[[jax.Array, jax.Array], Any]
+) -> Scores:
+    """``turn(|w|, norms)`` with norms in a shape that broadcasts; |w| where there are none."""
 
     def score(path: str, w: Any, norms: Any) -> Any:
         size = jnp.abs(widen(w))
@@ -174,10 +184,10 @@ def wanda(params: Params, *, input_norms: Any = None, **evidence: Any) -> Scores
         column = np.ndim(norms) == 1 < np.ndim(w)
         shape = (*np.shape(norms), 1) if column else np.shape(norms)
         fits = column or len(shape) == np.ndim(w)
-        _check_shape("wanda", "input_norms", path, norms, shape if fits else None, w)
-        return size * jnp.asarray(norms, size.dtype).reshape(shape)
+        _check_shape(name, "input_norms", path, norms, shape if fits else None, w)
+        return turn(size, jnp.asarray(norms, size.dtype).reshape(shape))
 
-    return _with_partial("wanda", "input_norms", input_norms, params, score)
+    return _with_partial(name, "input_norms", tree, params, score)
 
 
 def _by_output(
@@ -200,6 +210,12 @@ def _with_partial(
     """Scores with evidence that may be None in places."""
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
     treedef: Any = jax.tree.structure(params)
+    if hasattr(tree, "norms"):  # all statistics
+        field = {"input_norms": "norms"}.get(evidence, evidence)
+        raise ValueError(
+            f"{name}: {evidence} is a {type(tree).__name__} of several trees; write "
+            f"{evidence}=stats.{field}"
+        )
     try:
         given = treedef.flatten_up_to(tree)
     except (ValueError, TypeError) as error:
@@ -221,7 +237,7 @@ def _check_shape(
             return
     except ValueError:
         pass
-    side = "inputs, its axis -2" if name == "wanda" else "outputs, its last axis"
+    side = "inputs, its axis -2" if evidence == "input_norms" else "outputs, its last axis"
     raise ValueError(
         f"{name}: {evidence} has shape {np.shape(given)} at {path}, the leaf {np.shape(w)}; wanted "
         f"one number for each of its {side}"

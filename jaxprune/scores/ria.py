@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.scores.activations import wanda
+from jaxprune.scores.activations import NORMS, by_input
 from jaxprune.scores.required import required
 from jaxprune.scores.weights import is_float, widen
 from jaxprune.types import Params, Scores
@@ -41,14 +41,9 @@ def ria(params: Params, *, input_norms: Any = None, power: float = 0.5, **eviden
       {'w': Array([[0.75, 1.5 ],
              [2.  , 1.5 ]], dtype=float32)}
     """
-    how = "input_norms=jp.calibrate(fn, params, batches).norms."
-    required("ria", "input_norms", input_norms, how)
-
-    def powered(norms: Any) -> Any:
-        return norms if norms is None or not is_float(norms) else jnp.asarray(norms) ** power
-
-    norms = jax.tree.map(powered, input_norms)
-    return wanda(jax.tree.map(_relative, params), input_norms=norms)
+    required("ria", "input_norms", input_norms, NORMS)
+    relative = jax.tree.map(_relative, params)
+    return by_input("ria", input_norms, relative, lambda size, norms: size * norms**power)
 
 
 def _relative(w: Any) -> Any:
