@@ -6,16 +6,15 @@ the data is in them.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.jaxpr.inputs import Moments, Wish, merge, read, summed
+from jaxprune.jaxpr.inputs import UNREAD, Moments, Wish, merge, read, summed
 from jaxprune.jaxpr.origins import Layout
 from jaxprune.scores.weights import is_float
 from jaxprune.types import Params, PyTree, Where, path_str
@@ -37,7 +36,8 @@ class Stats:
       grams: :math:`X^T X`, (in, in) or (batch..., in, in); inputs row-major in the leaf's order.
       count: tokens that the weight has multiplied, () or (batch...).
       layouts: path -> which axes of the leaf are its batch, its inputs, its outputs.
-      reasons: path -> why a leaf has no statistics.
+      reasons: path -> why a leaf has no statistics; of a leaf that has some, which of its uses are
+        not counted in them.
     """
 
     norms: PyTree
@@ -61,9 +61,10 @@ def calibrate(
 ) -> Stats:
     r"""Returns statistics of the input of each weight that a contraction or convolution consumes.
 
-    One jitted pass per batch; sums stay on the device, and sharded batches stay sharded. A weight
-    may be reshaped, transposed, cast or indexed on its way. Of a weight that is used several times
-    the tokens of all uses are counted together.
+    One jitted pass per batch, compiled once per call; sums stay on the device, and sharded batches
+    stay sharded. A weight may be reshaped, transposed, negated, cast or indexed on its way. Of a
+    weight that is used several times the tokens of all uses are counted together; uses that can't
+    be followed are told in ``stats.reasons``. Batches may use different leaves.
 
     Args:
       fn: ``fn(params, *batch)``; what it returns is not read, nor computed where no weight needs
@@ -79,8 +80,10 @@ def calibrate(
         within it; ``batches`` holds this device's part.
 
     Raises:
-      ValueError: without batches; for a NaN or infinite input, naming the leaf; for float64 where
-        it is not enabled.
+      ValueError: without batches; for one array in place of batches, a list as a batch, or shapes
+        without data; for a NaN or infinite input, or a leaf whose inputs lie along other axes in
+        another batch, naming the leaf; for float64 where it is not enabled.
+      TypeError: for another dtype.
 
     References:
       Means and variances of several batches are joined as in Chan, Golub and LeVeque, 1979.
@@ -94,28 +97,78 @@ def calibrate(
       (Array([5.       , 1.4142135], dtype=float32), Array([[25.,  7.],
              [ 7.,  2.]], dtype=float32), None)
     """
-    named = [(path_str(p), leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(params)]
-    wish = _wish(named, where, grams, dtype)
-    sums: dict[int, Moments] | None = None
-    about: dict[str, Any] = {}
-    for batch in batches:
-        args = tuple(batch) if isinstance(batch, tuple) else (batch,)
-        new, layouts, lost = _pass(_Function(fn), wish, params, args)
-        about = {"layouts": layouts.value, "lost": lost.value}
-        sums = new if sums is None else _merge(sums, new)
-    if sums is None:
+    return Calibrator(fn, where, grams, dtype, axis_name)(params, batches)
+
+
+class Calibrator:
+    """Calibrates a function for one tree of parameters after another.
+
+    Its passes are compiled once for all calls, and go when it goes.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        where: Where | None = None,
+        grams: bool | Where = True,
+        dtype: Any = jnp.float32,
+        axis_name: Any = None,
+    ):
+        self.where, self.grams, self.dtype, self.axis_name = where, grams, dtype, axis_name
+
+        def one(wish: Wish, params: Params, args: tuple[Any, ...]) -> Any:
+            moments, layouts, lost = read(fn, wish, params, args)
+            return moments, _Told(tuple(layouts.items())), _Told(tuple(lost.items()))
+
+        self._pass = jax.jit(one, static_argnums=0)
+
+    def __call__(self, params: Params, batches: Iterable[Any]) -> Stats:
+        named = [(path_str(p), leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(params)]
+        wish = _wish(named, self.where, self.grams, self.dtype)
+        seen: _Seen | None = None
+        for args in _each_batch(batches):
+            moments, layouts, lost = self._pass(wish, params, args)
+            new = _Seen(moments, layouts.value, lost.value)
+            seen = new if seen is None else _together(named, seen, new)
+        if seen is None:
+            raise ValueError(
+                "calibrate: batches is empty; pass at least one batch of what follows params, such "
+                "as [x] or [(tokens, positions)]; an iterator that has been read once is empty, too"
+            )
+        if self.axis_name is not None:
+            every = {leaf: summed(m, self.axis_name) for leaf, m in seen.moments.items()}
+            seen = seen._replace(moments=every)
+        _check_finite(named, seen.moments)
+        return _stats(jax.tree.structure(params), named, seen, wish)
+
+
+def _each_batch(batches: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """Each batch as a tuple of arguments, checked."""
+    if isinstance(batches, jax.Array | np.ndarray | Mapping):
         raise ValueError(
-            "calibrate: batches is empty; pass at least one batch of what follows params, such as "
-            "[x] or [(tokens, positions)]; an iterator that has been read once is empty, too"
+            f"calibrate: batches is one {type(batches).__name__}; wanted an iterable of batches: "
+            "batches=[x]"
         )
-    if axis_name is not None:
-        sums = {leaf: summed(m, axis_name) for leaf, m in sums.items()}
-    _check_finite(named, sums)
-    return _stats(jax.tree.structure(params), named, sums, about, wish)
+    for batch in batches:
+        if isinstance(batch, list):
+            raise ValueError(
+                f"calibrate: a batch is a list of {len(batch)}; pass a tuple of what follows "
+                "params: batches=[(x, y)], or [([x, y],)] where fn takes a list"
+            )
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(batch)):
+            raise ValueError(
+                f"calibrate needs data, and a batch holds shapes alone: {batch}; pass arrays: "
+                "batches=[x]"
+            )
+        yield tuple(batch) if isinstance(batch, tuple) else (batch,)
 
 
 def _wish(named: list[tuple[str, Any]], where: Any, grams: Any, dtype: Any) -> Wish:
     dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        raise TypeError(
+            f"calibrate: dtype={dtype}; wanted what sums stay exact in, jnp.float32 or jnp.float64"
+        )
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(
             f"calibrate: dtype={dtype} is not enabled; write with jax.enable_x64(True): ... around "
@@ -135,22 +188,6 @@ def _wish(named: list[tuple[str, Any]], where: Any, grams: Any, dtype: Any) -> W
     return Wish(shapes, squares, dtype)
 
 
-class _Function:
-    """A function that jit may take as a constant, equal to itself in the next call, too."""
-
-    def __init__(self, fn: Callable[..., Any]):
-        self.fn = fn
-
-    def __hash__(self) -> int:
-        try:
-            return hash(self.fn)
-        except TypeError:
-            return id(self.fn)
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _Function) and self.fn is other.fn
-
-
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Told:
@@ -163,10 +200,32 @@ class _Told:
         return dict(self.items)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _pass(fn: _Function, wish: Wish, params: Params, args: tuple[Any, ...]) -> Any:
-    moments, layouts, lost = read(fn.fn, wish, params, args)
-    return moments, _Told(tuple(layouts.items())), _Told(tuple(lost.items()))
+class _Seen(NamedTuple):
+    """What batches have told, by the number of a leaf."""
+
+    moments: dict[int, Moments]
+    layouts: dict[int, Layout]
+    lost: dict[int, tuple[str, ...]]
+
+
+def _together(named: list[tuple[str, Any]], a: _Seen, b: _Seen) -> _Seen:
+    """Both; a leaf may be used in one alone."""
+    for leaf in a.layouts.keys() & b.layouts.keys():
+        if a.layouts[leaf] != b.layouts[leaf]:
+            path, w = named[leaf]
+            raise ValueError(
+                f"calibrate: {path}, shape {np.shape(w)}, is multiplied along its axes "
+                f"{a.layouts[leaf].ins} in one batch and {b.layouts[leaf].ins} in another; "
+                "calibrate with one kind of batch, or without the leaf: "
+                f"where=lambda path, leaf: path != {path!r}"
+            )
+    common = a.moments.keys() & b.moments.keys()
+    both = _merge(*({leaf: s.moments[leaf] for leaf in common} for s in (a, b)))
+    why = {
+        leaf: tuple(dict.fromkeys(a.lost.get(leaf, ()) + b.lost.get(leaf, ())))
+        for leaf in {**a.lost, **b.lost}
+    }
+    return _Seen({**a.moments, **b.moments, **both}, {**a.layouts, **b.layouts}, why)
 
 
 @jax.jit
@@ -190,16 +249,15 @@ def _check_finite(named: list[tuple[str, Any]], sums: dict[int, Moments]) -> Non
 def _stats(
     treedef: Any,
     named: list[tuple[str, Any]],
-    sums: dict[int, Moments],
-    about: dict[str, Any],
+    seen: _Seen,
     wish: Wish,
 ) -> Stats:
+    sums, layouts, lost = seen
+
     def tree(of: Callable[[int, Moments], Any]) -> PyTree:
         return jax.tree.unflatten(
             treedef, [of(k, sums[k]) if k in sums else None for k in range(len(named))]
         )
-
-    layouts = about["layouts"]
 
     def shaped(k: int, x: jax.Array) -> jax.Array:
         return along_inputs(x, layouts[k], np.shape(named[k][1]))
@@ -207,11 +265,8 @@ def _stats(
     def count(m: Moments) -> jax.Array:
         return m.tokens[..., None]
 
-    why = {
-        path: about["lost"].get(k, "no contraction consumes it")
-        for k, (path, _) in enumerate(named)
-        if k not in sums and wish.shapes[k] is not None
-    }
+    wanted = [(k, path) for k, (path, _) in enumerate(named) if wish.shapes[k] is not None]
+    why = {path: _reason(k in sums, lost.get(k, ())) for k, path in wanted}
     return Stats(
         tree(lambda k, m: shaped(k, jnp.sqrt(m.spread + count(m) * jnp.square(m.mean)))),
         tree(lambda k, m: shaped(k, m.mean)),
@@ -219,15 +274,30 @@ def _stats(
         tree(lambda k, m: m.gram),
         tree(lambda k, m: m.tokens),
         {named[k][0]: layout for k, layout in layouts.items()},
-        why,
+        {path: reason for path, reason in why.items() if reason is not None},
     )
+
+
+def _reason(found: bool, why: Sequence[str]) -> str | None:
+    """Why a leaf has no statistics, or not of all of its uses; None: it has all."""
+    of_weights = [reason for reason in why if UNREAD not in reason]
+    if not found:
+        return next(iter([*of_weights, *why]), UNREAD)
+    return f"uses that are not counted: {'; '.join(of_weights)}" if of_weights else None
 
 
 def along_inputs(x: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
     """A statistic (batch..., in) in the leaf's rank; a vector for a plain kernel (in, out)."""
-    if len(shape) == 2 and layout.ins == (0,) and not layout.batch:
+    thin = statistic_shape(layout, shape)
+    if len(thin) < len(shape):
         return x
-    thin = [1 if k in layout.outs else n for k, n in enumerate(shape)]
     order = [*layout.batch, *layout.ins, *layout.outs]
     spread = x.reshape([thin[k] for k in order])
     return spread.transpose([order.index(k) for k in range(len(shape))])
+
+
+def statistic_shape(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of norms, means and variances of a leaf of this shape."""
+    if len(shape) == 2 and layout.ins == (0,) and not layout.batch:
+        return shape[:1]
+    return tuple(1 if k in layout.outs else n for k, n in enumerate(shape))

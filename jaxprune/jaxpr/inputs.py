@@ -23,6 +23,11 @@ from jaxprune.jaxpr.tape import INLINED
 CALLS = INLINED | {"custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "remat2"}
 
 
+UNREAD = "no contraction consumes it"  # a bias, a scale, a table that is looked up
+TWOFOLD = "two kinds of inputs"
+GROUPED = "a convolution with groups; its inputs differ per group"
+
+
 class Moments(NamedTuple):
     """Of the inputs of one leaf; a leading (batch...) where the leaf is a stack of matrices."""
 
@@ -74,8 +79,8 @@ def summed(moments: Moments, axis_name: Any) -> Moments:
 class Reader:
     """Evaluates jaxprs; ``found`` fills with what the leaves' contractions saw."""
 
-    def __init__(self, wish: Wish, lost: dict[int, str]):
-        self.wish, self.lost = wish, lost
+    def __init__(self, wish: Wish, lost: dict[int, dict[str, None]]):
+        self.wish, self.lost = wish, lost  # leaf -> why uses of it are not counted, in order
         self.found: dict[int, Found] = {}
 
     # -------------------------------------------------------------------------- the walk
@@ -111,13 +116,16 @@ class Reader:
         if name in CONTRACTIONS:
             for side in (0, 1):
                 self._contract(eqn, xs, at[side], side)
+        elif name in origins.EACH_ITS_OWN:
+            return compat.bind(eqn, xs), list(at)
         elif name in origins.TRANSPARENT and at[0] is not None:
             to = origins.TRANSPARENT[name](at[0], eqn)
             if to is not None:
                 return compat.bind(eqn, xs), [to]
             self._lose(eqn, at, "it takes the weight's axes apart")
         else:
-            self._lose(eqn, at, "the weight is changed before it is multiplied, or not multiplied")
+            for origin in at:
+                self._lose(eqn, [origin], _changed(eqn, origin))
         return compat.bind(eqn, xs), nothing
 
     def _lose(self, eqn: Any, at: Sequence[Origin | None], why: str) -> None:
@@ -125,7 +133,10 @@ class Reader:
             if origin is not None:
                 line = compat.source_line(eqn)
                 place = f" at {line}" if line else ""
-                self.lost.setdefault(origin.leaf, f"{eqn.primitive.name}{place}: {why}")
+                self._tell(origin.leaf, f"{eqn.primitive.name}{place}: {why}")
+
+    def _tell(self, leaf: int, why: str) -> None:
+        self.lost.setdefault(leaf, {})[why] = None
 
     # --------------------------------------------------------------------- the statistics
 
@@ -133,41 +144,57 @@ class Reader:
         shape = None if origin is None else self.wish.shapes[origin.leaf]
         if origin is None or shape is None:
             return
-        read = CONTRACTIONS[eqn.primitive.name](eqn, xs, origin, side)
+        read = CONTRACTIONS[eqn.primitive.name](eqn, origin, side)
         if isinstance(read, str):
             return self._lose(eqn, [origin], read)
-        x, contracted, batch = read
+        rows, contracted, batch = read
         layout = origins.layout(origin, shape, contracted, batch)
         if layout is None:
             return self._lose(eqn, [origin], "it contracts a part of an axis")
         inputs = [f for k in contracted for f in origin.axes[k]]
         order = [i for i, _ in sorted(enumerate(inputs), key=lambda p: (p[1].axis, -p[1].stride))]
-        lead = x.shape[: len(batch) + 1]  # batch..., tokens
-        x = x.reshape(*lead, *(f.size for f in inputs))
-        x = x.transpose(*range(len(lead)), *(len(lead) + i for i in order)).reshape(*lead, -1)
+        lead = len(batch) + 1  # batch..., tokens
         axes = [k for b in batch for k in [f.axis for f in origin.axes[b]]]
-        placed = functools.partial(_placed, axes=axes, origin=origin, shape=shape)
-        self.gather(origin.leaf, layout, x, placed, eqn)
 
-    def gather(self, leaf: int, layout: Layout, x: jax.Array, placed: Any, eqn: Any) -> None:
-        """Takes inputs (batch..., tokens, in); ``placed`` puts batches in the leaf's order."""
-        moments = _moments(x, self.wish.dtype, self.wish.grams[leaf])
-        self.add(leaf, Found(layout, placed(moments)), eqn)
+        def of_inputs(x: jax.Array, measure: Callable[[jax.Array], Any]) -> Any:
+            x = rows(x)
+            split = x.reshape(*x.shape[:lead], *(f.size for f in inputs))
+            split = split.transpose(*range(lead), *(lead + i for i in order))
+            return _placed(measure(split.reshape(x.shape)), axes, origin, shape)
 
-    def add(self, leaf: int, new: Found, eqn: Any = None) -> None:
+        self.gather(origin.leaf, layout, functools.partial(_partitioned, of_inputs, xs[1 - side]))
+
+    def gather(self, leaf: int, layout: Layout, measured: Callable[[Any], Any]) -> None:
+        """``measured(f)``: f of inputs (batch..., tokens, in), its batches in the leaf's order."""
+        gram = self.wish.grams[leaf]
+        self.add(leaf, Found(layout, measured(lambda x: _moments(x, self.wish.dtype, gram))))
+
+    def add(self, leaf: int, new: Found) -> None:
         old = self.found.get(leaf)
         if old is None:
             self.found[leaf] = new
         elif old.layout == new.layout:
             self.found[leaf] = Found(old.layout, merge(old.moments, new.moments))
         else:
-            self.lost[leaf] = (
+            self._tell(
+                leaf,
                 f"it is multiplied along its axes {old.layout.ins} in one place and "
-                f"{new.layout.ins} in another, so that it has two kinds of inputs"
+                f"{new.layout.ins} in another, so that it has {TWOFOLD}",
             )
 
     def inside(self) -> Reader:
         return Reader(self.wish, self.lost)
+
+
+def _changed(eqn: Any, origin: Origin | None) -> str:
+    """Why an array that is neither multiplied nor passed on is the last of its trail."""
+    if eqn.primitive.name == "gather" and sum(n > 1 for n in eqn.params["slice_sizes"]) <= 1:
+        return f"{UNREAD}: its rows are looked up"
+    shape = getattr(eqn.outvars[0].aval, "shape", ())
+    same_rank = origin is not None and len(origin.axes) == len(shape)
+    if origin is not None and same_rank and origins.is_broadcast(origin, shape):
+        return f"{UNREAD}: it is spread along the inputs, as a bias is"
+    return "the weight is changed before it is multiplied, or not multiplied"
 
 
 class Rows(Reader):
@@ -177,14 +204,29 @@ class Rows(Reader):
         super().__init__(wish, {})
         self.rows: dict[int, list[jax.Array]] = {}
 
-    def gather(self, leaf: int, layout: Layout, x: jax.Array, placed: Any, eqn: Any) -> None:
-        self.rows.setdefault(leaf, []).append(placed(x.astype(self.wish.dtype)))
+    def gather(self, leaf: int, layout: Layout, measured: Callable[[Any], Any]) -> None:
+        self.rows.setdefault(leaf, []).append(measured(lambda x: x.astype(self.wish.dtype)))
+
+
+def _partitioned(
+    of_inputs: Callable[..., Any], x: jax.Array, measure: Callable[[jax.Array], Any]
+) -> Any:
+    """``of_inputs(x, measure)``, where XLA chooses how it is spread over devices.
+
+    On an Explicit mesh, a product over an axis that lies on several devices would have to say so.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if not mesh.explicit_axes:
+        return of_inputs(x, measure)
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    free = jax.sharding.auto_axes(axes=mesh.explicit_axes, out_sharding=everywhere)
+    return free(lambda x: of_inputs(x, measure))(x)
 
 
 def _moments(x: jax.Array, dtype: Any, gram: bool) -> Moments:
     """Of inputs (batch..., tokens, in)."""
     x = x.astype(dtype)
-    mean = jnp.mean(x, -2)
+    mean = jnp.sum(x, -2) / max(x.shape[-2], 1)  # of no tokens: 0
     spread = jnp.sum(jnp.square(x - mean[..., None, :]), -2)
     count = jnp.full(x.shape[:-2], x.shape[-2], dtype)
     product = jnp.matmul(x.mT, x, precision="highest") if gram else None
@@ -207,45 +249,55 @@ def _placed(moments: Any, axes: list[int], origin: Origin, shape: Any) -> Any:
 # ------------------------------------------------------------------------------ contractions
 
 
-def _dot(eqn: Any, xs: Sequence[Any], origin: Origin, side: int) -> Any:
-    """The other operand as (batch..., tokens, in), and the weight's contracted and batch axes."""
+AsRows = Callable[[jax.Array], jax.Array]  # the other operand as (batch..., tokens, in)
+
+
+def _dot(eqn: Any, origin: Origin, side: int) -> str | tuple[AsRows, list[int], list[int]]:
+    """How inputs become rows, and the weight's contracted and batch axes."""
     contract, batch = eqn.params["dimension_numbers"]
-    x = xs[1 - side]
-    if jnp.iscomplexobj(x):
+    other = eqn.invars[1 - side].aval
+    if jnp.issubdtype(other.dtype, jnp.complexfloating):
         return "complex inputs"
     cx, bx = list(contract[1 - side]), list(batch[1 - side])
     own_c, own_b = list(contract[side]), list(batch[side])
     if any(not origin.axes[k] for k in own_c):
         return "it contracts an axis that the weight lacks"
-    free = [k for k in range(x.ndim) if k not in cx and k not in bx]
+    free = [k for k in range(other.ndim) if k not in cx and k not in bx]
     shared = [k for k, own in zip(bx, own_b) if not origin.axes[own]]  # same weight: more tokens
     kept = [(k, own) for k, own in zip(bx, own_b) if origin.axes[own]]
-    x = x.transpose([k for k, _ in kept] + shared + free + cx)
-    sizes = [x.shape[i] for i in range(len(kept))]
-    width = prod(xs[1 - side].shape[k] for k in cx)
-    return x.reshape(*sizes, -1, width), own_c, [own for _, own in kept]
+
+    def rows(x: jax.Array) -> jax.Array:
+        batches = [k for k, _ in kept]
+        sizes = [x.shape[k] for k in batches]
+        tokens, width = (prod(x.shape[k] for k in axes) for axes in (shared + free, cx))
+        return x.transpose(batches + shared + free + cx).reshape(*sizes, tokens, width)
+
+    return rows, own_c, [own for _, own in kept]
 
 
-def _conv(eqn: Any, xs: Sequence[Any], origin: Origin, side: int) -> Any:
-    """Patches: what each position of the window multiplies."""
+def _conv(eqn: Any, origin: Origin, side: int) -> str | tuple[AsRows, list[int], list[int]]:
+    """As :func:`_dot`, of patches: what each position of the window multiplies."""
     p = eqn.params
     if side == 0:
         return "the weight is convolved as if it were an image"
     if p["feature_group_count"] != 1 or p["batch_group_count"] != 1:
-        return "a convolution with groups; its inputs differ per group"
+        return GROUPED
     numbers = p["dimension_numbers"]
-    image, kernel = xs
     spatial = numbers.rhs_spec[2:]
-    patches = jax.lax.conv_general_dilated_patches(
-        image.transpose(numbers.lhs_spec),
-        [kernel.shape[k] for k in spatial],
-        p["window_strides"],
-        p["padding"],
-        lhs_dilation=p["lhs_dilation"],
-        rhs_dilation=p["rhs_dilation"],
-        precision=jax.lax.Precision.HIGHEST,
-    )  # (images, channels * window, positions...)
-    rows = jnp.moveaxis(patches, 1, -1).reshape(-1, patches.shape[1])
+
+    def rows(image: jax.Array) -> jax.Array:
+        patches = jax.lax.conv_general_dilated_patches(
+            image.transpose(numbers.lhs_spec),
+            [eqn.invars[1].aval.shape[k] for k in spatial],
+            p["window_strides"],
+            p["padding"],
+            lhs_dilation=p["lhs_dilation"],
+            rhs_dilation=p["rhs_dilation"],
+            precision=jax.lax.Precision.HIGHEST,
+        )  # (images, channels * window, positions...)
+        each = jnp.moveaxis(patches, 1, -1)
+        return each.reshape(prod(each.shape[:-1]), each.shape[-1])
+
     return rows, [numbers.rhs_spec[1], *spatial], []
 
 
@@ -290,7 +342,7 @@ def _scan(reader: Reader, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | Non
         unroll=parts.unroll,
     )
     for leaf, moments in {**sums, **own}.items():
-        reader.add(leaf, Found(layouts[leaf], moments), eqn)
+        reader.add(leaf, Found(layouts[leaf], moments))
     return [*carry, *ys]
 
 
@@ -318,7 +370,7 @@ def _while(reader: Reader, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | No
     sums = _zeros(jax.eval_shape(turn, list(xs[c + b :]))[1])
     carry, sums = jax.lax.while_loop(goes_on, body, (list(xs[c + b :]), sums))
     for leaf, moments in sums.items():
-        reader.add(leaf, Found(layouts[leaf], moments), eqn)
+        reader.add(leaf, Found(layouts[leaf], moments))
     return list(carry)
 
 
@@ -346,12 +398,18 @@ def _cond(reader: Reader, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | Non
 
     outs, found = jax.lax.switch(index, [filled(branch) for branch in branches], operands)
     for leaf, moments in found.items():
-        reader.add(leaf, Found(layouts[leaf], moments), eqn)
+        reader.add(leaf, Found(layouts[leaf], moments))
     return list(outs)
 
 
 def _zeros(shapes: Any) -> Any:
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    def zeros(s: Any) -> jax.Array:
+        kind = getattr(s, "manual_axis_type", s)  # of a shard_map around this
+        varying = tuple(getattr(kind, "varying", None) or getattr(kind, "vma", None) or ())
+        x = jnp.zeros(s.shape, s.dtype)
+        return jax.lax.pcast(x, varying, to="varying") if varying else x
+
+    return jax.tree.map(zeros, shapes)
 
 
 CONTROL: dict[str, Callable[..., list[Any]]] = {"scan": _scan, "while": _while, "cond": _cond}
@@ -359,15 +417,15 @@ CONTROL: dict[str, Callable[..., list[Any]]] = {"scan": _scan, "while": _while, 
 
 def read(
     fn: Callable[..., Any], wish: Wish, params: Any, args: Sequence[Any]
-) -> tuple[dict[int, Moments], dict[int, Layout], dict[int, str]]:
-    """Moments and layouts by leaf, and why others have none."""
+) -> tuple[dict[int, Moments], dict[int, Layout], dict[int, tuple[str, ...]]]:
+    """Moments and layouts by leaf, and why uses of leaves are not counted."""
     reader = Reader(wish, {})
     _walk(reader, fn, params, args)
     found = {leaf: f for leaf, f in reader.found.items() if not _twofold(reader, leaf)}
     return (
         {leaf: f.moments for leaf, f in found.items()},
         {leaf: f.layout for leaf, f in found.items()},
-        reader.lost,
+        {leaf: tuple(why) for leaf, why in reader.lost.items()},
     )
 
 
@@ -381,7 +439,8 @@ def read_rows(
 
 
 def _walk(reader: Reader, fn: Callable[..., Any], params: Any, args: Sequence[Any]) -> None:
-    closed = jax.make_jaxpr(fn)(params, *args)
+    # Of a function of its own: what it closes over may have changed since fn was traced.
+    closed = jax.make_jaxpr(lambda *args: fn(*args))(params, *args)
     leaves, shapes = jax.tree.leaves(params), reader.wish.shapes
     given = [*leaves, *jax.tree.leaves(tuple(args))]
     shapes = (*shapes, *[None] * (len(given) - len(leaves)))
@@ -390,4 +449,4 @@ def _walk(reader: Reader, fn: Callable[..., Any], params: Any, args: Sequence[An
 
 
 def _twofold(reader: Reader, leaf: int) -> bool:
-    return "two kinds of inputs" in reader.lost.get(leaf, "")
+    return any(TWOFOLD in why for why in reader.lost.get(leaf, ()))

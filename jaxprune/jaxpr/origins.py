@@ -53,7 +53,8 @@ def _squeeze(origin: Origin, eqn: Any) -> Origin:
 def _broadcast(origin: Origin, eqn: Any) -> Origin | None:
     axes: list[tuple[Factor, ...]] = [()] * len(eqn.params["shape"])
     for source, target in enumerate(eqn.params["broadcast_dimensions"]):
-        axes[target] = origin.axes[source]
+        if eqn.invars[0].aval.shape[source] == eqn.params["shape"][target]:
+            axes[target] = origin.axes[source]
     return origin._replace(axes=tuple(axes))
 
 
@@ -61,8 +62,8 @@ def _reshape(origin: Origin, eqn: Any) -> Origin | None:
     """Deals the factors, in order, to the new axes."""
     if eqn.params.get("dimensions") is not None:
         return None
-    if any(not a and n > 1 for a, n in zip(origin.axes, eqn.invars[0].aval.shape)):
-        return None  # an axis that was broadcast
+    if is_broadcast(origin, eqn.invars[0].aval.shape):
+        return None
     left = [f for axis in origin.axes for f in axis]
     axes = []
     for size in eqn.outvars[0].aval.shape:
@@ -128,8 +129,21 @@ TRANSPARENT: dict[str, Callable[[Origin, Any], Origin | None]] = {
     "copy_p": _same,
     "reduce_precision": _same,
     "sharding_constraint": _same,
+    "reshard": _same,
+    "mesh_cast": _same,
+    "pvary": _same,
+    "pcast": _same,
+    "stop_gradient": _same,
+    "neg": _same,  # of the weight: its inputs are the same
     "name": _same,
 }
+
+EACH_ITS_OWN = {"optimization_barrier", "device_put"}  # the k-th result is the k-th operand
+
+
+def is_broadcast(origin: Origin, shape: Sequence[int]) -> bool:
+    """Has an array of this shape an axis along which the leaf's entries repeat?"""
+    return any(prod(f.size for f in axis) == 1 < n for axis, n in zip(origin.axes, shape))
 
 
 class Layout(NamedTuple):
