@@ -12,11 +12,11 @@ from jaxprune.calibration import Stats
 from jaxprune.oneshot.layers import (
     SINGLE_ENTRIES,
     Layer,
+    check_size,
     chosen,
     damped,
-    density,
-    layers,
     map_layers,
+    sparsity_of,
     without_dead,
 )
 from jaxprune.oneshot.refit import conjugate_gradients
@@ -69,20 +69,23 @@ def alps(
       >>> int(jnp.sum(pruned["w"] != 0))
       8
     """
-    masks = chosen("alps", params, stats, pattern, sparsity)
+    check_size("alps", "steps", steps, 0)
+    check_size("alps", "refit_steps", refit_steps, 0)
+    found, masks = chosen("alps", params, stats, pattern, sparsity, damping)
+    within = pattern.within_at(sparsity)  # type: ignore[attr-defined]
 
     def solve(layer: Layer, mask: Any) -> tuple[jax.Array, jax.Array]:
         return _stack(
             layer.matrices(layer.leaf).astype(layer.gram.dtype),
             layer.gram,
-            1 - density(mask),
+            sparsity_of(mask),
             damping,
-            within=pattern.within,  # type: ignore[attr-defined]
+            within=within,
             steps=steps,
             refit_steps=refit_steps,
         )
 
-    return map_layers(layers("alps", params, stats, masks), params, masks, solve)
+    return map_layers(found, params, masks, solve)
 
 
 @functools.partial(jax.jit, static_argnames=("within", "steps", "refit_steps"))

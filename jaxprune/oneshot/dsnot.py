@@ -7,12 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune.calibration import Stats
 from jaxprune.masks import check_masks
-from jaxprune.oneshot.layers import Layer, layers, map_layers
+from jaxprune.oneshot.layers import Layer, check_size, layers, map_layers
 from jaxprune.oneshot.structured import column
-from jaxprune.types import Masks, Params
+from jaxprune.types import Masks, Params, path_str
 
 
 def dsnot(
@@ -21,6 +22,7 @@ def dsnot(
     stats: Stats,
     *,
     group: int | None = None,
+    axis: int | None = None,
     power: float = 1.0,
     cycles: int = 50,
     threshold: float = 0.1,
@@ -37,12 +39,14 @@ def dsnot(
       masks: of any pattern, such as Wanda's; each output keeps as many entries as before.
       stats: of :func:`jaxprune.calibrate`, with Gram matrices.
       group: for N:M masks, m: both entries of a swap are of one group.
+      axis: that groups run along, as for :func:`jp.n_m`; by default the last of the input axes.
       power: of the variance.
       cycles: at most.
       threshold: of :math:`|e|`, below which an output is left alone.
 
     Raises:
-      ValueError: for masks that do not fit, or a pruned leaf without statistics, naming it.
+      ValueError: for masks that do not fit, a pruned leaf without statistics, an axis that is no
+        input, or a group that doesn't divide the inputs, naming the leaf.
 
     References:
       Zhang et al., [Dynamic Sparse No Training](https://arxiv.org/abs/2310.08915), 2024, section 3
@@ -58,18 +62,39 @@ def dsnot(
       Array([ True,  True, False], dtype=bool)
     """
     check_masks(masks, params)
-    flat = {id(leaf): k for k, leaf in enumerate(jax.tree.leaves(params))}
+    check_size("dsnot", "cycles", cycles, 0)
+    found = [
+        layer and _in_groups(layer, group, axis) for layer in layers("dsnot", params, stats, masks)
+    ]
+    paths = [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     treedef: Any = jax.tree.structure(params)
-    moments = [treedef.flatten_up_to(t) for t in (stats.means, stats.variances, stats.norms)]
+    moments = [
+        dict(zip(paths, treedef.flatten_up_to(tree), strict=True))
+        for tree in (stats.means, stats.variances, stats.norms)
+    ]
 
     def solve(layer: Layer, mask: Any) -> tuple[jax.Array, jax.Array]:
-        k = flat[id(layer.leaf)]
-        seen = [layer.matrices(column(tree[k], layer.leaf)) for tree in moments]
+        seen = [layer.matrices(column(tree[layer.path], layer.leaf)) for tree in moments]
         w, kept = layer.matrices(layer.leaf).astype(seen[0].dtype), layer.matrices(mask)
         swap = functools.partial(_matrix, group=group or w.shape[1], cycles=cycles)
         return w, jax.vmap(swap, (0, 0, 0, 0, 0, None, None))(w, kept, *seen, power, threshold)
 
-    return map_layers(layers("dsnot", params, stats, masks), params, masks, solve)[1]
+    return map_layers(found, params, masks, solve)[1]
+
+
+def _in_groups(layer: Layer, group: int | None, axis: int | None) -> Layer:
+    """The leaf with its inputs in an order in which groups are neighbours."""
+    if group is None:
+        return layer
+    check_size("dsnot", "group", group, 1)
+    shape, ins = np.shape(layer.leaf), layer.layout.ins
+    last = ins[-1] if axis is None else axis % len(shape)
+    if last not in ins or shape[last] % group:
+        raise ValueError(
+            f"dsnot: {layer.path}, shape {shape}: group={group} does not divide axis={axis}; its "
+            f"inputs are its axes {ins}; pass the n_m pattern's m and axis as group= and axis="
+        )
+    return layer.ordered([*(k for k in ins if k != last), last])
 
 
 @functools.partial(jax.jit, static_argnames=("group", "cycles"))

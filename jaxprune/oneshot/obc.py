@@ -13,12 +13,12 @@ from jaxprune.oneshot.layers import (
     SINGLE_ENTRIES,
     Layer,
     chosen,
-    damped,
-    density,
-    layers,
+    factor,
     map_layers,
+    sparsity_of,
     without_dead,
 )
+from jaxprune.selection import keep_largest, kept_count
 from jaxprune.types import Masks, Params, Pattern
 
 LARGEST = 1024  # inputs: each output has an inverse of its own
@@ -39,8 +39,9 @@ def obc(
     .. math:: w \leftarrow w - \frac{w_p}{[H^{-1}]_{pp}} H^{-1}_{:,p}, \quad
               H^{-1} \leftarrow H^{-1} - \frac{H^{-1}_{:,p} H^{-1}_{p,:}}{[H^{-1}]_{pp}}
 
-    until it keeps as many inputs as the pattern's density says: every output the same number.
-    With N:M each group keeps n.
+    until outputs keep as many inputs as the pattern's density says, each the same number. Where
+    that doesn't divide, those keep one more whose next removal would cost most. With N:M each group
+    keeps n.
 
     Args:
       params, stats, sparsity, pattern, damping: as in :func:`sparsegpt`. Only ``jp.unstructured``
@@ -48,7 +49,8 @@ def obc(
 
     Raises:
       ValueError: for a leaf of more than 1024 inputs, or without Gram matrix, naming it.
-      TypeError, FloatingPointError: as :func:`sparsegpt`.
+      TypeError: for other patterns, ``jp.block`` too.
+      FloatingPointError: as :func:`sparsegpt`.
 
     References:
       Frantar, Singh and Alistarh, [Optimal Brain Compression](https://arxiv.org/abs/2208.11580),
@@ -63,21 +65,24 @@ def obc(
       >>> jnp.sum(masks["w"], 0)
       Array([4, 4, 4, 4], dtype=int32)
     """
-    masks = chosen("obc", params, stats, pattern, sparsity)
-    group = getattr(pattern, "group", None)
+    how: Any = pattern
+    if getattr(how, "rows", None) is not None:
+        raise TypeError(
+            "obc: it removes single entries, and can't follow jp.block(); write "
+            "jp.oneshot.sparsegpt(params, stats, sparsity, pattern=pattern)"
+        )
+    found, masks = chosen("obc", params, stats, pattern, sparsity, damping)
 
     def solve(layer: Layer, mask: Any) -> tuple[jax.Array, jax.Array]:
-        _check_size(layer)
-        n = layer.gram.shape[-1]
-        size = group or n
-        kept = max(1, round(density(mask) * size))
+        _check_inputs(layer)
         weights = layer.matrices(layer.leaf).astype(layer.gram.dtype)
-        return _stack(weights, layer.gram, damping, group=size, kept=kept)
+        group = how.group or layer.gram.shape[-1]
+        return _stack(weights, layer.gram, damping, sparsity_of(mask), group=group)
 
-    return map_layers(layers("obc", params, stats, masks), params, masks, solve)
+    return map_layers(found, params, masks, solve)
 
 
-def _check_size(layer: Layer) -> None:
+def _check_inputs(layer: Layer) -> None:
     n = layer.gram.shape[-1]
     if n > LARGEST:
         raise ValueError(
@@ -87,30 +92,56 @@ def _check_size(layer: Layer) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("group", "kept"))
+@functools.partial(jax.jit, static_argnames="group")
 def _stack(
-    weights: jax.Array, grams: jax.Array, damping: Any, group: int, kept: int
+    weights: jax.Array, grams: jax.Array, damping: Any, sparsity: Any, group: int
 ) -> tuple[jax.Array, jax.Array]:
     def matrix(args: Any) -> tuple[jax.Array, jax.Array]:
         w, gram = args
-        inverse = jnp.linalg.inv(damped(gram, damping))
-        one = functools.partial(_output, inverse, group=group, kept=kept)
-        w, mask = jax.lax.map(one, without_dead(w, gram).T, batch_size=8)
-        return w.T, mask.T
+        _, lower = factor(gram, damping)
+        inverse = jax.scipy.linalg.cho_solve((lower, True), jnp.eye(len(w), dtype=w.dtype))
+        return _matrix(inverse, without_dead(w, gram), kept_count(w.size, sparsity), group)
 
     return jax.lax.map(matrix, (weights, grams))
 
 
-def _output(inverse: jax.Array, w: jax.Array, group: int, kept: int) -> tuple[jax.Array, jax.Array]:
+def _matrix(
+    inverse: jax.Array, w: jax.Array, kept: jax.Array, group: int
+) -> tuple[jax.Array, jax.Array]:
+    """A matrix (in, out) that keeps ``kept`` entries, equally many in each group of each output.
+
+    Where they don't divide, the first round keeps one more in all groups, and finds what it would
+    cost to remove that; the second round keeps it where it costs most.
+    """
+    groups = (w.shape[1], len(w) // group)
+    each, more = jnp.divmod(kept, groups[0] * groups[1])
+
+    def go(k: Any, state: Any) -> Any:
+        *_, costs = state
+        one_more = jnp.where(k == 0, more > 0, keep_largest(costs, more))
+        quota = each + one_more.astype(jnp.int32)
+        one = functools.partial(_output, inverse, group=group)
+        return jax.lax.map(lambda args: one(*args), (w.T, quota), batch_size=8)
+
+    begin = (w.T, jnp.ones(w.T.shape, bool), jnp.zeros(groups, w.dtype))
+    v, mask, _ = jax.lax.fori_loop(0, jnp.where(more > 0, 2, 1), go, begin)
+    return v.T, mask.T
+
+
+def _output(
+    inverse: jax.Array, w: jax.Array, quota: jax.Array, group: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One output with ``quota`` entries left in each group, and the cost of one removal more."""
     n = len(w)
     owner = jnp.arange(n) // group
 
+    def costs(w: jax.Array, h: jax.Array, mask: jax.Array) -> jax.Array:
+        return jnp.where(mask, jnp.square(w) / jnp.where(mask, jnp.diagonal(h), 1), jnp.inf)
+
     def remove(_: Any, state: Any) -> Any:
         w, h, mask = state
-        left = jnp.zeros(-(-n // group), jnp.int32).at[owner].add(mask.astype(jnp.int32))
-        free = mask & (left[owner] > kept)
-        pivots = jnp.diagonal(h)
-        p = jnp.argmin(jnp.where(free, jnp.square(w) / jnp.where(mask, pivots, 1), jnp.inf))
+        left = jnp.zeros(quota.shape, jnp.int32).at[owner].add(mask.astype(jnp.int32))
+        p = jnp.argmin(jnp.where((left > quota)[owner], costs(w, h, mask), jnp.inf))
         column = h[:, p]
         w = w - w[p] / h[p, p] * column
         mask = mask.at[p].set(False)
@@ -118,6 +149,6 @@ def _output(inverse: jax.Array, w: jax.Array, group: int, kept: int) -> tuple[ja
         inside = mask[:, None] & mask[None, :]  # rounding must not revive what is gone
         return jnp.where(mask, w, 0), jnp.where(inside, h, 0), mask
 
-    steps = (n // group) * (group - kept)
-    w, _, mask = jax.lax.fori_loop(0, steps, remove, (w, inverse, jnp.ones(n, bool)))
-    return w, mask
+    begin = (w, inverse, jnp.ones(n, bool))
+    w, h, mask = jax.lax.fori_loop(0, n - jnp.sum(quota), remove, begin)
+    return w, mask, jnp.min(costs(w, h, mask).reshape(-1, group), 1)

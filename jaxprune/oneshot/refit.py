@@ -7,10 +7,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune.calibration import Stats
-from jaxprune.masks import check_masks
-from jaxprune.oneshot.layers import Layer, damped, layer_of, layers, map_layers
+from jaxprune.masks import check_masks, check_structure
+from jaxprune.oneshot.layers import (
+    Layer,
+    check_damping,
+    check_size,
+    check_stats,
+    damped,
+    layer_of,
+    map_layers,
+    repairable,
+)
 from jaxprune.types import Masks, Params, PyTree, path_str
 
 
@@ -32,7 +42,9 @@ def refit(
 
     by ``steps`` of conjugate gradients on the kept entries, preconditioned with the diagonal of
     :math:`H = X^T X + \lambda I`, all outputs at once. Matrix products only. Ten steps recover
-    nearly all that :func:`least_squares` does.
+    nearly all that :func:`least_squares` does. Where a mask takes no input away there is nothing to
+    repair, and the leaf is just masked: biases, embeddings, kernels cut in whole outputs. So are
+    leaves that were left out of the calibration by its ``where``.
 
     Args:
       params: the dense ones.
@@ -45,7 +57,8 @@ def refit(
         the dense ones: more of it for few calibration tokens.
 
     Raises:
-      ValueError: for masks that do not fit, or a pruned leaf without Gram matrix, naming it.
+      ValueError: for masks that do not fit, statistics of other params, or a leaf whose inputs are
+        cut without a Gram matrix of them, naming it.
       FloatingPointError: where the solution is not finite.
 
     References:
@@ -63,18 +76,34 @@ def refit(
              [0.]], dtype=float32)
     """
     check_masks(masks, params)
-    check_masks(masks, start) if start is not None else None
-    begins = iter(jax.tree.leaves(params if start is None else start))
-    begin = dict(zip(map(id, found := layers("refit", params, stats, masks)), begins))
+    check_damping("refit", damping)
+    check_size("refit", "steps", steps, 0)
+    found = repairable("refit", params, stats, masks)
+    begin = _by_path("refit", "start", params if start is None else start, params)
 
     def solve(layer: Layer, mask: Any) -> tuple[jax.Array, jax.Array]:
         dtype = layer.gram.dtype
         kept = layer.matrices(mask)
-        first = layer.matrices(begin[id(layer)]).astype(dtype)
+        first = layer.matrices(begin[layer.path]).astype(dtype)
         dense = layer.matrices(layer.leaf).astype(dtype)
         return _stack(dense, first, kept, layer.gram, damping, steps), kept
 
     return map_layers(found, params, masks, solve)[0]
+
+
+def _by_path(method: str, what: str, tree: Params, params: Params) -> dict[str, Any]:
+    """The leaves of a tree like params; raises ValueError where one has another shape."""
+    check_structure(what, tree, params, f"pass {method} a tree like params as {what}")
+    pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(tree), strict=True)
+    found = {}
+    for (path, w), x in pairs:
+        if np.shape(x) != np.shape(w):
+            raise ValueError(
+                f"{method}: {what} has shape {np.shape(x)} at {path_str(path)}, the leaf "
+                f"{np.shape(w)}; wanted params of the same shapes, such as jp.apply_masks gives"
+            )
+        found[path_str(path)] = x
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="steps")
@@ -131,6 +160,8 @@ def least_squares(params: Params, masks: Masks, stats: Stats, *, damping: float 
              [0.]], dtype=float32)
     """
     check_masks(masks, params)
+    check_damping("least_squares", damping)
+    found = repairable("least_squares", params, stats, masks)
 
     def solve(layer: Layer, mask: Any) -> tuple[jax.Array, jax.Array]:
         kept = layer.matrices(mask)
@@ -138,7 +169,7 @@ def least_squares(params: Params, masks: Masks, stats: Stats, *, damping: float 
             layer.matrices(layer.leaf).astype(layer.gram.dtype), kept, layer.gram, damping
         ), kept
 
-    return map_layers(layers("least_squares", params, stats, masks), params, masks, solve)[0]
+    return map_layers(found, params, masks, solve)[0]
 
 
 @jax.jit
@@ -162,7 +193,11 @@ def _exact(dense: jax.Array, kept: jax.Array, grams: jax.Array, damping: Any) ->
 def output_error(params: Params, pruned: Params, stats: Stats) -> PyTree:
     r"""Returns each leaf's relative output error :math:`\lVert X(W-V)\rVert^2/\lVert XW\rVert^2`.
 
-    On the tokens that ``stats`` saw; a number per leaf, None where there is no Gram matrix.
+    On the tokens that ``stats`` saw; a number per leaf, None where there is no Gram matrix, 0 where
+    dense outputs are 0 and stay so.
+
+    Raises:
+      ValueError: for a pruned tree or statistics that are not of params.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -171,17 +206,21 @@ def output_error(params: Params, pruned: Params, stats: Stats) -> PyTree:
       >>> jp.oneshot.output_error(params, pruned, stats)
       {'w': Array(0.25, dtype=float32)}
     """
+    check_stats("output_error", params, stats)
+    after = _by_path("output_error", "pruned", pruned, params)
     flat = jax.tree_util.tree_leaves_with_path(params)
     treedef: Any = jax.tree.structure(params)
-    every = zip(flat, treedef.flatten_up_to(pruned), treedef.flatten_up_to(stats.grams))
 
-    def error(path: Any, w: Any, v: Any, gram: Any) -> jax.Array:
-        layer = layer_of("output_error", path_str(path), w, gram, stats)
-        difference, whole = layer.matrices(w - v), layer.matrices(w)
-        return _energy(difference, layer.gram) / _energy(whole, layer.gram)
+    def error(path: str, w: Any, gram: Any) -> jax.Array | None:
+        if gram is None:
+            return None
+        layer = layer_of("output_error", path, w, gram, stats)
+        lost, whole = (_energy(layer.matrices(x), layer.gram) for x in (w - after[path], w))
+        return jnp.where(lost == 0, 0, lost / jnp.where(lost == 0, 1, whole))
 
+    grams = treedef.flatten_up_to(stats.grams)
     return jax.tree.unflatten(
-        treedef, [None if g is None else error(p, w, v, g) for (p, w), v, g in every]
+        treedef, [error(path_str(p), w, g) for (p, w), g in zip(flat, grams, strict=True)]
     )
 
 

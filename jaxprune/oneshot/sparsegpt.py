@@ -12,11 +12,11 @@ from jaxprune.calibration import Stats
 from jaxprune.oneshot.layers import (
     SINGLE_ENTRIES,
     Layer,
+    check_size,
     chosen,
-    density,
     factor,
-    layers,
     map_layers,
+    sparsity_of,
     without_dead,
 )
 from jaxprune.types import Masks, Params, Pattern
@@ -47,15 +47,19 @@ def sparsegpt(
       sparsity: as the pattern takes it.
       pattern: ``jp.unstructured(...)``, ``jp.n_m(n, m)`` or ``jp.block(...)``; its ``where`` says
         which leaves, its distribution how much of each. Within a leaf it chooses among the inputs
-        (rows) of a block of the matrix (in, out), whatever the leaf's layout; N:M groups run along
-        the inputs.
-      block: inputs whose masks are chosen together.
+        (rows) of a block of the matrix (in, out), whatever the leaf's layout. N:M groups run along
+        the pattern's axis, which must be an input axis of the leaf: ``jp.n_m(2, 4, axis=-1)`` for
+        (out, in). Blocks are followed on the last two axes of (..., in, out).
+      block: inputs whose masks are chosen together; a rest of less than half of it is added to the
+        last block.
       damping: :math:`\lambda` over the mean diagonal of :math:`X^T X`; ten times as much where the
         matrix is not positive definite. Weights of dead inputs (all zero) become zero, and go
-        first.
+        first. Where all inputs are dead, as of an expert that no token reached, nothing is known,
+        and weights go by magnitude.
 
     Raises:
-      ValueError: for a chosen leaf without Gram matrix, naming it and why; what the pattern raises.
+      ValueError: for a chosen leaf without Gram matrix, naming it and why; for statistics of other
+        params, a negative damping, or an axis of N:M that is no input; what the pattern raises.
       TypeError: for a pattern that couples leaves (``jp.structured``).
       FloatingPointError: where no damping makes the solution finite.
 
@@ -72,20 +76,24 @@ def sparsegpt(
       >>> int(jnp.sum(pruned["w"] == 0)), int(jnp.sum(masks["w"]))
       (16, 16)
     """
-    masks = chosen("sparsegpt", params, stats, pattern, sparsity)
+    check_size("sparsegpt", "block", block, 1)
+    found, masks = chosen("sparsegpt", params, stats, pattern, sparsity, damping)
+    how: Any = pattern
+    within = how.within_at(sparsity)
+    whole = how.group or how.rows or 1  # inputs that can't stand in two blocks
 
     def solve(layer: Layer, mask: Any) -> tuple[jax.Array, jax.Array]:
         return _stack(
             layer.matrices(layer.leaf).astype(layer.gram.dtype),
             layer.gram,
-            1 - density(mask),
+            sparsity_of(mask),
             damping,
-            within=pattern.within,  # type: ignore[attr-defined]
-            group=getattr(pattern, "group", None),
-            block=block,
+            within=within,
+            group=how.group,
+            block=-(-block // whole) * whole,
         )
 
-    return map_layers(layers("sparsegpt", params, stats, masks), params, masks, solve)
+    return map_layers(found, params, masks, solve)
 
 
 @functools.partial(jax.jit, static_argnames=("within", "group", "block"))
@@ -98,15 +106,24 @@ def _stack(
 def _matrix(
     w: jax.Array, gram: jax.Array, sparsity: Any, damping: Any, within: Any, group: Any, block: int
 ) -> tuple[jax.Array, jax.Array]:
-    """One matrix (in, out): full blocks in a loop, then what is left."""
+    """One matrix (in, out): equal blocks in a loop, then the last one.
+
+    It takes a small rest along: where a few inputs choose on their own, they keep too many.
+    """
     c = inverse_factor(gram, damping)
     w = without_dead(w, gram)
     n = len(w)
-    block = min(n, -(-block // group) * group if group else block)
-    one = functools.partial(_block, c, sparsity, within, group or block)
-    mask = jnp.zeros(w.shape, bool)
-    state = jax.lax.fori_loop(0, n // block, lambda b, s: one(b * block, s, block), (w, mask))
-    w, mask = one(n - n % block, state, n % block) if n % block else state
+    block = min(block, n)
+    count = (n + block // 2) // block
+    rest = n - (count - 1) * block
+    equal = count if rest == block else count - 1
+
+    def one(start: Any, state: Any, size: int) -> Any:
+        return _block(c, sparsity, within, group or size, start, state, size)
+
+    state = (w, jnp.zeros(w.shape, bool))
+    state = jax.lax.fori_loop(0, equal, lambda b, s: one(b * block, s, block), state)
+    w, mask = one(equal * block, state, rest) if equal < count else state
     return jnp.where(mask, w, 0), mask
 
 
@@ -129,7 +146,6 @@ def _block(
     rows = jax.lax.dynamic_slice_in_dim(w, start, size)
     ahead = jax.lax.dynamic_slice_in_dim(c, start, size)  # (size, in)
     own = jax.lax.dynamic_slice_in_dim(ahead, start, size, axis=1)
-    group = min(group, size)
 
     def prune(g: Any, state: Any) -> Any:
         """The weights of a group: chosen together, removed one input after the other."""

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.calibration import Stats
-from jaxprune.masks import check_masks
+from jaxprune.masks import check_masks, check_structure
+from jaxprune.oneshot.layers import check_stats
 from jaxprune.scores.weights import is_float, widen
 from jaxprune.types import Masks, Params, Scores, path_str
 
@@ -40,6 +41,7 @@ def flap(params: Params, stats: Stats) -> Scores:
       {'w': Array([[1.],
              [0.]], dtype=float32)}
     """
+    check_stats("flap", params, stats)
     return _per_input(params, stats.variances, lambda w, v: jnp.square(w) * v)
 
 
@@ -59,6 +61,7 @@ def activation_energy(params: Params, stats: Stats) -> Scores:
       >>> jp.oneshot.activation_energy(params, stats)["w"][:, 0]
       Array([1., 4.], dtype=float32)
     """
+    check_stats("activation_energy", params, stats)
     treedef: Any = jax.tree.structure(params)
     pairs = zip(treedef.flatten_up_to(stats.means), treedef.flatten_up_to(stats.variances))
     energy = treedef.unflatten([None if m is None else m**2 + v for m, v in pairs])
@@ -97,11 +100,13 @@ def compensate(
       pruned: the same tree, masked or refit.
       masks: an output that its bias's mask removes stays zero.
       stats: of :func:`jaxprune.calibrate`.
-      biases: path of a kernel (in, out) -> path of the bias (out,) that is added to its outputs.
+      biases: path of a kernel -> path of the float bias that is added to its outputs. It has the
+        kernel's axes without its inputs: (out,) for (in, out) and (out, in), (heads, dim) for
+        (in, heads, dim), (layers, out) for a stack (layers, in, out).
 
     Raises:
       ValueError: for a path that is not in params, a kernel without statistics, or a bias of
-        another size than the kernel's outputs.
+        another shape than the kernel's outputs, or of integers; for statistics of other params.
 
     References:
       An et al., [FLAP](https://arxiv.org/abs/2312.11983), 2024, baseline bias compensation.
@@ -117,6 +122,8 @@ def compensate(
       Array([5.], dtype=float32)
     """
     check_masks(masks, params)
+    check_structure("pruned", pruned, params, "pass what refit or jp.apply_masks returned")
+    check_stats("compensate", params, stats)
     named = [(path_str(p), w) for p, w in jax.tree_util.tree_leaves_with_path(params)]
     place = {path: k for k, (path, _) in enumerate(named)}
     treedef: Any = jax.tree.structure(params)
@@ -131,7 +138,7 @@ def compensate(
         w = named[k][1]
         _check_bias(kernel, bias, w, leaves[b], means[k], stats)
         change = (w - leaves[k]) * column(means[k], w)
-        moved = leaves[b] + jnp.sum(change, tuple(range(change.ndim - 1)))
+        moved = leaves[b] + jnp.sum(change, stats.layouts[kernel].ins)
         leaves[b] = jnp.where(kept[b], moved, leaves[b]).astype(leaves[b].dtype)
     return treedef.unflatten(leaves)
 
@@ -144,9 +151,12 @@ def _check_bias(kernel: str, bias: str, w: Any, b: Any, mean: Any, stats: Stats)
             f"{stats.reasons.get(kernel, 'it was left out of the calibration')}; leave it out of "
             "biases="
         )
-    plain = stats.layouts[kernel].outs == (np.ndim(w) - 1,) and not stats.layouts[kernel].batch
-    if not plain or np.shape(b) != np.shape(w)[-1:]:
+    ins = stats.layouts[kernel].ins
+    outputs = tuple(n for k, n in enumerate(np.shape(w)) if k not in ins)
+    if np.shape(b) != outputs or not is_float(b):
+        kind = getattr(b, "dtype", type(b).__name__)
         raise ValueError(
             f"compensate: the outputs of {kernel}, shape {np.shape(w)}, are not those of {bias}, "
-            f"shape {np.shape(b)}; wanted a kernel (..., in, out) and a bias (out,)"
+            f"{kind} of shape {np.shape(b)}; its inputs are its axes {ins}: wanted a bias of "
+            f"floats, shape {outputs}"
         )
