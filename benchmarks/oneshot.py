@@ -210,7 +210,8 @@ def main() -> None:
         if key(row) in [key(r) for r in result["rows"]]:
             continue
         pruned, about = prune_model(params, tokens, method, at, args.damping, args.drift)
-        row |= measure(pruned, evaluated) | about | {"cores": results.device()["cores"]}
+        row |= measure(pruned, evaluated) | about
+        row |= {"cores": results.device()["cores"], "date": results.today()}
         result["rows"].append(row)
         results.save(result, path)
         print({k: v for k, v in row.items() if k != "layer_error"}, flush=True)

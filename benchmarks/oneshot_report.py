@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import days
+
 Row = dict[str, Any]
 DOMAINS = {"excerpt": "excerpt", "docs": "documentation", "glosses": "glosses"}
 POINTS = ("50%", "2:4", "30%", "60%", "70%", "4:8")
@@ -59,7 +61,8 @@ def caption(found: dict[str, Any], path: str) -> str:
     versions = found["versions"]
     return (
         f"Perplexities of {found['model']}, after pruning every attention and MLP kernel in one "
-        f"shot (jax {versions['jax']}, {found['date']}, one seed, [oneshot.json]({path})). "
+        f"shot (jax {versions['jax']}, {days(found, found['rows'])}, one seed, "
+        f"[oneshot.json]({path})). "
         "Excerpt: the tutorial's chapter on classes; documentation: other held-out pages; glosses: "
         "WordNet's nouns. Calibrated on 32 x 256 tokens of Python's library pages and as many of "
         "WordNet's verbs; the last two columns on the library pages alone. Drift 0.5: half of what "

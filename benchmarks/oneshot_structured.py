@@ -256,6 +256,7 @@ def row(
         "exact": small.certificate.exact,
         "max_relative_error": float(jnp.abs(got - want).max() / jnp.abs(want).max()),
         "kept": counts(keep),
+        "date": results.today(),
     }
     return oneshot.measure(pruned, evaluated) | about, pruned
 
@@ -321,7 +322,7 @@ def main() -> None:
     result = results.load(path) if path.exists() else results.header("oneshot_structured")
     params, tokenizer = smollm2.load()
     if args.time:
-        result["load_average"] = {"before": load_average()}
+        result |= {"load_average": {"before": load_average()}, "timed_on": results.today()}
         timed(params, result["rows"], args.rounds)
         results.save(result, path)
         plot(result["rows"], result["dense"]["excerpt"], path.with_suffix(".png"))

@@ -80,7 +80,8 @@ def _speeds(path: Path) -> str:
     return "\n\n".join(
         [
             f"Measured speed-up over the dense network, {where}, jax {versions['jax']}, "
-            f"{found['date']}, medians of one interleaved run each; weights are random, time "
+            f"{results.days(found, found['networks'].values())}, medians of one interleaved run "
+            "each; weights are random, time "
             "does not depend on them "
             f"([speed.json]({folder}/{path.name})):",
             "\n".join(f"| {' | '.join(line)} |" for line in lines),
@@ -113,7 +114,8 @@ def _units(path: Path) -> str:
         [
             f"SmolLM2-135M, perplexities, and measured speed-up over the dense model at batch 1, "
             f"{device['processor']}, {device['cores']} cores, jax {found['versions']['jax']}, "
-            f"{found['date']} ([{path.name}]({folder}/{path.name})):",
+            f"{results.days(found, found['rows'].values())}, timed on "
+            f"{found.get('timed_on', found['date'])} ([{path.name}]({folder}/{path.name})):",
             "\n".join(f"| {' | '.join(line)} |" for line in lines),
             f"![perplexity against measured speed-up]({folder}/{path.stem}.png)",
         ]

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,21 @@ def header(job: str) -> dict[str, Any]:
     """Returns the facts that every result file opens with."""
     return {
         "job": job,
-        "date": datetime.date.today().isoformat(),
+        "date": today(),
         "device": device(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def today() -> str:
+    return datetime.date.today().isoformat()
+
+
+def days(found: dict[str, Any], rows: Iterable[dict[str, Any]]) -> str:
+    """Returns when the rows of a file were measured: a row without a date when the file was."""
+    dates = sorted({row.get("date", found["date"]) for row in rows})
+    return dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
 
 
 # Where a machine keeps its packages and this checkout: no business of a result.

@@ -197,6 +197,7 @@ def measure(
             rows[name] = _rows(two, SPARSE_ROUNDS, counted=False)[name]
     _over_native(rows)
     return {
+        "date": results.today(),
         "rows": rows,
         "search_seconds": {k.split(", ")[1]: v for k, v in about.items() if ", " in k},
         "load_average": {"before": before, "after": load_average()},

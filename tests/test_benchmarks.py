@@ -375,6 +375,13 @@ def test_help_explains_itself():
 # -- results, table, pictures, README
 
 
+def test_rows_of_several_days_are_dated():
+    found = {"date": "2026-01-02"}
+    assert results.days(found, [{}, {}]) == "2026-01-02"
+    rows = [{}, {"date": "2026-01-01"}, {"date": "2026-01-05"}]
+    assert results.days(found, rows) == "2026-01-01 to 2026-01-05"
+
+
 def test_results_survive_the_file_with_raw_timings_on_one_line(tmp_path):
     result = {"seconds": [1.5, 2e-07, 3], "rows": [{"a": None}], "names": ["x", "y"]}
     results.save(result, tmp_path / "a" / "b.json")
