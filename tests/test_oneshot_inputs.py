@@ -484,3 +484,72 @@ def test_a_bias_of_integers_is_refused():
     masks = jax.tree.map(lambda _: jnp.asarray(True), params)
     with pytest.raises(ValueError, match=r"not those of b, int32 of shape \(4,\).* of floats"):
         jp.oneshot.compensate(params, params, masks, stats, {"w": "b"})
+
+
+# ----------------------------------------------------------------------------------- sequential
+
+
+def blocks_of(count):
+    shapes = {"up": (4, 6), "down": (6, 4)}
+    return [{k: normal(i, *s) / 2 for k, s in shapes.items()} for i in range(count)]
+
+
+def residual(p, x):
+    return x + jnp.tanh(x @ p["up"]) @ p["down"]
+
+
+def only(name):
+    return lambda path, leaf: path == name
+
+
+@pytest.mark.parametrize("order, drift, traces", [
+    (None, 0.0, 2),  # the block itself, and its statistics
+    (["up", "down"], 0.0, 3),  # the block itself, and the statistics of each group
+    (["up", "down"], 0.5, 7),  # and for each group the products of inputs here and there
+])  # fmt: skip
+def test_sequential_compiles_once_for_all_blocks(order, drift, traces):
+    seen = []
+
+    def block(p, x):
+        seen.append(1)
+        return residual(p, x)
+
+    groups = None if order is None else [only(name) for name in order]
+    batches = [normal(k, 9, 4) for k in range(2)]
+    half = lambda p, stats: jp.oneshot.sparsegpt(p, stats, 0.5)  # noqa: E731
+    jp.oneshot.sequential(block, blocks_of(5), batches, half, order=groups, drift=drift)
+    assert len(seen) == traces
+
+
+def test_sequential_reads_what_a_block_closes_over_anew():
+    scale, batches, errors = [1.0], [normal(5, 40, 4)], []
+    block = lambda p, x: x + jnp.tanh(scale[0] * x @ p["up"]) @ p["down"]  # noqa: E731
+    half = lambda p, stats: jp.oneshot.sparsegpt(p, stats, 0.5)  # noqa: E731
+    for scale[0] in (1.0, 4.0):
+        got, _ = jp.oneshot.sequential(block, blocks_of(2), batches, half)
+        fresh = lambda p, x: x + jnp.tanh(scale[0] * x @ p["up"]) @ p["down"]  # noqa: E731
+        want, _ = jp.oneshot.sequential(fresh, blocks_of(2), batches, half)
+        errors.append(max(float(jnp.abs(a[k] - b[k]).max()) for a, b in zip(got, want) for k in a))
+    assert max(errors) == 0
+
+
+STACK = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks_of(3))
+BATCH = normal(7, 5, 4)
+CALLS = {
+    "no batches": (blocks_of(2), [], {}, ValueError, "sequential: batches is empty; pass"),
+    "one array": (blocks_of(2), BATCH, {}, ValueError, r"sequential: batches is one .*=\[x\]"),
+    "a stack": (STACK, [BATCH], {}, TypeError, r"blocks is a dict; wanted a list .*leaf\[k\]"),
+    "names": (blocks_of(2), [BATCH], {"order": ["up", "down"]}, TypeError,
+              r"order\[0\] is 'up'; wanted a function .* path == 'up'"),
+    "a later block": ([*blocks_of(2), {"up": normal(1, 4, 4)}], [BATCH],
+                      {"order": [only("up"), only("down")]}, ValueError,
+                      r"order\[1\] selects no leaf of blocks\[2\]; its leaves are up"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_sequential_is_clear_about_its_arguments(name):
+    blocks, batches, how, error, message = CALLS[name]
+    dense = lambda p, stats: (p, jax.tree.map(lambda _: True, p))  # noqa: E731
+    with pytest.raises(error, match=message):
+        jp.oneshot.sequential(residual, blocks, batches, dense, **how)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.oneshot.drift import _cross, corrected
+from jaxprune.oneshot.drift import Corrector, _cross
 
 
 def block(p, x):
@@ -211,7 +211,7 @@ def test_products_of_equal_inputs_are_gram_matrices(use):
     stats = jp.calibrate(fn, params, [x])
     (found,) = _cross(fn, (True,), params, (x,), (x,)).values()
     np.testing.assert_allclose(found, stats.grams["w"], rtol=1e-5, atol=1e-5)
-    same = corrected(fn, params, [((x,), (x,))], stats, 1.0)
+    same = Corrector(fn)(params, [((x,), (x,))], stats, 1.0)
     np.testing.assert_allclose(same["w"], params["w"], rtol=1e-5, atol=1e-6)
 
 

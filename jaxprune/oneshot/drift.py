@@ -27,24 +27,37 @@ from jaxprune.types import Params, path_str
 DAMPING = 0.01  # of the mean diagonal of X^T X
 
 
-def corrected(
-    fn: Callable[..., Any],
+class Corrector:
+    """Corrects one tree of parameters of a function after another, compiled once for all."""
+
+    def __init__(self, fn: Callable[..., Any]):
+        self._cross = jax.jit(functools.partial(_cross, fn), static_argnums=0)
+
+    def __call__(
+        self, params: Params, batches: Iterable[tuple[Any, Any]], stats: Stats, share: float
+    ) -> Params:
+        """Params whose leaves that have statistics are corrected.
+
+        ``batches``: pairs of what follows params in ``fn``, as a tuple: here, and in the dense
+        network.
+        """
+        return _corrected(self._cross, params, batches, stats, share)
+
+
+def _corrected(
+    products: Callable[..., dict[int, jax.Array]],
     params: Params,
     batches: Iterable[tuple[Any, Any]],
     stats: Stats,
     share: float,
 ) -> Params:
-    """Params whose leaves that have statistics are corrected.
-
-    ``batches``: pairs of what follows params in ``fn``, as a tuple: here, and in the dense network.
-    """
     flat = jax.tree_util.tree_leaves_with_path(params)
     treedef: Any = jax.tree.structure(params)
     grams = treedef.flatten_up_to(stats.grams)
     chosen = tuple(path_str(path) in stats.layouts for path, _ in flat)
     cross: dict[int, Any] = {}
     for here, dense in batches:
-        new = _cross(fn, chosen, params, here, dense)
+        new = products(chosen, params, here, dense)
         cross = {k: m + cross[k] if k in cross else m for k, m in new.items()}
     leaves = []
     for k, ((path, leaf), gram) in enumerate(zip(flat, grams, strict=True)):
@@ -64,7 +77,6 @@ def corrected(
     return jax.tree.unflatten(treedef, leaves)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _cross(
     fn: Callable[..., Any], chosen: tuple[bool, ...], params: Params, here: Any, dense: Any
 ) -> dict[int, jax.Array]:

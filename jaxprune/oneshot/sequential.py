@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from jaxprune.calibration import Stats, calibrate
-from jaxprune.oneshot.drift import corrected
+from jaxprune.calibration import Calibrator, Stats
+from jaxprune.oneshot.drift import Corrector
 from jaxprune.types import Masks, Params, Where, path_str
 
 Prune = Callable[[Params, Stats], tuple[Params, Masks]]
@@ -33,7 +34,8 @@ def sequential(
     Only one block's statistics are held at a time.
 
     Args:
-      block: ``block(p, x) -> x``, the hidden states of one batch, jitted here once.
+      block: ``block(p, x) -> x``, the hidden states of one batch. It is compiled here once for all
+        blocks of one structure, and once per group with its statistics.
       blocks: parameters of each, in order. Blocks stacked for a scan are unstacked first:
         ``[jax.tree.map(lambda leaf: leaf[k], stack) for k in range(layers)]``.
       batches: hidden states before the first block.
@@ -53,10 +55,11 @@ def sequential(
       progress: wraps the iterable of blocks, such as ``tqdm.tqdm``.
 
     Raises:
-      ValueError: without blocks; for a group without leaves, or one that shares leaves with another
-        one; for a drift outside [0, 1], without order, or of a weight that a loop within the block
-        uses; and as :func:`jaxprune.calibrate`.
-      TypeError: when prune doesn't return (pruned, masks).
+      ValueError: without blocks or batches; for a group that has no leaf in one of the blocks, or
+        shares leaves with another one; for a drift outside [0, 1], without order, or of a weight
+        that a loop within the block uses; and as :func:`jaxprune.calibrate`.
+      TypeError: for a stack in place of a list of blocks, or names in place of functions in
+        ``order``; when prune doesn't return (pruned, masks).
 
     References:
       Frantar and Alistarh, [SparseGPT](https://arxiv.org/abs/2301.00774), 2023, whose published
@@ -71,13 +74,15 @@ def sequential(
       >>> [float(jp.density(m, p)) for m, p in zip(masks, pruned)]
       [0.5, 0.5]
     """
-    if not blocks:
-        raise ValueError("sequential: blocks is empty; pass the parameters of each block, in order")
+    _check_blocks(blocks)
     groups = [_everything] if order is None else list(order)
-    _check_groups(groups, blocks[0])
+    for k, p in enumerate(blocks if order is not None else []):
+        _check_groups(groups, k, p)
     _check_drift(drift, order)
-    run, partial = jax.jit(block), _of_a_part(block)
-    states = dense_states = list(batches)
+    run = jax.jit(lambda p, x: block(p, x))  # its own: block may close over what has changed
+    partial = _of_a_part(block)
+    calibrate, correct = Calibrator(partial, where, grams), Corrector(partial)
+    states = dense_states = _listed(batches)
     pruned, masks = [], []
     for dense in progress(blocks) if progress is not None else blocks:
         p, kept = dense, jax.tree.map(lambda _: True, dense)
@@ -85,10 +90,10 @@ def sequential(
             inside = _selected(dense, group)
             part, rest = _split(p, inside)
             given = [(rest, x) for x in states]
-            stats = calibrate(partial, part, given, where=where, grams=grams)
+            stats = calibrate(part, given)
             if drift:
                 before = [(_split(dense, inside)[1], x) for x in dense_states]
-                part = corrected(partial, part, zip(given, before), stats, drift)
+                part = correct(part, zip(given, before), stats, drift)
             new, mask = _checked(prune(part, stats))
             if order is None:  # the whole block, with leaves that it may have got
                 p, kept = new, mask
@@ -126,14 +131,45 @@ def _joined(part: Params, rest: Params) -> Params:
     )
 
 
-def _check_groups(groups: Sequence[Where], p: Params) -> None:
+def _check_blocks(blocks: Any) -> None:
+    if isinstance(blocks, Mapping | jax.Array | np.ndarray) or not hasattr(blocks, "__getitem__"):
+        raise TypeError(
+            f"sequential: blocks is a {type(blocks).__name__}; wanted a list of the parameters of "
+            "each block. Of a stack: [jax.tree.map(lambda leaf: leaf[k], blocks) for k in "
+            "range(layers)]"
+        )
+    if not len(blocks):
+        raise ValueError("sequential: blocks is empty; pass the parameters of each block, in order")
+
+
+def _listed(batches: Any) -> list[Any]:
+    if isinstance(batches, jax.Array | np.ndarray | Mapping):
+        raise ValueError(
+            f"sequential: batches is one {type(batches).__name__}; wanted an iterable of hidden "
+            "states: batches=[x]"
+        )
+    states = list(batches)
+    if not states:
+        raise ValueError(
+            "sequential: batches is empty; pass the hidden states before the first block, "
+            "batches=[x]; an iterator that has been read once is empty, too"
+        )
+    return states
+
+
+def _check_groups(groups: Sequence[Where], number: int, p: Params) -> None:
     paths = [(path_str(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(p)]
     owner: dict[str, int] = {}
     for k, group in enumerate(groups):
+        if not callable(group):
+            raise TypeError(
+                f"sequential: order[{k}] is {group!r}; wanted a function of a leaf's path and the "
+                f"leaf: lambda path, leaf: path == {group!r}"
+            )
         inside = [path for path, leaf in paths if group(path, leaf)]
         if not inside:
             raise ValueError(
-                f"sequential: order[{k}] selects no leaf of a block; its leaves are "
+                f"sequential: order[{k}] selects no leaf of blocks[{number}]; its leaves are "
                 f"{', '.join(path for path, _ in paths)}"
             )
         twice = [path for path in inside if path in owner]

@@ -44,7 +44,7 @@ def sparsegpt(
     Args:
       params: the dense ones.
       stats: of :func:`jaxprune.calibrate`, with Gram matrices.
-      sparsity: as the pattern takes it.
+      sparsity: as the pattern takes it, traced too.
       pattern: ``jp.unstructured(...)``, ``jp.n_m(n, m)`` or ``jp.block(...)``; its ``where`` says
         which leaves, its distribution how much of each. Within a leaf it chooses among the inputs
         (rows) of a block of the matrix (in, out), whatever the leaf's layout. N:M groups run along
