@@ -321,6 +321,8 @@ def main() -> None:
         Console(width=120).print(table(title, kept[title]))
         jax.clear_caches()
         results.save(results.header("speed") | {"rounds": args.rounds, "networks": kept}, path)
+    titles = [f"{name}, {dtype}" for dtype in SPEEDUPS for name in [*CASES, *QUICK]]
+    kept = {title: kept[title] for title in titles if title in kept}
     for found in kept.values():
         found["score_at_equal_time"] = equal_time(found["rows"])
     results.save(results.header("speed") | {"rounds": args.rounds, "networks": kept}, path)
