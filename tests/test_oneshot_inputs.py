@@ -22,6 +22,7 @@ def linear(p, x):
     return x @ p["w"]
 
 
+@functools.cache  # calibrating compiles; nothing here changes what it gets
 def calibrated(n=8, out=4, tokens=64):
     params = {"w": normal(1, n, out)}
     return params, jp.calibrate(linear, params, [normal(0, tokens, n)])
@@ -92,6 +93,7 @@ def network(p, x):
     return jax.lax.scan(step, h, p["layers"])[0]
 
 
+@functools.cache
 def a_network():
     shapes = {
         "table": (9, 6), "q": (6, 2, 3), "q_bias": (2, 3), "depthwise": (3, 1, 6),
@@ -178,12 +180,17 @@ LAYOUTS = {  # name -> shape of the leaf, of the inputs, axis of the groups, fun
 }  # fmt: skip
 
 
+@functools.cache
+def of_layout(name):
+    shape, inputs, _, fn = LAYOUTS[name]
+    params = {"w": normal(1, *shape)}
+    return params, jp.calibrate(fn, params, [normal(0, *inputs)])
+
+
 @methods
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_groups_run_along_the_pattern_s_axis(name, method):
-    shape, inputs, axis, fn = LAYOUTS[name]
-    params, x = {"w": normal(1, *shape)}, normal(0, *inputs)
-    stats = jp.calibrate(fn, params, [x])
+    axis, (params, stats) = LAYOUTS[name][2], of_layout(name)
     pattern = jp.n_m(2, 4, axis=axis)
     pruned, masks = method(params, stats, 0.5, pattern=pattern)
     groups = np.moveaxis(np.asarray(masks["w"]), axis, -1)
@@ -388,6 +395,11 @@ READERS = EVERY | {
 }
 
 
+@functools.cache
+def of_another_tree():
+    return jp.calibrate(lambda p, x: x @ p["v"], {"v": normal(0, 8, 4)}, [normal(1, 5, 8)])
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_statistics_of_something_else_are_refused(name):
     params, stats = calibrated()
@@ -396,12 +408,11 @@ def test_statistics_of_something_else_are_refused(name):
     for wrong in (None, stats.norms, stats.grams):
         with pytest.raises(TypeError, match=f"{name}: stats is a .*wanted all that jp.calibrate"):
             call(wrong)
-    wide = jp.calibrate(linear, {"w": normal(0, 10, 4)}, [normal(1, 5, 10)])
+    _, wide = calibrated(10)
     with pytest.raises(ValueError, match=rf"{name}: the statistics of w, shape \(8, 4\), have"):
         call(wide)
-    other = jp.calibrate(lambda p, x: x @ p["v"], {"v": normal(0, 8, 4)}, [normal(1, 5, 8)])
     with pytest.raises(ValueError, match=f"{name}: stats are of another tree than params.*'w'"):
-        call(other)
+        call(of_another_tree())
 
 
 def test_a_start_or_pruned_tree_that_does_not_fit_is_named():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ MET = 0.99  # of a speed-up counts as the speed-up: a clock's noise
 CLOSE = 0.94  # of the budget used is enough: what is left isn't worth another attempt
 NEAR = (0.9, 1.08)  # of the budget used in a short run: a long one decides
 BESIDE = (1.03, 1.0, 0.97)  # of the budget: what is found for these is measured, too
-FINALISTS = 7  # in a long run
+FINALISTS = 5  # in a long run
 DECISIVE = 3  # times as many rounds, while the clock is unsure
 SURE = 0.01  # standard error of a ratio, relative
 MIN_ROUND = 0.05  # seconds: a round of one short call measures cold caches
@@ -237,11 +236,11 @@ class Search:
     ) -> list[_Try]:
         """What is best a little above and below the budget, as far as is known, if it is new.
 
-        Uniform choices among it: what single operations tell may be wrong about the whole, and
+        A uniform choice among it: what single operations tell may be wrong about the whole, and
         then one fraction for all dimensions may keep more in the same time.
         """
         found: list[_Try] = []
-        for part, even in itertools.product(BESIDE, sorted({uniform, True})):
+        for part, even in [*((part, uniform) for part in BESIDE), (1.0, True)]:
             scaled = {n: b * (part if n == "latency" else 1) for n, b in budgets.items()}
             choice = self._solved(scaled, even)
             new = choice is not None and not any(
