@@ -1,6 +1,6 @@
 """At the same measured speed, whose network is the most accurate after fine-tuning?
 
-``python -m benchmarks.speed_accuracy`` trains two networks on Fashion-MNIST, prunes each to 2 and 3
+``python -m benchmarks.speed_accuracy`` trains a network on Fashion-MNIST, prunes it to 2 and 3
 times its measured speed, and fine-tunes all results alike. Score, objective, solver and widths are
 the same everywhere; what differs is what the solver limits: *time*, the tables of ``jp.search``;
 *FLOPs*; or *uniform*, one fraction for all dimensions, whatever the objective. Each way's budget is
@@ -32,7 +32,7 @@ from rich.table import Table
 
 import jaxprune as jp
 from benchmarks import data, methods, results, train
-from benchmarks.model import ResNet, Separable
+from benchmarks.model import ResNet
 from benchmarks.native import load_average
 from jaxprune.budget.kept import OBJECTIVES
 from jaxprune.budget.search import Search
@@ -78,9 +78,6 @@ QUICK = Settings(
 NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "residual": lambda classes, scale, strides: ResNet(
         classes, tuple(w // scale for w in (32, 64, 128)), stem_strides=strides
-    ),
-    "separable": lambda classes, scale, strides: Separable(
-        classes, tuple(w // scale for w in (32, 64, 64, 128, 128)), (1, 2, 1, 2)
     ),
 }
 

@@ -12,7 +12,6 @@ import pytest
 
 import jaxprune as jp
 from benchmarks import data, results, solver_speed, speed, speed_accuracy, speed_models
-from benchmarks.model import Depthwise
 from jaxprune.budget.search import Search
 
 plt = pytest.importorskip("matplotlib.pyplot")
@@ -209,30 +208,17 @@ def test_stages_go_on_where_they_stopped(tmp_path, monkeypatch):
         speed_accuracy, "run", lambda stage, *a: ran.append(stage) or run(stage, *a)
     )
     for stages in (["train"], ["plan", "tune"], [*speed_accuracy.STAGES]):
-        args = ["speed_accuracy", "--quick", "--networks", "separable", "--objective", "balanced"]
+        args = ["speed_accuracy", "--quick", "--networks", "residual", "--objective", "balanced"]
         monkeypatch.setattr(sys, "argv", [*args, *where, "--stages", *stages])
         speed_accuracy.main()
     assert ran == ["train", "plan", "tune", "time"]
     found = json.loads((results.folder(tmp_path) / "speed_accuracy-quick.json").read_text())
-    (network,) = found["networks"]["separable, balanced"].values()
+    (network,) = found["networks"]["residual, balanced"].values()
     assert [row["way"] for row in network["rows"]] == list(speed_accuracy.WAYS)
     assert all(0 <= r["accuracy"] <= 1 and r["speedup"]["median"] > 0 for r in network["rows"])
     widths = {tuple(map(tuple, row["kept"].values())) for row in network["rows"]}
     assert len(widths) == 1  # all keep half here
     assert len({row["accuracy"] for row in network["rows"]}) == 1  # and are tuned alike
-
-
-def test_depthwise_products_are_a_grouped_convolution():
-    for strides in (1, 2):
-        layer = Depthwise(strides)
-        x = jax.random.normal(jax.random.key(0), (2, 8, 8, 6))
-        params = layer.init(jax.random.key(1), x)
-        kernel = params["params"]["kernel"][:, :, None]
-        want = jax.lax.conv_general_dilated(
-            x, kernel, (strides, strides), ((1, 1), (1, 1)), feature_group_count=6,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
-        np.testing.assert_allclose(layer.apply(params, x), want, atol=1e-5)
 
 
 def test_seeds_are_averaged_and_ways_paired():
