@@ -14,6 +14,7 @@ METHODS = (
     "magnitude", "ria", "wanda", "sparsegpt", "magnitude + refit", "ria + refit", "wanda + refit",
     "sparsegpt + refit", "alps",
 )  # fmt: skip
+LARGEST = 1000  # perplexity that is drawn: all beyond is noise
 # Okabe and Ito's colours; the marker tells points apart, too.
 STYLES = {
     "30%": ("#56B4E9", "^"),
@@ -83,7 +84,8 @@ def plot(found: dict[str, Any], path: Path) -> Path:
             if row["method"] in METHODS:
                 _mark(ax, row, domain)
         ax.axvline(found["dense"][domain], color="0.4", ls="--", lw=1, label="dense")
-        ax.set(title=domain, xscale="log", xlabel="perplexity, log scale")
+        ax.set(title=domain, xscale="log", xlabel="perplexity, log scale; above 1,000 left out")
+        ax.set_xlim(0.8 * found["dense"][domain], LARGEST)
         ax.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
         ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         ax.set_xticks([20, 30, 50, 100, 200, 500])
