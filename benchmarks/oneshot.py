@@ -186,7 +186,7 @@ def main() -> None:
     evaluated = corpora(tokenizer)
     count = args.sequences or SEQUENCES * (2 if args.mixed else 1)
     tokens = calibration(tokenizer, args.mixed, count)
-    path = results.folder(args.results) / "oneshot.json"
+    path = results.begun("oneshot.json", args.results)
     result = (
         results.load(path)
         if path.exists()
@@ -211,7 +211,7 @@ def main() -> None:
             continue
         pruned, about = prune_model(params, tokens, method, at, args.damping, args.drift)
         row |= measure(pruned, evaluated) | about
-        row |= {"cores": results.device()["cores"], "date": results.today()}
+        row |= {"device": results.device_name(), "date": results.today()}
         result["rows"].append(row)
         results.save(result, path)
         print({k: v for k, v in row.items() if k != "layer_error"}, flush=True)

@@ -45,6 +45,14 @@ def folder(root: Path = FOLDER) -> Path:
     return root / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+def begun(name: str, root: Path = FOLDER) -> Path:
+    """Returns a file of numbers that no device changes: that of the device that began it.
+
+    Rows of several devices stand in it, each with its own.
+    """
+    return next(iter(sorted(root.glob(f"*/{name}"))), folder(root) / name)
+
+
 def header(job: str) -> dict[str, Any]:
     """Returns the facts that every result file opens with."""
     return {
