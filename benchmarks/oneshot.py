@@ -36,8 +36,6 @@ PATTERNS = {
     "70%": (jp.unstructured(), jp.unstructured(per_output=True), 0.7),
     "4:8": (jp.n_m(4, 8), jp.n_m(4, 8), 0.5),
 }
-# A block's kernels, in the order of use.
-ORDER = [("q", "k", "v"), ("o",), ("gate", "up"), ("down",)]
 Prune = Callable[[Any, Any, str, float], tuple[Any, Any]]  # params, stats, sparsity's name, damping
 
 
@@ -126,9 +124,8 @@ def prune_model(
         errors.append({k: float(e) for k, e in found.items() if e is not None})
         return pruned, masks
 
-    order = [_only(names) for names in ORDER] if drift else None
     blocks, _ = jp.oneshot.sequential(
-        smollm2.block, params["blocks"], states, timed, order=order, drift=drift, grams=grams,
+        smollm2.block, params["blocks"], states, timed, drift=drift, grams=grams,
         progress=functools.partial(tqdm, desc=f"{method}, {at}", leave=False),
     )  # fmt: skip
     calibrating = time.perf_counter() - begin - solving
@@ -142,10 +139,6 @@ def prune_model(
             k: float(np.mean([e[k] for e in errors if k in e])) for k in sorted(names)
         }
     return params | {"blocks": blocks}, about
-
-
-def _only(names: tuple[str, ...]) -> jp.types.Where:
-    return lambda path, leaf: path in names
 
 
 def corpora(tokenizer: Any) -> dict[str, np.ndarray]:

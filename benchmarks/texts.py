@@ -49,7 +49,16 @@ def samples(tokenizer: Any, pages: list[Path], count: int, length: int, seed: in
 
 def verb_glosses() -> str:
     """All verb glosses, a line each: out of :func:`glosses`, but of the same kind."""
-    lines = (GLOSSES / "data.verb").read_text().splitlines()
+    return _all_glosses("data.verb")
+
+
+def adjective_glosses() -> str:
+    """All adjective glosses, a line each: of neither verbs nor nouns."""
+    return _all_glosses("data.adj")
+
+
+def _all_glosses(name: str) -> str:
+    lines = (GLOSSES / name).read_text().splitlines()
     return "\n".join(line.split(" | ", 1)[1].strip() for line in lines if " | " in line)
 
 

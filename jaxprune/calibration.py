@@ -124,7 +124,7 @@ class Calibrator:
 
     def __call__(self, params: Params, batches: Iterable[Any]) -> Stats:
         named = [(path_str(p), leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(params)]
-        wish = _wish(named, self.where, self.grams, self.dtype)
+        wish = wish_for(named, self.where, self.grams, self.dtype)
         seen: _Seen | None = None
         for args in _each_batch(batches):
             moments, layouts, lost = self._pass(wish, params, args)
@@ -163,7 +163,8 @@ def _each_batch(batches: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
         yield tuple(batch) if isinstance(batch, tuple) else (batch,)
 
 
-def _wish(named: list[tuple[str, Any]], where: Any, grams: Any, dtype: Any) -> Wish:
+def wish_for(named: list[tuple[str, Any]], where: Any, grams: Any, dtype: Any) -> Wish:
+    """What is asked of which leaves; real float leaves of rank 2 or more can have statistics."""
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise TypeError(

@@ -16,6 +16,7 @@ from benchmarks import oneshot_search as staged
 from benchmarks import oneshot_stream as stream
 from benchmarks import oneshot_structured as job
 from benchmarks.models import smollm2
+from jaxprune.oneshot import order
 
 WIDTH, HIDDEN, WORDS = 16, 24, 30
 
@@ -72,6 +73,13 @@ def test_compact_equals_the_cut_model(params, tokens, found, name):
         assert ("down_bias" in small.params["blocks"][k]) == ("bias" in repair)
     want, got = smollm2.apply(pruned, tokens[:1]), small.fn(small.params, tokens[:1])
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
+
+
+def test_order_of_use_of_a_block(params):
+    x = jnp.zeros((1, 4, WIDTH))
+    groups = order.of_use(smollm2.block, params["blocks"][0], x, None)
+    found = [{name for name in params["blocks"][0] if group(name, None)} for group in groups]
+    assert found == [{"q", "k", "v"}, {"o"}, {"gate", "up"}, {"down"}]
 
 
 def test_refit_and_bias_lower_the_error_of_a_block(params, tokens, found):

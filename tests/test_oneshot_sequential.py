@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.oneshot import order as orders
 from jaxprune.oneshot.drift import Corrector, _cross
+from jaxprune.types import path_str
 
 
 def block(p, x):
@@ -220,8 +222,6 @@ def test_drift_is_checked(network):
     run = functools.partial(jp.oneshot.sequential, block, blocks, batches, sparsegpt)
     with pytest.raises(ValueError, match=r"drift=1.5; wanted a share in \[0, 1\]"):
         run(order=[only("up")], drift=1.5)
-    with pytest.raises(ValueError, match="drift=0.5 needs order=, groups of a block's leaves"):
-        run(drift=0.5)
     with pytest.raises(ValueError, match="up, .*has no Gram matrix .* without grams"):
         run(order=[only("up")], drift=0.5, grams=False)
 
@@ -231,6 +231,73 @@ def test_drift_is_checked(network):
     stacks = [{"w": jnp.eye(8)}]
     with pytest.raises(ValueError, match=r"inputs of w, shape \(8, 8\), token by token"):
         jp.oneshot.sequential(looped, stacks, batches, sparsegpt, order=[only("w")], drift=0.5)
+
+
+def attention(p, x):
+    q, k, v = (x @ p["attention"][name] for name in "qkv")
+    return x + jax.nn.softmax(q @ k.T) @ v @ p["attention"]["o"]
+
+
+def mlp(p, x):
+    x = x * p["scale"]
+    return x + (jax.nn.silu(x @ p["gate"]) * (x @ p["up"])) @ p["down"] + p["bias"]
+
+
+def squares(*names):
+    return {name: jnp.eye(6) for name in names}
+
+
+ORDERS = {
+    "attention and MLP": (
+        lambda p, x: mlp(p, attention(p, x)),
+        [{"attention/q", "attention/k", "attention/v"}, {"attention/o"}, {"gate", "up"}, {"down"}],
+    ),
+    "beside each other": (
+        lambda p, x: jax.jit(attention)(p, x) + jax.checkpoint(mlp)(p, x),
+        [
+            {"attention/q", "attention/k", "attention/v", "gate", "up"},
+            {"attention/o", "down"},
+        ],
+    ),
+    "used again": (lambda p, x: x @ p["gate"] @ p["up"] @ p["gate"], [{"gate"}, {"up"}]),
+    "multiplied by each other": (
+        lambda p, x: (x * jnp.sum(p["gate"] @ p["up"])) @ p["down"],
+        [{"gate"}, {"up"}, {"down"}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_order_of_use(name):
+    fn, want = ORDERS[name]
+    vectors = {"scale": jnp.ones(6), "bias": jnp.ones(6)}
+    params = {"attention": squares(*"qkvo")} | squares("gate", "up", "down") | vectors
+    found = orders.of_use(fn, params, jnp.ones((5, 6)), None)
+    named = [(path_str(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    assert [{path for path, leaf in named if group(path, leaf)} for group in found] == want
+
+
+def test_order_of_use_equals_order_by_hand(network):
+    blocks, batches = network
+    by_hand = {"order": [only("up"), only("down")]}
+    for drift, ask in ((0.0, {"order": "use"}), (0.5, {}), (0.5, {"order": "use"})):
+        run = functools.partial(jp.oneshot.sequential, block, blocks, batches, sparsegpt)
+        chex.assert_trees_all_equal(run(drift=drift, **ask), run(drift=drift, **by_hand))
+
+
+def test_order_of_use_is_checked(network):
+    blocks, batches = network
+    run = functools.partial(jp.oneshot.sequential, blocks=blocks, batches=batches, prune=sparsegpt)
+
+    def looped(p, x):
+        return jax.lax.fori_loop(0, 2, lambda _, x: block(p, x), x)
+
+    with pytest.raises(ValueError, match=r"down, shape \(16, 8\), is used within a loop of the"):
+        run(looped, drift=0.5)
+    with pytest.raises(ValueError, match='order="use" finds no weight that the block contracts'):
+        run(lambda p, x: x, order="use")
+    with pytest.raises(ValueError, match='order=.up.; wanted "use", or groups of leaves as'):
+        run(block, order="up")
 
 
 def test_clear_errors(network):

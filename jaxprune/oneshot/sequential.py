@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from jaxprune.calibration import Calibrator, Stats
+from jaxprune.oneshot import order as orders
 from jaxprune.oneshot.drift import Corrector
 from jaxprune.types import Masks, Params, Where, path_str
 
@@ -22,7 +23,7 @@ def sequential(
     batches: Iterable[Any],
     prune: Prune,
     *,
-    order: Sequence[Where] | None = None,
+    order: Sequence[Where] | Literal["use"] | None = None,
     drift: float = 0.0,
     where: Where | None = None,
     grams: bool | Where = True,
@@ -44,20 +45,22 @@ def sequential(
         leaf that p lacks, such as a bias, if ``block`` reads it where it is there.
       order: groups of a block's leaves, as (path, leaf) -> bool, that are pruned one after another:
         each is calibrated on what the pruned ones before it give within the block, too, at one
-        more pass over the batches. ``prune`` is given the leaves of a group, None for all others;
-        leaves of no group stay. None prunes a block at once.
+        more pass over the batches. ``"use"`` reads the groups off the jaxpr: weights whose inputs
+        depend on the same weights before them. ``prune`` is given the leaves of a group, None for
+        all others; leaves of no group stay. None prunes a block at once, or, with ``drift``, in
+        the order of use.
       drift: a share in [0, 1] of how far a weight's outputs have drifted from the dense network's,
         because of all that was pruned before it, that is made up for: the weights that ``prune`` is
         given are corrected for it by least squares. Half of it repairs much, and holds on other
-        texts, too. It needs ``order`` (what is pruned at once can't make up for itself) and Gram
-        matrices, and holds the dense hidden states beside the pruned ones.
+        texts, too. It needs Gram matrices, and holds the dense hidden states beside the pruned
+        ones.
       where, grams: as for :func:`jaxprune.calibrate`.
       progress: wraps the iterable of blocks, such as ``tqdm.tqdm``.
 
     Raises:
       ValueError: without blocks or batches; for a group that has no leaf in one of the blocks, or
-        shares leaves with another one; for a drift outside [0, 1], without order, or of a weight
-        that a loop within the block uses; and as :func:`jaxprune.calibrate`.
+        shares leaves with another one; for a drift outside [0, 1], or of a weight that a loop
+        within the block uses; and as :func:`jaxprune.calibrate`.
       TypeError: for a stack in place of a list of blocks, or names in place of functions in
         ``order``; when prune doesn't return (pruned, masks).
 
@@ -75,10 +78,9 @@ def sequential(
       [0.5, 0.5]
     """
     _check_blocks(blocks)
-    groups = [_everything] if order is None else list(order)
-    for k, p in enumerate(blocks if order is not None else []):
-        _check_groups(groups, k, p)
-    _check_drift(drift, order)
+    _check_drift(drift)
+    order = "use" if order is None and drift else order
+    _check_order(order, blocks)
     run = jax.jit(lambda p, x: block(p, x))  # its own: block may close over what has changed
     partial = _of_a_part(block)
     calibrate, correct = Calibrator(partial, where, grams), Corrector(partial)
@@ -86,7 +88,7 @@ def sequential(
     pruned, masks = [], []
     for dense in progress(blocks) if progress is not None else blocks:
         p, kept = dense, jax.tree.map(lambda _: True, dense)
-        for group in groups:
+        for group in _groups(order, block, dense, states[0], where):
             inside = _selected(dense, group)
             part, rest = _split(p, inside)
             given = [(rest, x) for x in states]
@@ -106,8 +108,10 @@ def sequential(
     return pruned, masks
 
 
-def _everything(path: str, leaf: Any) -> bool:
-    return True
+def _groups(order: Any, block: Block, p: Params, x: Any, where: Where | None) -> Sequence[Where]:
+    if order is None:
+        return [lambda path, leaf: True]
+    return orders.of_use(block, p, x, where) if order == "use" else order
 
 
 def _of_a_part(block: Block) -> Callable[[Params, Params, Any], Any]:
@@ -157,6 +161,18 @@ def _listed(batches: Any) -> list[Any]:
     return states
 
 
+def _check_order(order: Any, blocks: Sequence[Params]) -> None:
+    if order is None or order == "use":
+        return
+    if isinstance(order, str):
+        raise ValueError(
+            f'sequential: order={order!r}; wanted "use", or groups of leaves as functions: '
+            f"[lambda path, leaf: path == {order!r}, ...]"
+        )
+    for k, p in enumerate(blocks):
+        _check_groups(order, k, p)
+
+
 def _check_groups(groups: Sequence[Where], number: int, p: Params) -> None:
     paths = [(path_str(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(p)]
     owner: dict[str, int] = {}
@@ -181,15 +197,9 @@ def _check_groups(groups: Sequence[Where], number: int, p: Params) -> None:
         owner |= dict.fromkeys(inside, k)
 
 
-def _check_drift(drift: float, order: Any) -> None:
+def _check_drift(drift: float) -> None:
     if not 0 <= drift <= 1:
         raise ValueError(f"sequential: drift={drift}; wanted a share in [0, 1], such as 0.5")
-    if drift and order is None:
-        raise ValueError(
-            f"sequential: drift={drift} needs order=, groups of a block's leaves in the order of "
-            "use, such as [lambda path, leaf: path in ('q', 'k', 'v'), ...]: what is pruned at "
-            "once can't make up for itself"
-        )
 
 
 def _checked(found: Any) -> tuple[Params, Masks]:
