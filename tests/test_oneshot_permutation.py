@@ -45,6 +45,23 @@ def test_never_worse_and_a_permutation(seed, n_m):
     assert kept(lines, order, n, m) >= kept(lines, np.arange(16), n, m) * (1 - 1e-5)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([(1, 2), (2, 4), (3, 4), (4, 8)]), st.booleans())
+def test_gains_of_exchanges_equal_sorting_anew(seed, n_m, ties):
+    n, m = n_m
+    a, b = np.random.default_rng(seed).exponential(size=(2, m, 5)).astype(np.float32)
+    if ties:
+        a, b = np.ceil(a), np.ceil(b)
+    both, plain = np.concatenate([a, b]), np.arange(2 * m)
+    want = np.zeros((m, m))
+    for i, j in itertools.product(range(m), repeat=2):
+        swapped = plain.copy()
+        swapped[[i, m + j]] = m + j, i
+        want[i, j] = kept(both, swapped, n, m) - kept(both, plain, n, m)
+    found = permutation._gains(a, b, n) + permutation._gains(b, a, n).T
+    np.testing.assert_allclose(found, want, atol=1e-4)
+
+
 def test_near_the_best_of_all_orders():
     """Of eight units there are 35 ways to make two groups of four."""
     found, best, plain = [], [], []

@@ -184,20 +184,35 @@ def _best_swap(lines: jax.Array, pair: jax.Array, n: int) -> jax.Array:
     """A pair of groups (2, m) after the exchange of one unit that gains most, or as it was."""
     m = pair.shape[1]
     a, b = lines[pair[0]], lines[pair[1]]  # (m, outputs)
-    i, j = (x.ravel() for x in jnp.mgrid[:m, :m])
-    swap = jax.vmap(lambda i, j: _kept(a.at[i].set(b[j]), n) + _kept(b.at[j].set(a[i]), n))
-    gains = swap(i, j) - (_kept(a, n) + _kept(b, n))
+    gains = _gains(a, b, n) + _gains(b, a, n).T
     best = jnp.argmax(gains)
-    x, y = i[best], j[best]
+    x, y = best // m, best % m
     new = pair.at[0, x].set(pair[1, y]).at[1, y].set(pair[0, x])
     # A gain within rounding would let two orders alternate.
-    worth = gains[best] > 1e-6 * (jnp.sum(jnp.abs(a)) + jnp.sum(jnp.abs(b)))
+    worth = gains.ravel()[best] > 1e-6 * (jnp.sum(jnp.abs(a)) + jnp.sum(jnp.abs(b)))
     return jnp.where(worth, new, pair)
 
 
-def _kept(group: jax.Array, n: int) -> jax.Array:
-    """The score that n of m keep, over all outputs."""
-    return jnp.sum(jnp.sort(group, axis=0)[-n:])
+def _gains(group: jax.Array, others: jax.Array, n: int) -> jax.Array:
+    """(m, m): what n of m keep more, over all outputs, when unit i gives way to other unit j.
+
+    The n - 1 best of the rest stay, and the better of the next one and the new unit.
+    """
+    ranked = _descending(group)
+    last, following = ranked[n - 1], ranked[n]
+    instead = jnp.where(group >= last, following, last)
+    won = jnp.maximum(instead[:, None], others[None])
+    return jnp.sum(won - jnp.maximum(group, last)[:, None], -1)
+
+
+def _descending(group: jax.Array) -> jax.Array:
+    """Sorted along axis 0, by exchanges of neighbours: jnp.sort of few rows is slow."""
+    rows = list(group)
+    for turn in range(len(rows)):
+        for k in range(turn % 2, len(rows) - 1, 2):
+            high, low = jnp.maximum(rows[k], rows[k + 1]), jnp.minimum(rows[k], rows[k + 1])
+            rows[k], rows[k + 1] = high, low
+    return jnp.stack(rows)
 
 
 def _check_same(
