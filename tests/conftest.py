@@ -1,6 +1,14 @@
 """What all tests share: how hypothesis runs, float64 where a test asks for it, no windows."""
+# ruff: noqa: E402  JAX reads the environment when it is imported.
 
 import os
+from pathlib import Path
+
+# XLA's programs are kept, also the many small ones: tests compile the same ones again and again.
+CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
