@@ -9,10 +9,10 @@ from benchmarks.results import days
 
 Row = dict[str, Any]
 DOMAINS = {"excerpt": "excerpt", "docs": "documentation", "glosses": "glosses"}
-POINTS = ("50%", "2:4", "30%", "60%", "70%", "4:8")
+POINTS = ("30%", "50%", "60%", "70%", "4:8", "2:4")
 METHODS = (
     "magnitude", "ria", "wanda", "sparsegpt", "magnitude + refit", "ria + refit", "wanda + refit",
-    "sparsegpt + refit", "alps",
+    "sparsegpt + refit", "alps", "wanda + permutation",
 )  # fmt: skip
 LARGEST = 1000  # perplexity that is drawn: all beyond is noise
 # Okabe and Ito's colours; the marker tells points apart, too.
@@ -37,13 +37,16 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     lines.append(["", "dense", *_perplexities(found["dense"], DOMAINS), "", ""])
     alone = {_name(r): r for r in found["rows"] if r["calibration"] == "docs"}
-    rows = sorted(filter(mixed, found["rows"]), key=lambda r: (POINTS.index(r["at"]), r["drift"]))
-    for row in rows:
+    for row in sorted(filter(mixed, found["rows"]), key=_place):
         cells = _perplexities(row, DOMAINS)
         beside = None if row["drift"] else alone.get(_name(row))
         cells += _perplexities(beside, ("excerpt", "glosses")) if beside else ["", ""]
         lines.append([row["at"].replace("%", " %"), _method(row), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _place(row: Row) -> tuple[int, float, int]:
+    return POINTS.index(row["at"]), row["drift"], METHODS.index(row["method"])
 
 
 def _method(row: Row) -> str:

@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--streamed", nargs="*", type=float, help="stages; default: all there are")
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
     args = parser.parse_args()
-    path = results.folder(args.results) / "oneshot_structured.json"
+    path = results.begun("oneshot_structured.json", args.results)
     result = results.load(path)
     params, tokenizer = smollm2.load()
     tokens = oneshot.calibration(tokenizer, True, structured.SEQUENCES)

@@ -4,8 +4,7 @@ Nothing is trained. Block by block, calibrated on what the blocks before it give
 their consumers' kept rows are refit. Here units go by known recipes; hidden units, heads and blocks
 are chosen together in :mod:`benchmarks.oneshot_search`, which adds its rows to the same file.
 
-Rows that the result file has are kept. Times are taken by ``--time``, of all rows in one
-interleaved run: a network of the same widths stands for each, for values don't change a time.
+Rows that the result file has are kept. :mod:`benchmarks.oneshot_structured_time` times them.
 """
 
 from __future__ import annotations
@@ -20,17 +19,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import NullLocator
 from tqdm import tqdm
 
 import jaxprune as jp
 from benchmarks import oneshot, oneshot_stream, results
 from benchmarks.models import smollm2
-from benchmarks.native import load_average
 
-COLOURS, MARKERS = jp.plot.curves.COLOURS, "osD^v*P"
 SEQUENCES = 64  # of calibration, half of them documentation, half verb glosses
 TOKENS = 256  # of the prefill that is timed
 HIDDEN, HEADS = "gate:1", "q:1.0.0"  # names of a block's dimensions
@@ -232,6 +227,17 @@ def counts(keep: Keep) -> dict[str, list[int]]:
     return {dim: [int(u[dim].sum()) for u in keep] for dim in keep[0]}
 
 
+def first(params: Any, kept: Mapping[str, list[int]]) -> Any:
+    """Masks of the whole model that keep the first so many units."""
+    structure = _structure(params)
+    sizes = {dim: structure.dims[dim].size for dim in kept}
+    blocks = [
+        structure.traced_masks({d: np.arange(sizes[d]) < kept[d][k] for d in kept})
+        for k in range(len(params["blocks"]))
+    ]
+    return {"embedding": True, "norm": True, "blocks": blocks}
+
+
 def recipe(name: str, found: Found) -> tuple[Keep, str]:
     """The units that stay, and how the consumers are repaired."""
     choose, repair = ROWS[name]
@@ -256,77 +262,20 @@ def row(
         "exact": small.certificate.exact,
         "max_relative_error": float(jnp.abs(got - want).max() / jnp.abs(want).max()),
         "kept": counts(keep),
+        "device": results.device_name(),
         "date": results.today(),
     }
     return oneshot.measure(pruned, evaluated) | about, pruned
 
 
-def timed(params: Any, rows: Mapping[str, Any], rounds: int) -> None:
-    """Adds the times of a prefill and of one token, of all rows and the dense model in one run."""
-    for tokens, name in ((TOKENS, "prefill"), (1, "one token")):
-        x = jnp.zeros((1, tokens), jnp.int32)
-        entries: dict[str, Any] = {"dense": (smollm2.apply, (params, x))}
-        for key, found in rows.items():
-            small = jp.compact(smollm2.apply, params, _first(params, found["kept"]), x)
-            entries[key] = (small.fn, (small.params, x))
-        compared = jp.compare(entries, rounds=rounds)
-        for key, found in rows.items():
-            found[name] = compared.timings[key].to_json()
-            found[name]["speedup"] = compared.ratios[key]._asdict()
-
-
-def plot(rows: Mapping[str, Any], dense: float, path: Path) -> None:
-    """Perplexity over the measured speed-up of a prefill; far-off rows are left out."""
-    points = {k: (v["prefill"]["speedup"]["median"], v["excerpt"]) for k, v in rows.items()}
-    points = {k: p for k, p in points.items() if p[1] < 10 * dense}
-    fig, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-    found = [p for k, p in points.items() if k.startswith("search") and "stream" not in k]
-    ax.plot(*zip((1, dense), *sorted(found)), "o-", color=COLOURS[0], label="search, in stages")
-    for k, name in enumerate(k for k in points if points[k] not in found):
-        style: dict[str, Any] = {
-            "color": COLOURS[1 + k // 2 % 6],
-            "marker": MARKERS[k % len(MARKERS)],
-        }
-        ax.plot(*points[name], ls="", label=name, **style)
-    ax.axhline(dense, color="grey", lw=0.8)
-    ax.set(xlabel="measured speed-up of a prefill of 256 tokens", ylabel="perplexity, excerpt")
-    ax.set_yscale("log")
-    ticks = [20, 25, 30, 40, 50, 60, 80, 100, 130, 160]
-    ax.set_yticks(ticks, [str(t) for t in ticks])
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.set_ylim(0.95 * dense, 1.1 * max(y for _, y in points.values()))
-    ax.legend(loc="upper left", fontsize="small")
-    fig.savefig(path, dpi=150)
-    plt.close(fig)
-
-
-def _first(params: Any, kept: Mapping[str, list[int]]) -> Any:
-    """Masks that keep the first so many units."""
-    structure = _structure(params)
-    sizes = {dim: structure.dims[dim].size for dim in kept}
-    blocks = [
-        structure.traced_masks({d: np.arange(sizes[d]) < kept[d][k] for d in kept})
-        for k in range(len(params["blocks"]))
-    ]
-    return {"embedding": True, "norm": True, "blocks": blocks}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot_structured")
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS)
-    parser.add_argument("--time", action="store_true", help="time all rows that are there")
-    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
     args = parser.parse_args()
-    path = results.folder(args.results) / "oneshot_structured.json"
+    path = results.begun("oneshot_structured.json", args.results)
     result = results.load(path) if path.exists() else results.header("oneshot_structured")
     params, tokenizer = smollm2.load()
-    if args.time:
-        result |= {"load_average": {"before": load_average()}, "timed_on": results.today()}
-        timed(params, result["rows"], args.rounds)
-        results.save(result, path)
-        plot(result["rows"], result["dense"]["excerpt"], path.with_suffix(".png"))
-        return
     tokens = oneshot.calibration(tokenizer, True, SEQUENCES)
     evaluated = oneshot.corpora(tokenizer)
     rows = result.setdefault("rows", {})

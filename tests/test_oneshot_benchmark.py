@@ -15,7 +15,9 @@ from benchmarks import oneshot, oneshot_time, texts
 from benchmarks import oneshot_search as staged
 from benchmarks import oneshot_stream as stream
 from benchmarks import oneshot_structured as job
+from benchmarks import oneshot_structured_time as clock
 from benchmarks.models import smollm2
+from jaxprune.budget.solver import Term, Total
 from jaxprune.oneshot import order
 
 WIDTH, HIDDEN, WORDS = 16, 24, 30
@@ -206,10 +208,28 @@ def test_stages_take_more_and_more(params, tokens, monkeypatch, tmp_path):
     assert staged._unpacked(staged._packed(keep), keep)[1][job.HIDDEN].tolist() == (
         keep[1][job.HIDDEN].tolist()
     )
-    first = job._first(params, job.counts(keep))
+    first = job.first(params, job.counts(keep))
     small = jp.compact(smollm2.apply, params, first, tokens[:1])
     sizes = [p["down"].shape[0] for p in small.params["blocks"]]
     assert sizes == job.counts(keep)[job.HIDDEN]
+    every, cut = (job.counts(units) for units in (staged.everything(params), keep))
+    assert clock.predicted(search, every) == 1
+    assert clock.predicted(search, job.counts(keep)) == pytest.approx(plan.predicted.speedup)
+    rows = {"all": every, "cut": cut}
+    monkeypatch.setattr(clock, "RUNS", {"prefill": 4})
+    found = clock.timed(params, rows, 2)
+    assert found["cut"]["prefill"]["speedup"]["median"] > 0 and list(found) == list(rows)
+
+
+def test_predictions_between_counts_are_linear():
+    term = Term((0, 1), np.outer([1.0, 3.0], [1.0, 2.0, 4.0]))
+    model = types.SimpleNamespace(
+        names=["blocks/0/a", "blocks/1/a"],
+        counts=[np.array([4, 8]), np.array([0, 2, 4])],
+        tables={"latency": Total([term, Term((1,), np.array([0.0, 2.0, 4.0]))], 2, 1.0)},
+    )
+    found = clock.predicted(types.SimpleNamespace(model=model), {"a": [6, 1]})
+    assert found == pytest.approx((12 + 4 + 1) / (2 * 1.5 + 1 + 1))
 
 
 # -- single weights
