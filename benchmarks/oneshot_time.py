@@ -1,7 +1,8 @@
 """``python -m benchmarks.oneshot_time``: SparseGPT beside the products that it can't do without.
 
-The Gram matrix of the tokens and its Cholesky factorisation, in one interleaved run; and how the
-time to compile grows with the number of inputs.
+The Gram matrix of the tokens and its Cholesky factorisation, in one interleaved run; how the time to
+compile grows with the number of inputs; and time and memory of the largest kernel of a network of 7
+billion parameters.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from benchmarks import results
 from jaxprune.oneshot.sparsegpt import _matrix
 
 TOKENS, SIZE, COMPILED = 4096, 2048, (512, 1024, 2048)
+LARGE = (11008, 4096)  # in, out
 WITHIN = jp.unstructured().within  # type: ignore[attr-defined]
 
 
@@ -58,6 +60,24 @@ def study(size: int = SIZE, tokens: int = TOKENS, rounds: int = 10) -> dict[str,
     }
 
 
+def large(shape: tuple[int, int] = LARGE) -> dict[str, Any]:
+    """One run on random numbers, and what the program holds: operands, results, what is between."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    w = jax.random.normal(keys[0], shape)
+    h = jax.jit(gram)(jax.random.normal(keys[1], (2 * shape[0], shape[0])))
+    program = jax.jit(lambda w, h: solve(w, h)).lower(w, h).compile()
+    held = program.memory_analysis()
+    parts = ("argument", "output", "temp")
+    begin = time.perf_counter()
+    _, mask = jax.block_until_ready(program(w, h))
+    return {
+        "shape": list(shape),
+        "seconds": time.perf_counter() - begin,
+        "bytes": {part: getattr(held, f"{part}_size_in_bytes") for part in parts},
+        "density": float(jnp.mean(mask)),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot_time", description=__doc__)
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
@@ -65,6 +85,7 @@ def main() -> None:
     args = parser.parse_args()
     found = study(rounds=args.rounds)
     found["compile_seconds"] = {str(n): compile_seconds(n) for n in COMPILED}
+    found["large"] = large()
     path = results.folder(args.results) / "oneshot_time.json"
     results.save(results.header("oneshot_time") | found, path)
     print(found)

@@ -301,3 +301,5 @@ def test_sparsegpt_is_timed_beside_the_products_it_needs():
     pruned, mask = oneshot_time.solve(w, jnp.eye(64))
     assert float(mask.mean()) == 0.5 == float((pruned == 0).mean())
     assert oneshot_time.compile_seconds(16) > 0
+    large = oneshot_time.large((64, 32))
+    assert large["density"] == 0.5 and large["bytes"]["argument"] == 4 * (64 * 32 + 64 * 64)
