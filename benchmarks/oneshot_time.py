@@ -1,8 +1,8 @@
 """``python -m benchmarks.oneshot_time``: SparseGPT beside the products that it can't do without.
 
-The Gram matrix of the tokens and its Cholesky factorisation, in one interleaved run; how the time to
-compile grows with the number of inputs; and time and memory of the largest kernel of a network of 7
-billion parameters.
+The Gram matrix of the tokens and its Cholesky factorisation, in one interleaved run; how the time
+to compile grows with the number of inputs; and time and memory of the largest kernel of a network
+of 7 billion parameters.
 """
 
 from __future__ import annotations
