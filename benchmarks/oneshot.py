@@ -152,10 +152,10 @@ def corpora(tokenizer: Any) -> dict[str, np.ndarray]:
     }
 
 
-def calibration(tokenizer: Any, mixed: bool, count: int) -> np.ndarray:
+def calibration(tokenizer: Any, mixed: bool, count: int, seed: int = SEED) -> np.ndarray:
     """Stretches of the library's pages; mixed: half of them verb glosses (nouns are evaluated)."""
     half = count // 2 if mixed else 0
-    rows = texts.samples(tokenizer, texts.docs("library"), count - half, LENGTH, SEED)
+    rows = texts.samples(tokenizer, texts.docs("library"), count - half, LENGTH, seed)
     more = texts.sequences(tokenizer, texts.verb_glosses(), half, LENGTH) if half else rows[:0]
     return np.concatenate([rows, more])
 
@@ -170,7 +170,7 @@ def jobs(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
     names = ("at", "method", "damping", "calibration", "sequences", "drift")
-    return tuple(row[k] for k in names)
+    return *(row[k] for k in names), row.get("seed", SEED)
 
 
 def main() -> None:
@@ -178,7 +178,7 @@ def main() -> None:
     params, tokenizer = smollm2.load()
     evaluated = corpora(tokenizer)
     count = args.sequences or SEQUENCES * (2 if args.mixed else 1)
-    tokens = calibration(tokenizer, args.mixed, count)
+    tokens = calibration(tokenizer, args.mixed, count, args.seed)
     path = results.begun("oneshot.json", args.results)
     result = (
         results.load(path)
@@ -199,6 +199,7 @@ def main() -> None:
             "calibration": "docs + glosses" if args.mixed else "docs",
             "sequences": count,
             "drift": args.drift,
+            "seed": args.seed,
         }
         if key(row) in [key(r) for r in result["rows"]]:
             continue
@@ -232,6 +233,7 @@ def arguments() -> argparse.Namespace:
         help="share of the outputs' drift from the dense model that kernels make up for, in order",
     )
     parser.add_argument("--sequences", type=int, help=f"default: {SEQUENCES} of each domain")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the pages that are drawn")
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
     return parser.parse_args()
 

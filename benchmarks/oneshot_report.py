@@ -28,7 +28,12 @@ STYLES = {
 
 def mixed(row: Row) -> bool:
     """Of the default: documentation as in the rows on it alone, and as many glosses."""
-    return row["calibration"] == "docs + glosses" and row["sequences"] == 64
+    both = row["calibration"] == "docs + glosses" and row["sequences"] == 64
+    return both and not row.get("seed")
+
+
+def _alone(row: Row) -> bool:
+    return row["calibration"] == "docs" and not row["drift"] and not row.get("seed")
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -36,7 +41,7 @@ def markdown(found: dict[str, Any]) -> str:
     head = ["removed", "method", *DOMAINS.values(), "documentation alone: excerpt", "glosses"]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     lines.append(["", "dense", *_perplexities(found["dense"], DOMAINS), "", ""])
-    alone = {_name(r): r for r in found["rows"] if r["calibration"] == "docs"}
+    alone = {_name(r): r for r in found["rows"] if _alone(r)}
     for row in sorted(filter(mixed, found["rows"]), key=_place):
         cells = _perplexities(row, DOMAINS)
         beside = None if row["drift"] else alone.get(_name(row))

@@ -428,15 +428,15 @@ def test_readme_shows_the_committed_run():
 
 
 def test_readme_shows_perplexities_and_their_plot(tmp_path):
-    point = {"damping": 0.01, "docs": 2.0, "excerpt": 3.0, "at": "50%", "method": "wanda"}
+    point = {"docs": 2.0, "excerpt": 3.0, "at": "50%", "method": "wanda", "drift": 0.0}
     rows = [
         point | {"calibration": "docs", "sequences": 32, "glosses": 1234.4},
-        point | {"calibration": "docs + glosses", "sequences": 64, "drift": 0.0, "glosses": 5.0},
+        point | {"calibration": "docs", "sequences": 32, "glosses": 9.0, "seed": 1},
+        point | {"calibration": "docs + glosses", "sequences": 64, "glosses": 5.0},
         point
         | {
             "calibration": "docs + glosses",
             "sequences": 64,
-            "drift": 0.0,
             "glosses": 6.0,
             "at": "2:4",
         },
