@@ -74,8 +74,8 @@ def caption(found: dict[str, Any], path: str) -> str:
         f"[oneshot.json]({path})). "
         "Excerpt: the tutorial's chapter on classes; documentation: other held-out pages; glosses: "
         "WordNet's nouns. Calibrated on 32 x 256 tokens of Python's library pages and as many of "
-        "WordNet's verbs; the last two columns on the library pages alone. Drift 0.5: half of what "
-        "pruned kernels have changed is made up for by those behind them."
+        "WordNet's verbs; the last two columns on the library pages alone. Drift: the share of what "
+        "pruned kernels have changed that those behind them make up for."
     )
 
 
@@ -110,7 +110,7 @@ def plot(found: dict[str, Any], path: Path) -> Path:
 
 
 def _mark(ax: Any, row: Row, domain: str) -> None:
-    """Hollow where half of the drift is made up for."""
+    """Hollow where drift is made up for."""
     color, marker = STYLES[row["at"]]
     drift = f", drift {row['drift']:g}" if row["drift"] else ""
     ax.plot(row[domain], METHODS.index(row["method"]), marker, color=color, ms=8,

@@ -51,9 +51,9 @@ def sequential(
         the order of use.
       drift: a share in [0, 1] of how far a weight's outputs have drifted from the dense network's,
         because of all that was pruned before it, that is made up for: the weights that ``prune`` is
-        given are corrected for it by least squares. Half of it repairs much, and holds on other
-        texts, too. It needs Gram matrices, and holds the dense hidden states beside the pruned
-        ones.
+        given are corrected for it by least squares. A quarter to a half repairs much, on other
+        texts, too; all of it fits the calibration alone. It needs Gram matrices, and holds the
+        dense hidden states beside the pruned ones.
       where, grams: as for :func:`jaxprune.calibrate`.
       progress: wraps the iterable of blocks, such as ``tqdm.tqdm``.
 
