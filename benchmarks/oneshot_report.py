@@ -75,8 +75,8 @@ def caption(found: dict[str, Any], path: str) -> str:
         f"[oneshot.json]({path})). "
         "Excerpt: the tutorial's chapter on classes; documentation: other held-out pages; glosses: "
         "WordNet's nouns. Calibrated on 32 x 256 tokens of Python's library pages and as many of "
-        "WordNet's verbs; the last two columns on the library pages alone. Drift: the share of what "
-        "pruned kernels have changed that those behind them make up for."
+        "WordNet's verbs; the last two columns on the library pages alone. Drift: the share of "
+        "what pruned kernels have changed that those behind them make up for."
     )
 
 
