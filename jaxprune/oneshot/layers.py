@@ -284,7 +284,7 @@ def without_dead(w: jax.Array, gram: jax.Array) -> jax.Array:
     return jnp.where(live | ~jnp.any(live), w, 0)
 
 
-def damped(gram: jax.Array, damping: float) -> jax.Array:
+def damped(gram: jax.Array, damping: float | jax.Array) -> jax.Array:
     """The Gram matrix with ``damping`` times the mean of its diagonal added to the diagonal.
 
     Dead inputs (zero on the diagonal) count neither for the mean nor for the output: their
@@ -297,24 +297,25 @@ def damped(gram: jax.Array, damping: float) -> jax.Array:
     return gram + jnp.diag(jnp.where(live, damping * mean, mean))
 
 
-def factor(gram: jax.Array, damping: float, attempts: int = 4) -> tuple[jax.Array, jax.Array]:
-    """The damped Gram matrix and its Cholesky factor; ten times the damping where it fails.
+def factor(gram: jax.Array, damping: float, attempts: int = 4) -> jax.Array:
+    """The Cholesky factor of the damped Gram matrix; ten times the damping where it fails.
 
     It fails, too, where what is left of an input beside those before it is but rounding.
     """
     least = 4 * jnp.finfo(gram.dtype).eps
 
+    def matrix(k: jax.Array) -> jax.Array:  # made anew rather than carried along: less memory
+        more = jnp.maximum(damping, 1e-6) * 10.0**k
+        return damped(gram, jnp.where(k > 0, more, damping))
+
     def failed(state: Any) -> jax.Array:
-        k, h, lower = state
-        left = jnp.square(jnp.diagonal(lower)) > least * jnp.diagonal(h)  # False for NaN
+        k, lower = state
+        left = jnp.square(jnp.diagonal(lower)) > least * jnp.diagonal(matrix(k))  # False for NaN
         return (k < attempts) & ~jnp.all(left)
 
     def more(state: Any) -> Any:
         k = state[0] + 1
-        h = damped(gram, jnp.maximum(damping, 1e-6) * 10.0**k)
-        return k, h, jnp.linalg.cholesky(h)
+        return k, jnp.linalg.cholesky(matrix(k))
 
-    h = damped(gram, damping)
-    state = (jnp.zeros((), gram.dtype), h, jnp.linalg.cholesky(h))
-    _, h, lower = jax.lax.while_loop(failed, more, state)
-    return h, lower
+    begin = jnp.zeros((), gram.dtype)
+    return jax.lax.while_loop(failed, more, (begin, jnp.linalg.cholesky(matrix(begin))))[1]

@@ -98,7 +98,7 @@ def _stack(
 ) -> tuple[jax.Array, jax.Array]:
     def matrix(args: Any) -> tuple[jax.Array, jax.Array]:
         w, gram = args
-        _, lower = factor(gram, damping)
+        lower = factor(gram, damping)
         inverse = jax.scipy.linalg.cho_solve((lower, True), jnp.eye(len(w), dtype=w.dtype))
         return _matrix(inverse, without_dead(w, gram), kept_count(w.size, sparsity), group)
 

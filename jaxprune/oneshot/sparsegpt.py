@@ -21,6 +21,8 @@ from jaxprune.oneshot.layers import (
 )
 from jaxprune.types import Masks, Params, Pattern
 
+STEP = 16  # inputs at most that are removed with only each other's errors at hand: they fit a cache
+
 
 def sparsegpt(
     params: Params,
@@ -133,7 +135,7 @@ def inverse_factor(gram: jax.Array, damping: Any) -> jax.Array:
     From the factor of the matrix with its inputs in reverse order: one Cholesky factorisation and
     one triangular solve, instead of an inverse that is factorised again.
     """
-    _, lower = factor(gram[::-1, ::-1], damping)
+    lower = factor(gram[::-1, ::-1], damping)
     eye = jnp.eye(len(gram), dtype=gram.dtype)
     return jax.scipy.linalg.solve_triangular(lower, eye, lower=True)[::-1, ::-1]
 
@@ -147,23 +149,27 @@ def _block(
     ahead = jax.lax.dynamic_slice_in_dim(c, start, size)  # (size, in)
     own = jax.lax.dynamic_slice_in_dim(ahead, start, size, axis=1)
 
+    step = max(k for k in range(1, STEP + 1) if group % k == 0)
+
     def prune(g: Any, state: Any) -> Any:
         """The weights of a group: chosen together, removed one input after the other."""
         rows, errors, kept = state
         first = g * group
-        below = jax.lax.dynamic_slice_in_dim(own, first, group, axis=1)  # (size, group)
-        now = jax.lax.dynamic_slice_in_dim(rows, first, group) - _matmul(below.T, errors)
         pivots = jax.lax.dynamic_slice_in_dim(jnp.diagonal(own), first, group)
+        now = _repaired(own, rows, errors, first, group)
         keep = within(jnp.square(now / pivots[:, None]), sparsity)
         kept = jax.lax.dynamic_update_slice_in_dim(kept, keep, first, 0)
 
-        def remove(i: Any, state: Any) -> Any:
+        def remove(k: Any, state: Any) -> Any:
             rows, errors = state
-            row = rows[i] - own[:, i] @ errors
-            error = jnp.where(kept[i], 0, row / own[i, i])
-            return rows.at[i].set(jnp.where(kept[i], row, 0)), errors.at[i].set(error)
+            at = first + k * step
+            now = _repaired(own, rows, errors, at, step)
+            new = _removed(jax.lax.dynamic_slice(own, (at, at), (step, step)), now,
+                           jax.lax.dynamic_slice_in_dim(kept, at, step))  # fmt: skip
+            update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=0)
+            return update(rows, new[0]), update(errors, new[1])
 
-        rows, errors = jax.lax.fori_loop(first, first + group, remove, (rows, errors))
+        rows, errors = jax.lax.fori_loop(0, group // step, remove, (rows, errors))
         return rows, errors, kept
 
     begin = (rows, jnp.zeros_like(rows), jnp.zeros(rows.shape, bool))
@@ -172,6 +178,24 @@ def _block(
     w = w - _matmul(jnp.where(after, ahead, 0).T, errors)
     w = jax.lax.dynamic_update_slice_in_dim(w, rows, start, 0)
     return w, jax.lax.dynamic_update_slice_in_dim(mask, kept, start, 0)
+
+
+def _repaired(own: jax.Array, rows: jax.Array, errors: jax.Array, at: Any, size: int) -> jax.Array:
+    """Rows ``at`` to ``at + size`` after what has gone before them; errors from there on are 0."""
+    columns = jax.lax.dynamic_slice_in_dim(own, at, size, axis=1)
+    return jax.lax.dynamic_slice_in_dim(rows, at, size) - _matmul(columns.T, errors)
+
+
+def _removed(c: jax.Array, rows: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A few rows after those of them that go, one after another; and their errors."""
+
+    def remove(i: Any, state: Any) -> Any:
+        rows, errors = state
+        row = rows[i] - c[:, i] @ errors
+        error = jnp.where(kept[i], 0, row / c[i, i])
+        return rows.at[i].set(jnp.where(kept[i], row, 0)), errors.at[i].set(error)
+
+    return jax.lax.fori_loop(0, len(rows), remove, (rows, jnp.zeros_like(rows)))
 
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
