@@ -8,6 +8,7 @@ time. The result is per device: ``oneshot_structured_time.json``, and a plot.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from scipy.interpolate import interpn
 
@@ -68,29 +70,38 @@ def timed(params: Any, rows: Mapping[str, Kept], rounds: int) -> dict[str, dict[
     return found
 
 
-def plot(rows: Mapping[str, Any], times: Mapping[str, Any], dense: float, path: Path) -> None:
-    """Perplexity over the measured speed-up of a prefill; far-off rows are left out."""
-    points = {k: (t["prefill"]["speedup"]["median"], rows[k]["excerpt"]) for k, t in times.items()}
-    points = {k: p for k, p in points.items() if p[1] < 10 * dense}
-    fig, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-    found = [p for k, p in points.items() if k.startswith("search") and "stream" not in k]
-    ax.plot(*zip((1, dense), *sorted(found)), "o-", color=COLOURS[0], label="search, in stages")
-    for k, name in enumerate(k for k in points if points[k] not in found):
-        style: dict[str, Any] = {
-            "color": COLOURS[1 + k // 2 % 6],
-            "marker": MARKERS[k % len(MARKERS)],
-        }
-        ax.plot(*points[name], ls="", label=name, **style)
-    ax.axhline(dense, color="grey", lw=0.8)
+def plot(cut: Mapping[str, Any], times: Mapping[str, Any], path: Path) -> Figure:
+    """Perplexity over the measured speed-up of a prefill: a line for each recipe, weaker to
+    stronger; far-off rows are left out."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    dense = cut["dense"]["excerpt"]
+    for name in cut["rows"].keys() & times.keys():
+        perplexity = cut["rows"][name]["excerpt"]
+        if perplexity < 10 * dense:
+            point = times[name]["prefill"]["speedup"]["median"], perplexity
+            lines.setdefault(family(name), []).append(point)
+    fig, ax = plt.subplots(figsize=(9, 5), layout="constrained")
+    for k, (name, points) in enumerate(sorted(lines.items())):
+        colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k // 2 % len(MARKERS)]
+        by_perplexity = sorted(points, key=lambda point: point[1])
+        ax.plot(*zip(*by_perplexity), f"{marker}-", color=colour, lw=1, label=name)
+    ax.axhline(dense, color="grey", lw=0.8, ls="--", label="dense")
     ax.set(xlabel="measured speed-up of a prefill of 256 tokens", ylabel="perplexity, excerpt")
     ax.set_yscale("log")
     ticks = [20, 25, 30, 40, 50, 60, 80, 100, 130, 160]
     ax.set_yticks(ticks, [str(t) for t in ticks])
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.set_ylim(0.95 * dense, 1.1 * max(y for _, y in points.values()))
-    ax.legend(loc="upper left", fontsize="small")
+    ax.set_ylim(0.95 * dense, 1.1 * max(y for points in lines.values() for _, y in points))
+    ax.grid(alpha=0.3)
+    fig.legend(loc="outside right center", fontsize="small", frameon=False)
     fig.savefig(path, dpi=150)
     plt.close(fig)
+    return fig
+
+
+def family(name: str) -> str:
+    """The recipe without how much of it: ``"FLAP + stream -20 %"`` is of ``"FLAP + stream"``."""
+    return re.sub(r" (-[\d/]+( %)?|[\d.]+ x)", "", name)
 
 
 def main() -> None:
@@ -108,7 +119,7 @@ def main() -> None:
     for name, row in result["rows"].items():
         row["prefill"]["predicted"] = round(predicted(table, kept[name]), 4)
     results.save(result, path)
-    plot(cut["rows"], result["rows"], cut["dense"]["excerpt"], path.with_suffix(".png"))
+    plot(cut, result["rows"], path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

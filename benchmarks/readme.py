@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import oneshot_report, oneshot_structured, results, table
+from benchmarks import oneshot_report, oneshot_structured, oneshot_structured_time, results, table
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- benchmarks.readme: begin -->", "<!-- benchmarks.readme: end -->"
@@ -197,7 +197,15 @@ def _heading(found: dict[str, Any], path: Path) -> str:
     )
 
 
-if __name__ == "__main__":
-    README.write_text(update(README.read_text()))
+def pictures() -> None:
+    """Draws anew what committed rows and times show."""
     for file in _files("oneshot.json"):
         oneshot_report.plot(results.load(file), file.with_suffix(".png"))
+    cut = results.load(*_files("oneshot_structured.json"))
+    for file in _files("oneshot_structured_time.json"):
+        oneshot_structured_time.plot(cut, results.load(file)["rows"], file.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    README.write_text(update(README.read_text()))
+    pictures()

@@ -221,6 +221,23 @@ def test_stages_take_more_and_more(params, tokens, monkeypatch, tmp_path):
     assert found["cut"]["prefill"]["speedup"]["median"] > 0 and list(found) == list(rows)
 
 
+def test_a_line_for_each_recipe(tmp_path):
+    assert clock.family("FLAP + stream -20 %") == "FLAP + stream"
+    assert clock.family("heads, activations -1/3") == "heads, activations"
+    assert clock.family("search 1.5 x + stream") == "search + stream"
+    perplexities = {
+        "search 1.5 x": 30.0,
+        "search 2 x": 50.0,
+        "magnitude -20 %": 1e6,
+        "not timed": 20.0,
+    }
+    cut = {"dense": {"excerpt": 17.0}, "rows": {k: {"excerpt": x} for k, x in perplexities.items()}}
+    times = {k: {"prefill": {"speedup": {"median": 1.5}}} for k in [*perplexities][:3]}
+    figure = clock.plot(cut, times, tmp_path / "times.png")
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["search", "dense"] and (tmp_path / "times.png").stat().st_size > 5000
+
+
 def test_predictions_between_counts_are_linear():
     term = Term((0, 1), np.outer([1.0, 3.0], [1.0, 2.0, 4.0]))
     model = types.SimpleNamespace(
