@@ -14,7 +14,7 @@ METHODS = (
     "magnitude", "ria", "wanda", "sparsegpt", "magnitude + refit", "ria + refit", "wanda + refit",
     "sparsegpt + refit", "alps", "wanda + permutation",
 )  # fmt: skip
-DRIFT = 0.25  # that is drawn: chosen by benchmarks.oneshot_drift
+DRIFT = 0.25  # that is shown: chosen by benchmarks.oneshot_drift
 LARGEST = 1000  # perplexity that is drawn: all beyond is noise
 # Okabe and Ito's colours; the marker tells points apart, too.
 STYLES = {
@@ -30,7 +30,7 @@ STYLES = {
 def mixed(row: Row) -> bool:
     """Of the default: documentation as in the rows on it alone, and as many glosses."""
     both = row["calibration"] == "docs + glosses" and row["sequences"] == 64
-    return both and not row.get("seed")
+    return both and row["drift"] in (0, DRIFT) and not row.get("seed")
 
 
 def _alone(row: Row) -> bool:
@@ -90,7 +90,7 @@ def plot(found: dict[str, Any], path: Path) -> Path:
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
     for ax, domain in zip(axes, ("excerpt", "glosses")):
         for row in filter(mixed, found["rows"]):
-            if row["drift"] in (0, DRIFT) and row[domain] <= LARGEST:
+            if row[domain] <= LARGEST:
                 _mark(ax, row, domain)
         ax.axvline(found["dense"][domain], color="0.4", ls="--", lw=1, label="dense")
         ax.set(title=domain, xscale="log", xlabel="perplexity, log scale; above 1,000 left out")

@@ -429,17 +429,14 @@ def test_readme_shows_the_committed_run():
 
 def test_readme_shows_perplexities_and_their_plot(tmp_path):
     point = {"docs": 2.0, "excerpt": 3.0, "at": "50%", "method": "wanda", "drift": 0.0}
+    both = point | {"calibration": "docs + glosses", "sequences": 64}
     rows = [
         point | {"calibration": "docs", "sequences": 32, "glosses": 1234.4},
         point | {"calibration": "docs", "sequences": 32, "glosses": 9.0, "seed": 1},
-        point | {"calibration": "docs + glosses", "sequences": 64, "glosses": 5.0},
-        point
-        | {
-            "calibration": "docs + glosses",
-            "sequences": 64,
-            "glosses": 6.0,
-            "at": "2:4",
-        },
+        both | {"glosses": 5.0},
+        both | {"glosses": 6.0, "at": "2:4"},
+        both | {"glosses": 4.0, "drift": 0.25},
+        both | {"glosses": 3.0, "drift": 0.5},  # another share than was chosen
         point | {"calibration": "docs + glosses", "sequences": 32, "glosses": 7.0},  # no default
     ]
     found = {"dense": {"docs": 1.0, "excerpt": 1.0, "glosses": 1.5}, "rows": rows}
@@ -447,6 +444,7 @@ def test_readme_shows_perplexities_and_their_plot(tmp_path):
     assert lines[2:] == [
         "|  | dense | 1.0 | 1.0 | 1.5 |  |  |",
         "| 50 % | wanda | 3.0 | 2.0 | 5.0 | 3.0 | 1,234 |",
+        "| 50 % | wanda, drift 0.25 | 3.0 | 2.0 | 4.0 |  |  |",
         "| 2:4 | wanda | 3.0 | 2.0 | 6.0 |  |  |",
     ]
     assert oneshot_report.plot(found, tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
