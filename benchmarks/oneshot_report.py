@@ -87,7 +87,7 @@ def plot(found: dict[str, Any], path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 5), layout="constrained", sharey=True)
     for ax, domain in zip(axes, ("excerpt", "glosses")):
         for row in filter(mixed, found["rows"]):
             if row[domain] <= LARGEST:
@@ -102,7 +102,8 @@ def plot(found: dict[str, Any], path: Path) -> Path:
     axes[0].set_yticks(range(len(METHODS)), METHODS)
     axes[0].invert_yaxis()
     handles, labels = axes[0].get_legend_handles_labels()
-    once = dict(sorted(zip(labels, handles), key=lambda pair: pair[0]))
+    once = dict(zip(labels, handles))
+    once = {name: once[name] for name in sorted(once, key=_first)}
     figure.legend(once.values(), once.keys(), loc="outside right center", frameon=False)
     figure.suptitle("SmolLM2-135M, single weights removed in one shot", fontsize="medium")
     figure.savefig(path, dpi=150)
@@ -110,9 +111,17 @@ def plot(found: dict[str, Any], path: Path) -> Path:
     return path
 
 
+def _first(label: str) -> tuple[int, str]:
+    at = label.split(",")[0].replace(" ", "")
+    return POINTS.index(at) if at in POINTS else len(POINTS), label
+
+
 def _mark(ax: Any, row: Row, domain: str) -> None:
-    """Hollow where drift is made up for."""
+    """Hollow where drift is made up for; points of a method one below the other."""
     color, marker = STYLES[row["at"]]
     drift = f", drift {row['drift']:g}" if row["drift"] else ""
-    ax.plot(row[domain], METHODS.index(row["method"]), marker, color=color, ms=8,
-            mfc="white" if drift else color, ls="", label=row["at"] + drift)  # fmt: skip
+    k = POINTS.index(row["at"])
+    height = METHODS.index(row["method"]) + 0.6 * (k / (len(POINTS) - 1) - 0.5)
+    label = row["at"].replace("%", " %") + drift
+    face = "white" if drift else color
+    ax.plot(row[domain], height, marker, color=color, mfc=face, ms=6, ls="", label=label)

@@ -103,28 +103,27 @@ def units_section() -> str:
 
 
 def _units(path: Path) -> str:
+    """Perplexities, and times of the device on which most rows were timed."""
     found, dense = results.load(path), results.load(path)["dense"]
     times = {file: results.load(file) for file in _files("oneshot_structured_time.json")}
-    devices = {file: _short(t["device"]) for file, t in times.items()}
-    head = ["units that go", "parameters", "excerpt", "glosses"]
-    head += [f"{what}, {device}" for device in devices.values() for what in MEASURED]
-    lines = [[*head], ["---", *["---:"] * (len(head) - 1)]]
+    file = max(times, key=lambda file: len(times[file]["rows"]))
+    head = ["units that go", "parameters", "excerpt", "glosses", *MEASURED]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     lines += [["none", "134.5 M", f"{dense['excerpt']:.1f}", f"{dense['glosses']:.1f}"]]
-    lines[-1] += ["1"] * (len(head) - 4)
-    lines += [_units_row(*row, [t["rows"] for t in times.values()]) for row in _ordered(found)]
-    where = [_where(file, f"{devices[file]}, {t['date']}") for file, t in times.items()]
+    lines[-1] += ["1"] * len(MEASURED)
+    lines += [_units_row(*row, times[file]["rows"]) for row in _ordered(found)]
+    links = [_where(other, _short(times[other]["device"])) for other in times if other != file]
+    others = f"; times of some rows on {', '.join(links)}" if links else ""
     return "\n\n".join(
         [
             f"SmolLM2-135M, perplexities ({results.days(found, found['rows'].values())}, "
             f"{_where(path, path.name)}), and the speed-up over the dense model at batch 1, "
-            f"measured on two cores each and, of prefills, predicted from single operations "
-            f"(jax {found['versions']['jax']}: {'; '.join(where)}):",
+            "measured on two cores and, of prefills, predicted from single operations "
+            f"({_short(times[file]['device'])}, jax {times[file]['versions']['jax']}, "
+            f"{times[file]['date']}, {_where(file, file.name)}{others}):",
             "\n".join(f"| {' | '.join(line)} |" for line in lines),
-            *(
-                f"![perplexity against measured speed-up, {devices[file]}]"
-                f"({file.with_suffix('.png').relative_to(README.parent)})"
-                for file in times
-            ),
+            "![perplexity against measured speed-up]"
+            f"({file.with_suffix('.png').relative_to(README.parent)})",
         ]
     )
 
@@ -145,15 +144,13 @@ def _short(device: dict[str, Any]) -> str:
     return re.sub(r"\(R\)| Processor", "", device["processor"])
 
 
-def _units_row(name: str, row: dict[str, Any], times: list[dict[str, Any]]) -> list[str]:
+def _units_row(name: str, row: dict[str, Any], times: dict[str, Any]) -> list[str]:
     cells = [name, f"{row['params'] / 1e6:.1f} M"]
     cells += [_three_digits(row[text]) for text in ("excerpt", "glosses")]
-    for rows in times:
-        runs = rows.get(name, {})
-        prefill = runs.get("prefill", {})
-        speeds = [_speed(prefill), prefill.get("predicted"), _speed(runs.get("one token", {}))]
-        cells += [f"{s:.2f} x" if s else "" for s in speeds]
-    return cells
+    runs = times.get(name, {})
+    prefill = runs.get("prefill", {})
+    speeds = [_speed(prefill), prefill.get("predicted"), _speed(runs.get("one token", {}))]
+    return cells + [f"{s:.2f} x" if s else "" for s in speeds]
 
 
 def _speed(run: dict[str, Any]) -> float | None:
