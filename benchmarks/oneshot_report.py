@@ -89,7 +89,7 @@ def plot(found: dict[str, Any], path: Path) -> Path:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 5), layout="constrained", sharey=True)
     for ax, domain in zip(axes, ("excerpt", "glosses")):
-        for row in filter(mixed, found["rows"]):
+        for row in sorted(filter(mixed, found["rows"]), key=_place):
             if row[domain] <= LARGEST:
                 _mark(ax, row, domain)
         ax.axvline(found["dense"][domain], color="0.4", ls="--", lw=1, label="dense")
@@ -102,18 +102,12 @@ def plot(found: dict[str, Any], path: Path) -> Path:
     axes[0].set_yticks(range(len(METHODS)), METHODS)
     axes[0].invert_yaxis()
     handles, labels = axes[0].get_legend_handles_labels()
-    once = dict(zip(labels, handles))
-    once = {name: once[name] for name in sorted(once, key=_first)}
+    once = dict(zip(labels, handles))  # in the order of the points, as drawn
     figure.legend(once.values(), once.keys(), loc="outside right center", frameon=False)
     figure.suptitle("SmolLM2-135M, single weights removed in one shot", fontsize="medium")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
     return path
-
-
-def _first(label: str) -> tuple[int, str]:
-    at = label.split(",")[0].replace(" ", "")
-    return POINTS.index(at) if at in POINTS else len(POINTS), label
 
 
 def _mark(ax: Any, row: Row, domain: str) -> None:

@@ -16,7 +16,7 @@ from benchmarks.layers.catalogue import KINDS, Draw
 from benchmarks.programs import random_program
 from jaxprune.rules import registry, zeros
 
-PROGRAMS = 100  # benchmarks.fuzz checks as many as one likes
+PROGRAMS = 200
 SHARE = 20  # programs of one test
 MASKS = 2
 

@@ -355,3 +355,12 @@ def test_dsnot_equals_the_slow_way(group, pattern):
     assert (got == slow_dsnot(w64, np.asarray(masks["w"]), x64, group)).all()
     assert (got != np.asarray(masks["w"])).any()
     assert (got.sum(0) == np.asarray(masks["w"]).sum(0)).all()
+
+
+def test_every_product_of_sparsegpt_is_of_full_precision():
+    """An accelerator would round float32 operands, and errors add up over the inputs."""
+    params = {"w": jnp.ones((32, 4))}
+    stats = jp.calibrate(lambda p, x: x @ p["w"], params, [jnp.eye(32)])
+    program = str(jax.make_jaxpr(lambda p: jp.oneshot.sparsegpt(p, stats, 0.5))(params))
+    products = program.count("dot_general[")
+    assert products and program.count("precision=(Precision.HIGHEST, ") == products

@@ -59,16 +59,18 @@ def half(fn, params, *args):
 
 
 def same_gradients(fn, small, masked, *args):
+    """In float64, where nothing hides in rounding."""
+
     def loss(f):
-        return lambda p: jnp.sum(f(p, *args) ** 2)
+        return lambda p: jnp.sum(f(p, *wide(args)) ** 2)
 
-    wanted = small.restrict(jax.grad(loss(fn))(masked))
-    got = jax.grad(loss(small.fn))(small.params)
+    def wide(tree):
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
 
-    def close(a, b):  # a small entry is a difference of large ones: judged by the largest
-        np.testing.assert_allclose(a, b, 1e-4, 1e-5 + 1e-6 * jnp.abs(b).max())
-
-    jax.tree.map(close, got, wanted)
+    with jax.enable_x64(True):
+        wanted = small.restrict(jax.grad(loss(fn))(wide(masked)))
+        got = jax.grad(loss(small.fn))(wide(small.params))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-9, 1e-9), got, wanted)
 
 
 # ------------------------------------------------------------ a fused bias + gelu with own gradient

@@ -16,6 +16,7 @@ from jaxprune.oneshot.layers import (
     chosen,
     damped,
     map_layers,
+    matmul,
     sparsity_of,
     without_dead,
 )
@@ -116,12 +117,12 @@ def _matrix(
 def _support(h: jax.Array, w: jax.Array, keep: Any, steps: int) -> jax.Array:
     """The support that ADMM ends with."""
     values, vectors = jnp.linalg.eigh(h)
-    target = _matmul(h, w)
+    target = matmul(h, w)
 
     def improve(state: Any) -> Any:
         d, v, rho = state
-        rotated = _matmul(vectors.T, target - v + rho * d)
-        b = _matmul(vectors, rotated / (jnp.maximum(values, 0) + rho)[:, None])
+        rotated = matmul(vectors.T, target - v + rho * d)
+        b = matmul(vectors, rotated / (jnp.maximum(values, 0) + rho)[:, None])
         moved = b + v / rho
         d = jnp.where(keep(moved), moved, 0)
         return d, v + rho * (b - d), rho
@@ -147,7 +148,3 @@ def _growth(changed: jax.Array, kept: jax.Array) -> jax.Array:
     return jnp.where(
         part >= 0.1, 1.3, jnp.where(part >= 0.005, 1.2, jnp.where(changed > 0, 1.1, 1))
     )
-
-
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision="highest")

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxprune.calibration import Stats
 from jaxprune.jaxpr.inputs import Wish, read_rows
-from jaxprune.oneshot.layers import damped, layer_of
+from jaxprune.oneshot.layers import damped, layer_of, matmul
 from jaxprune.types import Params, path_str
 
 DAMPING = 0.01  # of the mean diagonal of X^T X
@@ -87,7 +87,7 @@ def _cross(
 
     def product(k: int) -> jax.Array:
         uses = zip(ours[k], theirs[k], strict=True)
-        products = [jnp.matmul(x.mT, d, precision="highest") for x, d in uses]
+        products = [matmul(x.mT, d) for x, d in uses]
         return functools.reduce(jnp.add, products)
 
     return {k: product(k) for k in ours}
@@ -98,7 +98,7 @@ def _solved(w: jax.Array, grams: jax.Array, cross: jax.Array, share: Any) -> jax
     def one(args: Any) -> jax.Array:
         w, gram, c = args
         h = damped(gram, DAMPING)
-        drift = jnp.matmul(c - gram, w, precision="highest")
+        drift = matmul(c - gram, w)
         return w + share * jax.scipy.linalg.solve(h, drift, assume_a="pos")
 
     return jax.lax.map(one, (w, grams, cross))

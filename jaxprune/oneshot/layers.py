@@ -284,6 +284,11 @@ def without_dead(w: jax.Array, gram: jax.Array) -> jax.Array:
     return jnp.where(live | ~jnp.any(live), w, 0)
 
 
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The product in full precision, which an accelerator gives only where it is asked for."""
+    return jnp.matmul(a, b, precision="highest")
+
+
 def damped(gram: jax.Array, damping: float | jax.Array) -> jax.Array:
     """The Gram matrix with ``damping`` times the mean of its diagonal added to the diagonal.
 

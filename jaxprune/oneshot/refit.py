@@ -19,6 +19,7 @@ from jaxprune.oneshot.layers import (
     damped,
     layer_of,
     map_layers,
+    matmul,
     repairable,
 )
 from jaxprune.types import Masks, Params, PyTree, path_str
@@ -125,7 +126,7 @@ def conjugate_gradients(
 
     def step(_: Any, state: Any) -> Any:
         v, r, p, rz = state
-        hp = jnp.where(kept, _matmul(h, p), 0)
+        hp = jnp.where(kept, matmul(h, p), 0)
         alpha = _ratio(rz, jnp.sum(p * hp, 0))
         v, r = v + alpha * p, r - alpha * hp
         z = scale * r
@@ -133,7 +134,7 @@ def conjugate_gradients(
         return v, r, z + _ratio(new, rz) * p, new
 
     v = jnp.where(kept, v, 0)
-    r = jnp.where(kept, _matmul(h, w - v), 0)
+    r = jnp.where(kept, matmul(h, w - v), 0)
     z = scale * r
     return jax.lax.fori_loop(0, steps, step, (v, r, z, jnp.sum(r * z, 0)))[0]
 
@@ -177,7 +178,7 @@ def _exact(dense: jax.Array, kept: jax.Array, grams: jax.Array, damping: Any) ->
     def one(args: Any) -> jax.Array:
         w, m, gram = args
         h = damped(gram, damping)
-        target = _matmul(h, w)
+        target = matmul(h, w)
 
         def output(column: Any) -> jax.Array:
             m, t = column
@@ -227,8 +228,4 @@ def output_error(params: Params, pruned: Params, stats: Stats) -> PyTree:
 @jax.jit
 def _energy(w: jax.Array, grams: jax.Array) -> jax.Array:
     w = w.astype(grams.dtype)
-    return jnp.sum(w * _matmul(grams, w))
-
-
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision="highest")
+    return jnp.sum(w * matmul(grams, w))

@@ -16,6 +16,7 @@ from jaxprune.oneshot.layers import (
     chosen,
     factor,
     map_layers,
+    matmul,
     sparsity_of,
     without_dead,
 )
@@ -164,10 +165,10 @@ def _block(
             rows, errors = state
             at = first + k * step
             now = _repaired(own, rows, errors, at, step)
-            new = _removed(jax.lax.dynamic_slice(own, (at, at), (step, step)), now,
-                           jax.lax.dynamic_slice_in_dim(kept, at, step))  # fmt: skip
+            among = jax.lax.dynamic_slice(own, (at, at), (step, step))
+            now, found = _removed(among, now, jax.lax.dynamic_slice_in_dim(kept, at, step))
             update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=0)
-            return update(rows, new[0]), update(errors, new[1])
+            return update(rows, now), update(errors, found)
 
         rows, errors = jax.lax.fori_loop(0, group // step, remove, (rows, errors))
         return rows, errors, kept
@@ -175,7 +176,7 @@ def _block(
     begin = (rows, jnp.zeros_like(rows), jnp.zeros(rows.shape, bool))
     rows, errors, kept = jax.lax.fori_loop(0, size // group, prune, begin)
     after = jnp.arange(len(w)) >= start + size
-    w = w - _matmul(jnp.where(after, ahead, 0).T, errors)
+    w = w - matmul(jnp.where(after, ahead, 0).T, errors)
     w = jax.lax.dynamic_update_slice_in_dim(w, rows, start, 0)
     return w, jax.lax.dynamic_update_slice_in_dim(mask, kept, start, 0)
 
@@ -183,7 +184,7 @@ def _block(
 def _repaired(own: jax.Array, rows: jax.Array, errors: jax.Array, at: Any, size: int) -> jax.Array:
     """Rows ``at`` to ``at + size`` after what has gone before them; errors from there on are 0."""
     columns = jax.lax.dynamic_slice_in_dim(own, at, size, axis=1)
-    return jax.lax.dynamic_slice_in_dim(rows, at, size) - _matmul(columns.T, errors)
+    return jax.lax.dynamic_slice_in_dim(rows, at, size) - matmul(columns.T, errors)
 
 
 def _removed(c: jax.Array, rows: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -191,12 +192,8 @@ def _removed(c: jax.Array, rows: jax.Array, kept: jax.Array) -> tuple[jax.Array,
 
     def remove(i: Any, state: Any) -> Any:
         rows, errors = state
-        row = rows[i] - c[:, i] @ errors
+        row = rows[i] - matmul(c[:, i], errors)
         error = jnp.where(kept[i], 0, row / c[i, i])
         return rows.at[i].set(jnp.where(kept[i], row, 0)), errors.at[i].set(error)
 
     return jax.lax.fori_loop(0, len(rows), remove, (rows, jnp.zeros_like(rows)))
-
-
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision="highest")
