@@ -22,7 +22,7 @@ from jaxprune.rules.flow import ZeroFlow
 from jaxprune.rules.registry import KEPT
 from jaxprune.rules.zeros import Zeros
 from jaxprune.structure.infer import Program
-from jaxprune.structure.parents import Order, kept_under, obstacle, order_of
+from jaxprune.structure.parents import Order, OwnedMask, kept_under, obstacle, order_of
 from jaxprune.structure.structure import Dimension, Structure
 
 EMPTY = "all units are masked; one (of zeros) stays so that none is empty"
@@ -81,13 +81,12 @@ def find_orders(
     program: Program, structure: Structure, masks: Any, idle: Mapping[str, str]
 ) -> dict[str, Order]:
     """Dimensions of which the masks remove other units under each unit of a parent, provably."""
-    leaves = structure.mask_leaves(masks)
-    found: dict[str, Order] = {}
+    leaves, found = structure.mask_leaves(masks), dict[str, Order]()
     for name, above in _under(structure):
         if name in found or name in idle:
             continue
         own, parent = _leaves_of(structure, name, above)
-        kept = kept_under(leaves, structure.shapes, structure.param_axes, own, parent)
+        kept = kept_under(_owned(structure, leaves, name), own, parent)
         order = order_of(kept, own, parent)
         if order and obstacle(program.tape, own, parent) is None:
             found[name] = order
@@ -105,6 +104,14 @@ def _leaves_of(structure: Structure, *names: str) -> list[Axis]:
     return [axes.find(structure.dims[name].axis) for name in names]
 
 
+def _owned(structure: Structure, leaves: Sequence[Any], name: str) -> list[OwnedMask]:
+    """What the masks say of the leaves that hold a dimension."""
+    return [
+        OwnedMask(leaves[i], structure.shapes[i], structure.param_axes[i])
+        for i in structure.owners(name)
+    ]
+
+
 def find_apart(
     program: Program,
     structure: Structure,
@@ -120,7 +127,7 @@ def find_apart(
     leaves, found = structure.mask_leaves(masks), dict[str, Apart]()
     for name, above in sorted(_under(structure), key=lambda pair: pair[0] not in orders):
         own, parent = _leaves_of(structure, name, above)
-        units = kept_under(leaves, structure.shapes, structure.param_axes, own, parent, entries=2)
+        units = kept_under(_owned(structure, leaves, name), own, parent, entries=2)
         rows, columns = (d.kept if (d := decisions.get(n)) else slice(None) for n in (above, name))
         left = units[rows][:, columns]
         whole = left.any(axis=1, keepdims=True) & left.any(axis=0, keepdims=True)

@@ -256,17 +256,20 @@ def order_of(kept: np.ndarray, dimension: Axis, parent: Axis) -> Order | None:
     return Order(dimension, parent, np.argsort(~kept, axis=1, kind="stable"))
 
 
+class OwnedMask(NamedTuple):
+    """The mask of a leaf that holds a dimension, with the leaf's shape and axes."""
+
+    mask: np.ndarray
+    shape: tuple[int, ...]
+    axs: Sequence[Axis]
+
+
 def kept_under(
-    masks: Sequence[np.ndarray],
-    shapes: Sequence[tuple[int, ...]],
-    param_axes: Sequence[Sequence[Axis]],
-    dimension: Axis,
-    parent: Axis,
-    entries: int = 1,
+    masks: Sequence[OwnedMask], dimension: Axis, parent: Axis, entries: int = 1
 ) -> np.ndarray:
     """(units of the parent, units): what all slots of so many entries keep at least in part."""
     kept = np.ones((parent.size, dimension.size), bool)
-    for mask, shape, axs in zip(masks, shapes, param_axes, strict=True):
+    for mask, shape, axs in masks:
         found = pair(axs, dimension, parent)
         if found is None:
             continue
