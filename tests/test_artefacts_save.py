@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxprune as jp
-from jaxprune.compact import store
+from jaxprune.artefacts import files
 
 
 class Net(nn.Module):
