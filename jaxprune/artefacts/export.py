@@ -1,4 +1,4 @@
-"""Compact models that need no code: the program by ``jax.export`` and its parameters in one file."""
+"""Compact models that need no code: a program by ``jax.export`` and its parameters in one file."""
 
 from __future__ import annotations
 

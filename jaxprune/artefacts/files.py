@@ -182,7 +182,9 @@ def _content(path: Path) -> bytes:
 
 def _said(start: bytes) -> tuple[int, str]:
     """The length and the digest that a file says it has."""
-    known = re.escape(tensors.START) + b"([0-9a-f]{64})" + re.escape(tensors.MIDDLE) + b"([0-9]{16})"
+    known = (
+        re.escape(tensors.START) + b"([0-9a-f]{64})" + re.escape(tensors.MIDDLE) + b"([0-9]{16})"
+    )
     found = re.fullmatch(known, start[8:])
     if not found:
         raise ValueError("is cut off, or no file that jaxprune wrote, or damaged at its start")

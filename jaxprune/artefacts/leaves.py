@@ -112,7 +112,9 @@ def small_shape(row: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, ...]
     return (*shape, *words)
 
 
-def check(saved: Sequence[Mapping[str, Any]], params: Any, when: Sequence[Mapping[str, Any]]) -> None:
+def check(
+    saved: Sequence[Mapping[str, Any]], params: Any, when: Sequence[Mapping[str, Any]]
+) -> None:
     """The saved leaves are those of this model, whatever their order.
 
     Types may be those of the saved leaves or those that params had ``when`` it was compacted.

@@ -183,7 +183,9 @@ class _Reading:
             program, structure.paths, decisions, zero_slices, self.text["semantics"], orders
         )
         for dimension, _, why in planned.demand.refusals:
-            raise ValueError(_stale(f"a dimension of {dimension.size} can't be cut any more ({why})"))
+            raise ValueError(
+                _stale(f"a dimension of {dimension.size} can't be cut any more ({why})")
+            )
         for name, decision in decisions.items():
             if not decision.kept.any() and planned.demand.evaluates(axes.find(decision.dim.axis)):
                 raise ValueError(f"keeps no unit of {name!r}")

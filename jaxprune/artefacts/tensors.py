@@ -42,9 +42,8 @@ _ENTRY = {"dtype": set(_OF_CODE), "shape": [Size], "data_offsets": [Size]}
 
 
 def pack(array: np.ndarray) -> np.ndarray:
-    """An array as the format can hold it: little-endian, unknown types as bytes."""
+    """An array as the format can hold it: types that it has no code for as bytes."""
     array = np.asarray(array, order="C")
-    array = array.astype(array.dtype.newbyteorder("<")) if array.dtype.byteorder == ">" else array
     if array.dtype.name in _CODES:
         return array
     return array.reshape(-1).view(np.uint8).reshape(*array.shape, array.dtype.itemsize)
@@ -104,7 +103,7 @@ def _arrays(
         if entry["data_offsets"] != [begin - start, end - start] or end > len(content):
             raise ValueError(f"has no place for {name!r}, {entry}")
         array = np.ndarray(shape, dtype, content, begin)
-        if dtype == bool and (array.view(np.uint8) > 1).any():
+        if entry["dtype"] == "BOOL" and (array.view(np.uint8) > 1).any():
             raise ValueError(f"holds bytes that are no booleans in {name!r}")
         yield name, array
     if end != len(content):
