@@ -69,14 +69,10 @@ def arrays_of(paths: Sequence[str], params: Any) -> dict[str, np.ndarray]:
       ValueError: for two leaves of one path.
     """
     leaves = jax.tree.leaves(params)
-    twice = [path for path in paths if list(paths).count(path) > 1] if _repeats(paths) else []
-    if twice:
-        raise ValueError(f"two leaves of params are named {twice[0]!r}; give them other names")
+    if len(set(paths)) < len(paths):
+        twice = next(path for i, path in enumerate(paths) if path in paths[:i])
+        raise ValueError(f"two leaves of params are named {twice!r}; give them other names")
     return {f"params/{path}": to_host(x) for path, x in zip(paths, leaves, strict=True)}
-
-
-def _repeats(paths: Sequence[str]) -> bool:
-    return len(set(paths)) < len(paths)
 
 
 def restore(row: Mapping[str, Any], array: np.ndarray) -> Any:
@@ -91,13 +87,13 @@ def restore(row: Mapping[str, Any], array: np.ndarray) -> Any:
         return PYTHON[row["kind"]](array[()])
     if row["key"]:
         return jax.random.wrap_key_data(jnp.asarray(array), impl=row["key"])
-    leaf = jnp.asarray(array)
-    if leaf.dtype != array.dtype:
+    here = jax.dtypes.canonicalize_dtype(array.dtype)
+    if here != array.dtype:
         raise ValueError(
-            f"holds {row['path']} as {array.dtype}, which would become {leaf.dtype} here: call "
+            f"holds {row['path']} as {array.dtype}, which would become {here} here: call "
             'jax.config.update("jax_enable_x64", True) first'
         )
-    return _weak(leaf) if row["weak"] else leaf
+    return _weak(jnp.asarray(array)) if row["weak"] else jnp.asarray(array)
 
 
 def _weak(leaf: jax.Array) -> jax.Array:
