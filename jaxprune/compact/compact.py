@@ -206,10 +206,12 @@ def assemble(
     args: Any,
     source: tuple[Any, Any] | None = None,
     params: Any = None,
+    full: Any = None,
 ) -> Compact:
     """A compact model from its plan and from what its parameters are cut of: (params, masks).
 
-    Without a source, ``params`` are small already, and the masked model is their expansion.
+    Without a source, ``params`` are small already, ``full`` has the types of the full ones, and
+    the masked model is the expansion.
     """
 
     def masked() -> Any:
@@ -232,9 +234,9 @@ def assemble(
         for name, dim in structure.dims.items()
     }
     certificate = _certificate.of_plan(planned, structure, compare, overhead)
-    small = Compact(
-        _SmallFunction(fn, structure, planned), params, certificate, keep, structure, planned
-    )
+    function = _SmallFunction(fn, structure, planned)
+    function._traced_for = jax.eval_shape(lambda *tree: tree, source[0] if source else full, args)
+    small = Compact(function, params, certificate, keep, structure, planned)
     if source:
         object.__setattr__(small, "params", small.restrict_masked(*source))
     return small
@@ -253,6 +255,7 @@ class _SmallFunction:
     def __init__(self, fn: Callable[..., Any], structure: Structure, planned: plan.Plan):
         self._fn, self._structure, self._plan = fn, structure, planned
         self._known: dict[Any, _Traced] = {}
+        self._traced_for: Any = None  # types of (params, args) that compact was given
         self.__name__ = getattr(fn, "__name__", "compact")
 
     def __call__(self, small_params: Any, *args: Any) -> Any:

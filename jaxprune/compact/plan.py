@@ -226,13 +226,21 @@ def _leftovers(
     demand: Demand, program: Program, structure: Structure, masks: Any, params: Any
 ) -> Leftovers:
     """The removed slices that are folded, of the masked parameters."""
-    names = {axes.find(d.axis): n for n, d in structure.dims.items()}
     leaves = jax.tree.leaves(apply_masks(params, masks)) if demand.constants.leftovers else []
     return {
-        (i, frozenset(names[d] for d in block)): leftover(demand, value, block, leaves[i])
-        for i, value in enumerate(program.param_values)
-        for v, block in demand.constants.leftovers
-        if v is value
+        (i, names): leftover(demand, value, block, leaves[i])
+        for (i, names), (value, block) in folds(demand, program, structure).items()
+    }
+
+
+def folds(demand: Demand, program: Program, structure: Structure) -> dict[Any, Any]:
+    """(parameter, names of the dimensions) -> (value, block), of all slices that are folded."""
+    names = {axes.find(d.axis): n for n, d in structure.dims.items()}
+    places = {value: i for i, value in enumerate(program.param_values)}
+    return {
+        (places[value], frozenset(names[d] for d in block)): (value, block)
+        for value, block in demand.constants.leftovers
+        if value in places
     }
 
 
@@ -247,6 +255,29 @@ def again(
     """The evaluation that decisions lead to, made now or read from a file."""
     demand = evaluation(program, _split(decisions), zero_slices, paths, semantics)
     return Plan(decisions, zero_slices, semantics, demand, orders)
+
+
+def redo(
+    program: Program,
+    paths: Sequence[str],
+    decisions: dict[str, Decision],
+    zero_slices: list[list[np.ndarray]],
+    semantics: str,
+    orders: dict[str, Order],
+) -> Plan:
+    """As :func:`again`, for decisions of which only what is kept is known: nothing is taken back.
+
+    What doesn't hold any more stands in the plan's refusals.
+    """
+    for decision in decisions.values():
+        decision.carried = ~decision.kept
+    demand = evaluation(program, _split(decisions), zero_slices, paths, semantics)
+    for decision in decisions.values():
+        none = np.zeros(decision.dim.size, bool)
+        decision.carried = demand.carried.get(axes.find(decision.dim.axis), none) & ~decision.kept
+    if demand.refusals:
+        return Plan(decisions, zero_slices, semantics, demand, orders)
+    return again(program, paths, decisions, zero_slices, semantics, orders)
 
 
 def _split(decisions: dict[str, Decision]) -> Split:
