@@ -30,7 +30,7 @@ from jaxprune.training.renewal import (
     check_every,
     check_pattern,
     check_schedule,
-    is_due,
+    renewal_of,
     scheduled,
     strong,
 )
@@ -128,10 +128,13 @@ def method(
             inner_state=inner.init(params),
         )
 
-    def is_time(step: jax.Array, now: jax.Array, last: jax.Array) -> jax.Array:
+    def renewal(step: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Is it time, and the sparsity of the masks that are then made."""
         if due is not None:
-            return due(step, now, last)
-        return is_due(sparsity, step, last, every) & (step >= (1 if start else 0))
+            now = jnp.asarray(scheduled(sparsity, step), jnp.float32)
+            return due(step, now, last), now
+        time, now = renewal_of(sparsity, step, last, every)
+        return time & (step >= (1 if start else 0)), now
 
     def update(
         updates: Any, state: MaskState, params: Any = None, **extra_args: Any
@@ -146,10 +149,8 @@ def method(
             check_renewed(masks, old)
             return masks, now
 
-        now = jnp.asarray(scheduled(sparsity, count), jnp.float32)
-        masks, made_for = jax.lax.cond(
-            is_time(count, now, last), renewed, lambda now: (old, last), now
-        )
+        time, now = renewal(count, last)
+        masks, made_for = jax.lax.cond(time, renewed, lambda now: (old, last), now)
         if moments == "reset":
             # Before the step, so that no moment is stored with and without what is forgotten.
             always = jax.tree.map(jnp.logical_and, old, masks)

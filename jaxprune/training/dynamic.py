@@ -15,7 +15,7 @@ from jaxprune.chosen import is_kernel
 from jaxprune.distributions import Rule, uniform
 from jaxprune.patterns import unstructured
 from jaxprune.scores.weights import is_float, magnitude, random, widen
-from jaxprune.selection import count, keep_largest, kept_count, known
+from jaxprune.selection import count, keep_largest, kept_total, known
 from jaxprune.training.core import NOTHING, Moments, Renew, check_renewed, method
 from jaxprune.training.landing import hold
 from jaxprune.training.renewal import final, scheduled
@@ -295,7 +295,7 @@ def _grow_where_momentum_is(momentum: Scores, masks: Masks, sparsity: Any) -> Ma
     pairs = [(m, v) for m, v, p in zip(leaves, jax.tree.leaves(momentum), pruned) if p]
     kept = jnp.stack([count(m) for m, _ in pairs])
     sizes = np.array([m.size for m, _ in pairs], np.int32)
-    total = sum(kept_count(int(n), sparsity) for n in sizes)
+    total = kept_total([int(n) for n in sizes], sparsity)
     means = [jnp.nan_to_num(jnp.mean(widen(v), where=m)) for m, v in pairs]
     more = shares(total - jnp.sum(kept), jnp.stack(means), sizes - kept)
     grown = iter(
