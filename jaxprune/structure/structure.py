@@ -17,6 +17,7 @@ from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.masks import fits
 from jaxprune.selection import known
+from jaxprune.sharding import freely, host
 from jaxprune.structure import infer as _infer
 from jaxprune.structure import labels, parents, table, usage
 
@@ -197,7 +198,7 @@ class Structure:
             )
         out = []
         for path, shape, mask in zip(self.paths, self.shapes, jax.tree.leaves(masks), strict=True):
-            array = np.asarray(mask)
+            array = host(mask)
             if not fits(array, shape):
                 raise ValueError(
                     f"the mask of {path} is {array.dtype}{array.shape}; wanted booleans that "
@@ -243,19 +244,19 @@ class Structure:
         if reduce not in ("sum", "mean"):
             raise ValueError(f"reduce is {reduce!r}; wanted 'sum' or 'mean'")
         free = [d for d in self.dims.values() if not d.frozen]
-        units: dict[str, Any] = {
-            d.name: _unit_score(d, self.param_axes, leaves, reduce) for d in free
-        }
+        units: dict[str, Any] = freely(
+            lambda xs: {d.name: _unit_score(d, self.param_axes, xs, reduce) for d in free}, leaves
+        )
         self._check_nan(units, leaves)
         return units
 
     def _check_nan(self, units: Mapping[str, Any], leaves: Sequence[Any]) -> None:
         """Raises for NaN where it is known; traced NaN ranks lowest."""
-        bad = [n for n, u in units.items() if known(u) and np.isnan(np.asarray(u)).any()]
+        bad = [n for n, u in units.items() if known(u) and np.isnan(host(u)).any()]
         if bad:
             slots = {slot.path for slot in self.dims[bad[0]].slots}
             inside = [(p, x) for p, x in zip(self.paths, leaves) if p in slots]
-            path = next((p for p, x in inside if np.isnan(np.asarray(x, float)).any()), bad[0])
+            path = next((p for p, x in inside if np.isnan(host(x).astype(float)).any()), bad[0])
             raise ValueError(
                 f"the scores of {path} hold NaN, so that units of {bad[0]} can't be ranked; look "
                 "for it in params and gradients, or write jax.tree.map(jnp.nan_to_num, scores)"
