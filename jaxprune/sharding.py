@@ -10,6 +10,7 @@ calls, and :func:`host` gives its content to all.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,9 +36,17 @@ def layout(x: Any) -> NamedSharding | None:
         return None
     if isinstance(x, jax.core.Tracer):
         return jax.typeof(x).sharding if explicit_mesh(x) else None
-    return (
-        x.sharding if isinstance(x.sharding, NamedSharding) and x.sharding.mesh.size > 1 else None
-    )
+    return _on_devices(x.sharding)
+
+
+def declared_layout(x: Any) -> NamedSharding | None:
+    """As :func:`layout`, also of a ``jax.ShapeDtypeStruct`` that says it."""
+    return _on_devices(x.sharding) if isinstance(x, jax.ShapeDtypeStruct) else layout(x)
+
+
+def _on_devices(sharding: Any) -> NamedSharding | None:
+    several = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
+    return sharding if several else None
 
 
 def parts(sharding: NamedSharding, rank: int) -> list[tuple[Any, int]]:
@@ -55,7 +64,8 @@ def _count(mesh: Any, names: Any) -> int:
 def fitting(sharding: NamedSharding, shape: Sequence[Any]) -> NamedSharding:
     """The same for another shape: whole along the axes that the mesh does not divide."""
     pairs = zip(parts(sharding, len(shape)), shape)
-    return _with(sharding, [name if _divides(n, size) else None for (name, n), size in pairs])
+    names = [name if _divides(n, size) else None for (name, n), size in pairs]
+    return _with(sharding, names[: len(sharding.spec)])  # as short as it was written
 
 
 def _divides(count: int, size: Any) -> bool:
@@ -88,6 +98,12 @@ def put(x: Any, sharding: NamedSharding) -> Any:
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return jax.jit(lambda a: a, out_shardings=sharding)(x)
     return jax.device_put(x, sharding)
+
+
+def whole(x: Any) -> Any:
+    """An array that is at hand, in full on each device of its mesh."""
+    found = None if isinstance(x, jax.core.Tracer) else layout(x)
+    return x if found is None else put(x, NamedSharding(found.mesh, PartitionSpec()))
 
 
 def like(x: Any, leaf: Any) -> Any:
@@ -133,13 +149,16 @@ def on_meshes(results: int) -> Callable[[Any], Any]:
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(params: Any, args: Any, named: Any) -> Any:
-            return function(params, *args, **named)
+        first = next(iter(inspect.signature(function).parameters))
+
+        def run(args: Any, named: Any) -> Any:
+            return function(*args, **named)
 
         @functools.wraps(function)
-        def wrapper(params: Any, *args: Any, **named: Any) -> Any:
+        def wrapper(*args: Any, **named: Any) -> Any:
+            params = args[0] if args else named.get(first)
             trees = (None, params, (params,) * results)[min(results, 2)]
-            return freely(run, params, args, named, as_in=trees)
+            return freely(run, args, named, as_in=trees)
 
         return wrapper
 
@@ -165,22 +184,69 @@ def _typed(x: Any, mesh: Any, leaf: Any) -> Any:
     return jax.sharding.reshard(x, named)
 
 
+def bound(fun: Callable[..., list[Any]], xs: Sequence[Any], avals: Sequence[Any]) -> list[Any]:
+    """``fun(*xs)``, run freely, with the types of ``avals`` as far as they fit the results."""
+    mesh = explicit_mesh(xs)
+    if mesh is None:
+        return fun(*xs)
+    free = _free(mesh)
+    with jax.sharding.use_abstract_mesh(free):
+        found = fun(*(_cast(x, free) for x in xs))
+    return [typed(x, aval) for x, aval in zip(found, avals, strict=True)]
+
+
+def typed(x: Any, aval: Any) -> Any:
+    """``x`` with the type that its program declares, as far as that fits its shape."""
+    declared = getattr(aval, "sharding", None)
+    if declared is None or not declared.mesh.explicit_axes:
+        return x
+    if not (isinstance(x, jax.core.Tracer) or layout(x)):
+        return x
+    named = fitting(declared, np.shape(x))
+    return x if jax.typeof(x).sharding == named else jax.sharding.reshard(x, named)
+
+
+def abstract(aval: Any) -> jax.ShapeDtypeStruct:
+    """A type to trace with; on Explicit axes it says how the array lies."""
+    declared = getattr(aval, "sharding", None)
+    named = declared if declared is not None and declared.mesh.explicit_axes else None
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=named)
+
+
+def at_full_size(x: Any, was: NamedSharding | None, shape: Sequence[int]) -> NamedSharding | None:
+    """How a cut parameter lay at full size, as far as its type has to say it."""
+    if not explicit_mesh(x):
+        return None
+    own = jax.typeof(x).sharding
+    if was is not None and was.mesh.axis_names == own.mesh.axis_names:
+        named = NamedSharding(own.mesh, was.spec)
+        if parts(fitting(named, np.shape(x)), len(shape)) == parts(own, len(shape)):
+            return named
+    return fitting(own, shape)
+
+
+def as_declared(x: Any, aval: Any) -> bool:
+    """Whether an operand has the shape that its program declares, and lies as it says."""
+    declared = getattr(aval, "sharding", None)
+    if np.shape(x) != aval.shape or declared is None or not isinstance(x, jax.Array):
+        return np.shape(x) == aval.shape
+    own = jax.typeof(x).sharding
+    return own.mesh.empty or own.spec == declared.spec
+
+
 def reshaped(fun: Callable[..., Any], x: Any, to: NamedSharding | None = None) -> Any:
     """``fun(x)``, which only moves entries, laid out as ``to``, or as x, where the mesh divides it.
 
     An array at hand is moved in one compiled program, so that no device holds all of it.
     """
-    if to is None:
-        to = layout(x)
-    if to is None:
+    own = layout(x)
+    if own is None:
         return fun(x)
+    to = to if to is not None and to.mesh.axis_names == own.mesh.axis_names else own
     if isinstance(x, jax.core.Tracer):
         return _moved(fun, to, x)
-    if not isinstance(x, jax.Array):
-        return fun(x)
-    mesh = x.sharding.mesh if isinstance(x.sharding, NamedSharding) else to.mesh
     shape = jax.eval_shape(fun, jax.ShapeDtypeStruct(x.shape, x.dtype)).shape
-    out = NamedSharding(mesh, fitting(to, shape).spec)
+    out = NamedSharding(own.mesh, fitting(to, shape).spec)
     return jax.jit(lambda x: _moved(fun, to, x), out_shardings=out)(x)
 
 

@@ -16,14 +16,15 @@ from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step, Tape, Value
-from jaxprune.rules.pointwise import POINTWISE
+from jaxprune.rules.pointwise import POINTWISE, RESHARDING
 
 # Primitives that treat all positions of an axis that they only pass on, or sum over, alike.
 ALIKE = {
-    *POINTWISE, "broadcast_in_dim", "concatenate", "cond", "custom_jvp_call", "custom_vjp_call",
-    "checkpoint", "dot_general", "expand_dims", "pad", "ragged_dot", "reduce_and", "reduce_max",
-    "reduce_min", "reduce_or", "reduce_prod", "reduce_sum", "remat", "remat2", "reshape", "scan",
-    "slice", "split", "squeeze", "transpose", "while", "optimization_barrier",
+    *POINTWISE, *RESHARDING, "broadcast_in_dim", "concatenate", "cond", "custom_jvp_call",
+    "custom_vjp_call", "checkpoint", "dot_general", "expand_dims", "pad", "ragged_dot",
+    "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum", "remat",
+    "remat2", "reshape", "scan", "slice", "split", "squeeze", "transpose", "while",
+    "optimization_barrier",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.masks import fits
 from jaxprune.selection import known
-from jaxprune.sharding import freely, host
+from jaxprune.sharding import declared_layout, freely, host
 from jaxprune.structure import infer as _infer
 from jaxprune.structure import labels, parents, table, usage
 
@@ -69,6 +69,7 @@ class Structure:
     shapes: tuple[tuple[int, ...], ...]
     param_axes: tuple[tuple[Axis, ...], ...] = field(repr=False)
     treedef: Any = field(repr=False)
+    layouts: tuple[Any, ...] = field(repr=False, default=())  # how params lie on a mesh, or None
 
     def masks(self, keep: Mapping[str, Any]) -> Any:
         """Masks of all coupled slots.
@@ -383,7 +384,8 @@ def from_programs(programs: Sequence[_infer.Program], params: Any) -> Structure:
         governed = sum(sizes[path] for path in {s.path for s in found})
         name = str(found[0])
         dims[name] = Dimension(name, leaf.size, found, why, governed, leaf, label)
-    return Structure(dims, paths, shapes, param_axes, jax.tree.structure(params))
+    layouts = tuple(map(declared_layout, jax.tree.leaves(params)))
+    return Structure(dims, paths, shapes, param_axes, jax.tree.structure(params), layouts)
 
 
 def _slots(
