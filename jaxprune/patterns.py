@@ -28,6 +28,7 @@ from jaxprune.chosen import (
 from jaxprune.distributions import Rule, uniform
 from jaxprune.scores.weights import widen
 from jaxprune.selection import keep_largest, keep_n_of_m, kept_count, known
+from jaxprune.sharding import on_meshes
 from jaxprune.types import Distribution, Masks, Pattern, Scores, Where
 
 
@@ -39,6 +40,7 @@ def _of_units(
 ) -> Pattern:
     """The pattern that ranks units: ``pool`` gives their scores, ``spread`` their entries."""
 
+    @on_meshes(1)
     def pattern(scores: Scores, sparsity: Any) -> Masks:
         check_sparsity(sparsity)
         chosen = choose(scores, where)
@@ -86,6 +88,7 @@ def unstructured(
              [1, 0]], dtype=int32)
     """
 
+    @on_meshes(1)
     def pattern(scores: Scores, sparsity: Any) -> Masks:
         check_sparsity(sparsity)
         chosen = choose(scores, where)
@@ -170,6 +173,7 @@ def n_m(n: int, m: int, *, axis: int = -2, where: Where = is_kernel) -> Pattern:
     if not 0 < n < m:
         raise ValueError(f"n_m({n}, {m}): wanted 0 < n < m, such as n_m(2, 4)")
 
+    @on_meshes(1)
     def pattern(scores: Scores, sparsity: Any = None) -> Masks:
         part = _part_of_target(sparsity, n, m)
         chosen = choose(scores, where)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxprune.chosen import is_number
 from jaxprune.patterns import block, channel, n_m, threshold, unstructured
 from jaxprune.selection import known
+from jaxprune.sharding import like
 from jaxprune.structure.patterns import structured
 from jaxprune.training.landing import is_placeholder
 from jaxprune.types import Masks, Params, Pattern, Schedule
@@ -98,7 +99,7 @@ def all_kept(pattern: Pattern, params: Params, sparsity: float | Schedule) -> Ma
     if is_placeholder(params):
         return params
     shapes = jax.eval_shape(lambda scores: pattern(scores, final(sparsity)), _abstract(params))
-    return jax.tree.map(lambda p, m: jnp.ones_like(p, bool, m.shape), params, shapes)
+    return jax.tree.map(lambda p, m: like(jnp.ones(m.shape, bool), p), params, shapes)
 
 
 def strong(masks: Masks) -> Masks:
