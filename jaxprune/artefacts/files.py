@@ -59,7 +59,7 @@ def _fill(file: BinaryIO, head: bytes, arrays: Mapping[str, np.ndarray]) -> None
     digest = _without_digest(head)
     file.write(head)
     for array in arrays.values():
-        data = array.reshape(-1).view(np.uint8)
+        data = array.reshape(-1).view(np.uint8).data
         digest.update(data)
         file.write(data)
     file.seek(tensors.DIGEST)
