@@ -1,5 +1,6 @@
 """Exported models: any batch size, no code. The reference is the compact model in this process."""
 
+import os
 import subprocess
 import sys
 
@@ -114,3 +115,54 @@ def test_sizes_used_as_numbers(tmp_path):
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(FileNotFoundError, match="exported.safetensors is missing"):
         jp.load_exported(tmp_path)
+
+
+WITHOUT = """
+import sys
+sys.modules["flatbuffers"] = None
+import jax.numpy as jnp, numpy as np, jaxprune as jp
+fn = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+params, x = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}, jnp.ones((1, 3))
+masks = jp.infer_structure(fn, params, x).masks({"up:1": np.arange(8) < 2})
+small = jp.compact(fn, params, masks, x)
+for call in (lambda: jp.export(small, sys.argv[1], x), lambda: jp.load_exported(sys.argv[1])):
+    try:
+        call()
+    except ImportError as error:
+        print(error)
+"""
+
+
+def test_without_flatbuffers_it_says_what_to_install(tmp_path):
+    """And the program that was there still is."""
+    jp.export(halved(*MODELS["sound"][:2]), tmp_path, jnp.ones((2, 6, 4)))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "exporting needs flatbuffers: pip install 'jaxprune[save]'",
+        "programs need flatbuffers: pip install 'jaxprune[save]'",
+    ]
+    assert jp.load_exported(tmp_path).params
+
+
+def test_a_program_of_arrays_over_devices_is_for_one_device(tmp_path):
+    """What is exported on a mesh runs anywhere."""
+    code = (
+        "import sys, jax, jax.numpy as jnp, numpy as np, dataclasses, jaxprune as jp;"
+        "from jax.sharding import NamedSharding as N, PartitionSpec as P;"
+        "fn = lambda p, x: jnp.tanh(x @ p['up']) @ p['down'];"
+        "params, x = {'up': jnp.ones((3, 8)), 'down': jnp.ones((8, 2))}, jnp.ones((4, 3));"
+        "masks = jp.infer_structure(fn, params, x).masks({'up:1': np.arange(8) < 4});"
+        "small = jp.compact(fn, params, masks, x);"
+        "mesh = jax.make_mesh((4,), ('m',), axis_types=(jax.sharding.AxisType.Auto,));"
+        "spread = {'up': jax.device_put(small.params['up'], N(mesh, P(None, 'm'))),"
+        "          'down': jax.device_put(small.params['down'], N(mesh, P('m')))};"
+        "jp.export(dataclasses.replace(small, params=spread), sys.argv[1],"
+        "          jax.device_put(x, N(mesh, P('m'))))"
+    )
+    env = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, check=True)
+    model = jp.load_exported(tmp_path)
+    expected = jnp.full((4, 2), 4 * np.tanh(3.0))
+    np.testing.assert_allclose(model.fn(model.params, jnp.ones((4, 3))), expected, rtol=1e-6)

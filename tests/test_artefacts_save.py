@@ -10,6 +10,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from safetensors import safe_open
+from zoo import ENTRIES
 
 import jaxprune as jp
 from jaxprune.artefacts import save
@@ -130,3 +131,27 @@ def test_a_pruned_run_goes_on_bitwise_from_an_orbax_checkpoint(tmp_path):
     for _ in range(3):
         state, again = step(state, X), step(again, X)
     jax.tree.map(np.testing.assert_array_equal, state, again)
+
+
+NETWORKS = {  # sizes that are NumPy's, carried units, loops, callbacks, states
+    "zero_padded_shortcut", "softmax_over_units", "scan_over_layers", "host_callback", "linen_lstm",
+    "experts_choose_tokens", "layer_norm_by_var", "pallas_kernel", "decode_with_cache",
+}  # fmt: skip
+ZOO = {entry.name: entry for entry in ENTRIES if entry.name in NETWORKS}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_plans_of_other_networks_come_back(tmp_path, name):
+    """What loading decides anew (units that are carried, slices that are folded) is what was."""
+    fn, params, args = ZOO[name].build()
+    structure = jp.infer_structure(fn, params, *args)
+    free = [d for d in structure.dims.values() if not d.frozen]
+    masks = structure.masks({d.name: np.arange(d.size) % 2 == 0 for d in free})
+    small = jp.compact(fn, params, masks, *args)
+    jp.save(small, tmp_path)
+    again = jp.load(tmp_path, ZOO[name].build()[0], params, *args)
+    assert str(again.certificate) == str(small.certificate)
+    jax.tree.map(np.testing.assert_array_equal, again.params, small.params)
+    for dim, decision in small._plan.decisions.items():
+        np.testing.assert_array_equal(again._plan.decisions[dim].carried, decision.carried)
+    assert again._plan.leftovers.keys() == small._plan.leftovers.keys()

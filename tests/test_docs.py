@@ -10,7 +10,7 @@ import pytest
 from jaxprune.rules import registry
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["write_a_rule.md"]
+PAGES = ["artefacts.md", "write_a_rule.md"]
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import operator
 import os
 import re
 import secrets
@@ -34,7 +35,8 @@ def write(folder: str | Path, name: str, text: Any, arrays: Mapping[str, np.ndar
     path, error = Path(folder) / name, None
     if host.jax.process_index() == 0:
         try:
-            _write(path, json.dumps(text, allow_nan=False), tensors.in_order(arrays))
+            plan = json.dumps(text, allow_nan=False, default=operator.index)  # NumPy's integers
+            _write(path, plan, tensors.in_order(arrays))
         except BaseException as caught:  # others wait for this process: it tells them first
             error = caught
     host.agree(error, f"writing {path}")
@@ -59,7 +61,7 @@ def _fill(file: BinaryIO, head: bytes, arrays: Mapping[str, np.ndarray]) -> None
     digest = _without_digest(head)
     file.write(head)
     for array in arrays.values():
-        data = array.reshape(-1).view(np.uint8)
+        data = array.reshape(-1).view(np.uint8).data
         digest.update(data)
         file.write(data)
     file.seek(tensors.DIGEST)

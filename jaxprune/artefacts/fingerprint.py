@@ -14,7 +14,7 @@ import functools
 import hashlib
 import re
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -95,10 +95,11 @@ class _Digests:
         if not self._inside_rule:
             self.rules(eqn)
 
-    def atoms(self, atoms: Sequence[Any], names: dict[Any, int]) -> None:
+    def atoms(self, atoms: Iterable[Any], names: dict[Any, int]) -> None:
         for atom in atoms:
             if isinstance(atom, core.Literal):
-                self.array(np.asarray(atom.val, atom.aval.dtype) if _plain(atom) else atom.val)
+                aval: Any = atom.aval
+                self.array(np.asarray(atom.val, aval.dtype) if _plain(atom) else atom.val)
             else:
                 self.say("var", names[atom])
 
@@ -119,7 +120,7 @@ class _Digests:
         x = x if isinstance(x, (np.ndarray, np.generic, jax.Array)) else np.asarray(x)
         host = to_host(x)
         self.say("array", str(x.dtype) if is_key(x) else host.dtype.name, host.shape)
-        self.constants.update(np.asarray(host, order="C").reshape(-1).view(np.uint8))
+        self.constants.update(np.asarray(host, order="C").reshape(-1).view(np.uint8).data)
 
     def value(self, x: Any) -> None:
         """Anything that stands in an equation's parameters."""
@@ -198,7 +199,7 @@ def _rules(eqn: Any) -> Iterator[tuple[Any, Sequence[Any]]]:
 
 def _bwd_inputs(eqn: Any, parts: compat.CustomVjp) -> list[Any]:
     """Types of residuals and cotangents."""
-    outs = [v.aval for v in compat.open_jaxpr(parts.fwd)[0].outvars]
+    outs: list[Any] = [v.aval for v in compat.open_jaxpr(parts.fwd)[0].outvars]
     count = len(outs) - len(eqn.outvars)
     saved, own = iter(outs[:count]), compat.rule_operands(eqn, [v.aval for v in eqn.invars])
     residuals = [next(saved) if i is None else own[i] for i in parts.forwarded]

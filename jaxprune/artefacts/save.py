@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -71,14 +71,14 @@ def save(small: _compact.Compact, folder: str | Path) -> None:
       >>> jp.load(folder, fn, params, x).params["up"].shape
       (3, 2)
     """
-    structure, planned = small._structure, small._plan
+    structure, planned, function = small._structure, small._plan, cast(Any, small.fn)
     folded = list(planned.leftovers.items())
     text = {
         "format": FORMAT,
         "version": VERSION,
         "made with": {name: importlib.metadata.version(name) for name in ("jaxprune", "jax")},
         "semantics": planned.semantics,
-        "function": functions.describe(small.fn._fn, *small.fn._traced_for),
+        "function": functions.describe(function._fn, *function._traced_for),
         "leaves": leaves.describe(structure.paths, structure.shapes, small.params),
         "dimensions": [_row(structure, n, d.reasons) for n, d in planned.decisions.items()],
         "folded": [_folded_row(*item) for item in folded],
