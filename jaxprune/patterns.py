@@ -140,6 +140,8 @@ def _keep_per_output(path: str, scores: jax.Array, sparsity: Any) -> jax.Array:
             f"per_output on {path}, shape {scores.shape}: there are no inputs to choose from; "
             "leave the leaf out with where=lambda path, leaf: leaf.ndim >= 2"
         )
+    if scores.size == 0:
+        return jnp.ones(scores.shape, bool)
     columns = scores.reshape(-1, scores.shape[-1])
     one = functools.partial(keep_largest, entries=scores.size)
     keep = jax.vmap(one, in_axes=(1, None), out_axes=1)
@@ -422,7 +424,8 @@ def threshold(tau: float | Callable[[str], float], *, where: Where = is_kernel) 
     def pattern(scores: Scores, sparsity: Any = None) -> Masks:
         chosen = choose(scores, where)
         masks = {path: widen(leaf) >= _tau(tau, path) for path, leaf in chosen.leaves.items()}
-        empty = [p for p, mask in masks.items() if known(mask) and not bool(jnp.any(mask))]
+        full = {path: mask for path, mask in masks.items() if mask.size and known(mask)}
+        empty = [path for path, mask in full.items() if not bool(jnp.any(mask))]
         if empty:
             warnings.warn(
                 f"threshold empties {', '.join(empty[:8])}: no score there reaches tau; pass a "

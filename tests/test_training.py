@@ -91,15 +91,38 @@ def test_updates_land_bitwise(values: Any, p_type: Any, u_type: Any, kept: int) 
 
 
 def test_a_bad_update_of_a_pruned_entry_does_no_harm_and_a_bad_parameter_stays() -> None:
-    params = {"w": jnp.array([1.0, 2.0, jnp.nan])}
+    params = {"w": jnp.array([1.0, 2.0, 3.0])}
     tx = jp.keep_params_sparse({"w": jnp.array([True, False, False])})
-    updates = {"w": jnp.array([1.0, jnp.nan, 0.0])}
-    landed, _ = tx.update(updates, tx.init(params), params)
+    updates, state = {"w": jnp.array([1.0, jnp.nan, 0.0])}, tx.init(params)
+    params = {"w": params["w"].at[2].set(jnp.nan)}  # as training that diverges does
+    landed, state = tx.update(updates, state, params)
     after = optax.apply_updates(params, landed)
     np.testing.assert_array_equal(after["w"], [2.0, 0.0, np.nan])  # as the docstring says
-    np.testing.assert_array_equal(
-        jp.apply_masks(after, {"w": jnp.array([True, False, False])})["w"], [2.0, 0.0, 0.0]
-    )
+    served = jp.training.masked_params(after, state)
+    np.testing.assert_array_equal(served["w"], [2.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_parameters_that_no_update_brings_to_zero_are_refused_by_init(bad: Any, dtype: Any) -> None:
+    params = {"b": jnp.full(3, bad), "layer": {"w": jnp.ones((2, 4), dtype).at[1, 2].set(bad)}}
+    text = r"prunes layer/w, (float32|bfloat16)\[2, 4\], which holds NaN or infinity.*nan_to_num"
+    for tx in (
+        jp.prune(ADAM, lambda p, **_: jax.tree.map(jnp.ones_like, p), 0.5),
+        jp.training.rigl(ADAM, 0.5),
+        jp.training.one_shot(ADAM, 0.5, at=3),
+    ):
+        with pytest.raises(ValueError, match=text):
+            tx.init(params)
+        with pytest.raises(ValueError, match=text):
+            jax.jit(lambda tx=tx: tx.init(params))()  # constants of a program are known
+        jax.eval_shape(tx.init, params)  # nothing is known
+    masks = {"b": jnp.asarray(True), "layer": {"w": jnp.ones((2, 4), bool).at[1, 2].set(False)}}
+    with pytest.raises(ValueError, match="jp.keep_params_sparse " + text):
+        jp.keep_params_sparse(masks).init(params)
+    jp.keep_params_sparse(jax.tree.map(jnp.logical_not, masks)["layer"]).init(params["layer"])
+    clean = jax.tree.map(jnp.nan_to_num, params)  # as the message says
+    assert jp.training.rigl(ADAM, 0.5).init(clean).masks["layer"]["w"].sum() == 4
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])

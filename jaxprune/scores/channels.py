@@ -82,7 +82,7 @@ def fpgm(params: Params, **evidence: Any) -> Scores:
 
 def _distances(w: jax.Array) -> jax.Array:
     wide = widen(w)
-    if wide.ndim < 2:
+    if wide.ndim < 2 or wide.size == 0:
         return jnp.zeros_like(jnp.abs(wide))
     filters = wide.reshape(-1, wide.shape[-1])
 

@@ -18,6 +18,7 @@ admm               those of the sparse network that params are drawn to         
 =================  ==============================================================  ==============
 
 Where params hold all weights, the network computes with ``forward_params(params, opt_state)``.
+What is evaluated, saved and served is ``masked_params(params, opt_state)``.
 """
 
 from jaxprune.training.admm import admm as admm
@@ -37,6 +38,7 @@ from jaxprune.training.dynamic import rigl as rigl
 from jaxprune.training.dynamic import set as set
 from jaxprune.training.dynamic import snfs as snfs
 from jaxprune.training.forward import forward_params as forward_params
+from jaxprune.training.forward import masked_params as masked_params
 from jaxprune.training.movement import movement as movement
 from jaxprune.training.movement import soft_movement as soft_movement
 from jaxprune.training.packing import packed as packed

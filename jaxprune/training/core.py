@@ -18,6 +18,8 @@ import optax
 from jaxprune.masks import check_masks, check_structure
 from jaxprune.sharding import layout, like, put
 from jaxprune.training.landing import (
+    all_pruned,
+    check_finite,
     check_like,
     check_update,
     is_placeholder,
@@ -34,6 +36,7 @@ from jaxprune.training.renewal import (
     scheduled,
     strong,
 )
+from jaxprune.training.wrappers import warn_of_wrappers
 from jaxprune.types import Masks, Params, Pattern, Schedule, ScoreFn, Scores, path_str
 
 Renew = Callable[..., Masks]  # (params, masks, sparsity, **evidence) -> masks
@@ -120,12 +123,16 @@ def method(
     check_moments(moments)
 
     def init(params: Any) -> MaskState:
+        masks, inner_state = first_masks(start, pattern, params, sparsity), inner.init(params)
+        if not is_placeholder(params):
+            check_finite(name, params, all_pruned(masks))
+            warn_of_wrappers(name, inner_state)
         return MaskState(
             count=jnp.zeros((), jnp.int32),
             sparsity=jnp.asarray(scheduled(sparsity, 0) if start else 0, jnp.float32),
-            masks=first_masks(start, pattern, params, sparsity),
+            masks=masks,
             memory=memory.init(params),
-            inner_state=inner.init(params),
+            inner_state=inner_state,
         )
 
     def renewal(step: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -14,6 +14,8 @@ import numpy as np
 import optax
 
 from jaxprune.masks import check_masks, check_structure
+from jaxprune.scores.weights import is_float
+from jaxprune.selection import known
 from jaxprune.sharding import over
 from jaxprune.types import Masks, Params, PyTree, Scores, path_str
 
@@ -75,6 +77,34 @@ def check_update(name: str, updates: PyTree, params: Params | None, state: Any) 
             f"the state of {name} was made for other parameters than it is given now; "
             f"write state = tx.init(params), or {_RESTORE} ({error})"
         ) from error
+
+
+def all_pruned(masks: Masks) -> Masks:
+    """Masks that keep no entry of a leaf that may be pruned at all."""
+    return jax.tree.map(lambda mask: jnp.asarray(jnp.ndim(mask) == 0), masks)
+
+
+def check_finite(name: str, params: Params, masks: Masks) -> None:
+    """Raises ValueError for a NaN or an infinity, where masks are False and both are known."""
+    flat = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(masks), strict=True)
+    for (path, leaf), mask in flat:
+        here = is_float(leaf) and known(leaf) and known(mask)
+        if here and _count_not_finite(leaf, mask):
+            raise ValueError(
+                f"{name} prunes {path_str(path)}, {leaf.dtype}{list(leaf.shape)}, which holds NaN "
+                "or infinity, and no update brings that to 0; write params = jax.tree.map("
+                "jnp.nan_to_num, params), or leave the leaf dense with where=lambda path, leaf: ..."
+            )
+
+
+def _count_not_finite(leaf: Any, mask: Any) -> int:
+    with jax.ensure_compile_time_eval():
+        return int(_not_finite(leaf, mask))
+
+
+@jax.jit
+def _not_finite(leaf: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.sum(~jnp.isfinite(leaf) & ~mask)
 
 
 def check_like(what: str, tree: PyTree, params: Params, instead: str) -> None:

@@ -35,18 +35,23 @@ def prune(
     update. Nothing else has to be called, before or after.
 
     Masks are renewed at the steps 0, ``every``, 2 ``every``, ... counted from 0 as optax counts for
-    learning rates, and besides at the step at which the schedule comes to rest, so that it reaches
-    its target at its end step. Only these steps cost anything. Under ``jax.vmap`` of ``update`` the
-    choice becomes a select, and each step costs a renewal; outside ``jax.jit`` each call compiles
-    the choice anew.
+    learning rates, and besides where the schedule comes to rest. A ramp such as
+    ``jp.schedules.cubic`` or ``optax.linear_schedule`` makes its last masks at the step before its
+    end: after ``end`` updates, counted 0 to ``end - 1``, params have the target sparsity, whatever
+    ``every`` is. What jumps, such as ``jp.schedules.one_shot``, prunes at its own step. Only these
+    steps cost anything. Under ``jax.vmap`` of ``update`` the choice becomes a select, and each step
+    costs a renewal; outside ``jax.jit`` each call compiles the choice anew.
 
     It may stand in ``optax.chain`` (as the last link that changes updates), ``partition``,
-    ``masked``, ``MultiSteps``, ``apply_if_finite`` and ``inject_hyperparams``. Gradients reach the
-    score as they arrive here: raw when ``prune`` comes first, clipped after a clipping link; a
+    ``masked``, ``MultiSteps``, ``apply_if_finite`` and ``inject_hyperparams``. Wrappers that undo
+    the zeros (docs/wrappers.md) are warned of by ``init``, where they can be recognised; what is to
+    be evaluated, saved and served is ``jp.training.masked_params(params, state)``. Gradients reach
+    the score as they arrive here: raw when ``prune`` comes first, clipped after a clipping link; a
     ``grad=`` among the extra arguments of ``update`` wins over both.
 
-    A sum cannot bring back a NaN or an infinity: a *parameter* that is not finite when it is pruned
-    stays so (``jp.apply_masks`` removes it). A non-finite *update* of a pruned entry does no harm.
+    A sum cannot bring back a NaN or an infinity. ``init`` refuses *parameters* that are not finite,
+    where their values are known (not traced); one that diverges later and is then pruned stays NaN
+    (``jp.training.masked_params`` gives 0). A non-finite *update* of a pruned entry does no harm.
 
     Args:
       inner: any optax transformation; extra arguments of ``update`` are forwarded to it.
@@ -68,8 +73,9 @@ def prune(
 
     Raises:
       ValueError: when the schedule begins or ends outside [0, 1], or every is below 1; from
-        ``init``, when the pattern prunes nothing or can't express the sparsity; from ``update``,
-        when params is None, or updates, params, scores and state do not belong together.
+        ``init``, when the pattern prunes nothing or can't express the sparsity, or a leaf that it
+        prunes holds NaN or infinity; from ``update``, when params is None, or updates, params,
+        scores and state do not belong together.
       TypeError: when inner is no optax transformation, or score or pattern no function; from
         ``update``, for a state that a checkpoint has turned into a dict.
 

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.masks import check_masks
-from jaxprune.training.landing import check_update, is_placeholder, land_on_masked
+from jaxprune.training.landing import (
+    check_finite,
+    check_update,
+    is_placeholder,
+    land_on_masked,
+)
+from jaxprune.training.wrappers import warn_of_wrappers
 from jaxprune.types import Masks
 
 
@@ -23,8 +29,10 @@ def keep_params_sparse(masks: Masks) -> optax.GradientTransformation:
     """Modifies the updates to keep parameters sparse, that is exactly 0 where masks are False.
 
     The counterpart of ``optax.keep_params_nonnegative``: after ``optax.apply_updates`` a pruned
-    entry is bitwise +0, whatever it was before (if finite: no sum brings NaN or infinity back), and
-    a kept entry has got exactly its update. It must be the last link that changes updates.
+    entry is bitwise +0, whatever it was before (if finite: no sum brings NaN or infinity back, and
+    ``init`` refuses those that it is shown), and a kept entry has got exactly its update. It must
+    be the last link that changes updates; ``init`` warns of optax's links that come after, and
+    ``jp.training.masked_params`` gives the sparse params even then.
 
     The masks live in the state, not in the closure: there ``optax.tree_utils.tree_get(state,
     "masks")`` finds them, checkpoints save them, and they are no constants of a jitted step. The
@@ -37,8 +45,8 @@ def keep_params_sparse(masks: Masks) -> optax.GradientTransformation:
       An optax transformation whose ``update`` needs ``params``.
 
     Raises:
-      ValueError: by ``init``, when masks do not fit params; by ``update``, when params is None or
-        differs in structure or shape.
+      ValueError: by ``init``, when masks do not fit params, or a pruned entry is NaN or infinite;
+        by ``update``, when params is None or differs in structure or shape.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, optax
@@ -56,6 +64,8 @@ def keep_params_sparse(masks: Masks) -> optax.GradientTransformation:
         if is_placeholder(params):
             return KeepParamsSparseState(masks=params)
         check_masks(masks, params)
+        check_finite("jp.keep_params_sparse", params, masks)
+        warn_of_wrappers("jp.keep_params_sparse")
         return KeepParamsSparseState(masks=jax.tree.map(jnp.array, masks))
 
     def update(
