@@ -243,6 +243,8 @@ def size_of(axis: Axis, sizes: dict[Axis, int]) -> int:
     if axis.kind is LEAF:
         return sizes.get(axis, axis.size)
     of_kids = [size_of(kid, sizes) for kid in axis.kids]
+    if of_kids == [find(kid).size for kid in axis.kids]:
+        return axis.size  # may be a name, where those of its parts are numbers
     return _product(of_kids) if axis.kind is PROD else sum(of_kids)
 
 

@@ -85,6 +85,76 @@ def test_compact_equals_masked(name):
     jax.effects_barrier()
 
 
+PADS = ("edge", "linear_ramp", "maximum", "mean", "minimum", "reflect", "symmetric", "wrap")
+
+# What moves no data along the units of (4, 3, 8), or none at all: they stay one dimension.
+NOTHING = {
+    **{f"pad {mode}": lambda h, m=mode: jnp.pad(h, ((0, 0), (1, 1), (0, 0)), mode=m)
+       for mode in PADS},
+    **{f"roll by {n}": lambda h, n=n: jnp.roll(h, n, 2) for n in (0, 8, -16)},
+    "roll of positions": lambda h: jnp.roll(h, (1, 0), (1, 2)),
+    "concatenate": lambda h: jnp.concatenate([h[..., :0], h, h[..., 8:]], 2),
+    "one unit, no times": lambda h: jnp.concatenate([jnp.repeat(h[..., :1], 0, 2), h], 2),
+    "one unit, no rows": lambda h: jnp.vstack([jnp.broadcast_to(h[:1, :, :1], (0, 3, 8)), h]),
+    "one unit, no rows, called": lambda h: jnp.vstack(
+        [jnp.broadcast_to(jax.jit(lambda h: (h * 2)[:1, :, :1])(h), (0, 3, 8)), h]),
+    "called for another result": lambda h: jax.jit(lambda h: (h[..., :1].sum(), h + 1))(h)[1],
+    "split": lambda h: jnp.split(h, [0, 8], 2)[1],
+    "array_split": lambda h: jnp.concatenate(jnp.array_split(h, 5, 1), 1),
+    "lax.pad": lambda h: lax.pad(h, 0.0, [(0, 0, 0)] * 3),
+    "dynamic_slice": lambda h: lax.dynamic_slice(h, (0, 0, 0), h.shape),
+    "sum": lambda h: h + h[..., 5:5].sum(),
+    "prod": lambda h: h * h[..., :0].prod(2, keepdims=True),
+    "max": lambda h: h + jnp.exp(lax.reduce_max(h[..., :0], (2,)))[..., None],
+    "all": lambda h: jnp.where((h[:, :0] > 0).all(1, keepdims=True), h, 1.0),
+    "cumsum": lambda h: h + jnp.cumsum(h[..., :0], 2).sum(),
+    "sort": lambda h: h + jnp.sort(h[..., :0], 2).sum(),
+    "reshape": lambda h: jnp.concatenate([h[:0].reshape(0, 4, 6).reshape(0, 3, 8), h], 0),
+    "einsum": lambda h: h + jnp.einsum("bnd,bnc->bd", h[:, :0], h[:, :0, :3])[:, None],
+    "gather": lambda h: h + h[..., jnp.zeros(0, int)].sum(),
+    "scatter": lambda h: h.at[..., jnp.zeros(0, int)].add(1.0),
+    "scan": lambda h: lax.scan(lambda c, row: (c + row, row), h, jnp.zeros((0, 8)))[0],
+    "cond": lambda h: jnp.concatenate(
+        lax.cond(h.sum() > 0, lambda h: (h, h[:0]), lambda h: (-h, h[2:2]), h)),
+    "custom rule": lambda h: jnp.concatenate([jax.nn.silu(h[:0]), h], 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_moves_no_data_ties_and_cuts_nothing(name):
+    params = {"up": jax.random.normal(jax.random.key(1), (5, 8)), "down": jnp.ones((8, 2))}
+    fn = lambda p, x: NOTHING[name](jnp.tanh(x @ p["up"])) @ p["down"]  # noqa: E731
+    structure = jp.infer_structure(fn, params, X)
+    assert {d.name: d.size for d in structure.dims.values() if not d.frozen} == {"up:1": 8}
+    small = jp.compact(fn, params, structure.masks({"up:1": np.arange(8) % 2 == 0}), X)
+    assert small.params["up"].shape == (5, 4) and small.certificate.exact
+    assert small.certificate.check() < 1e-9
+
+
+def test_an_input_without_entries_keeps_its_shape():
+    params = {"up": jnp.ones((5, 8)), "more": jnp.ones((0, 8)), "down": jnp.ones((8, 2))}
+    fn = lambda p, x: jnp.vstack([jnp.tanh(p["more"]), jnp.tanh(x @ p["up"])]) @ p["down"]  # noqa: E731
+    structure = jp.infer_structure(fn, params, X[0])
+    small = jp.compact(fn, params, structure.masks({"up:1": np.arange(8) < 3}), X[0])
+    assert small.params["up"].shape == (5, 3) and small.certificate.check() < 1e-9
+
+
+def test_padding_with_edges_keeps_round_to():
+    params = {"up": jax.random.normal(jax.random.key(1), (3, 3, 3, 64)),
+              "down": jax.random.normal(jax.random.key(2), (3, 3, 64, 2))}  # fmt: skip
+
+    def fn(p, x):
+        conv = lambda x, w: lax.conv_general_dilated(  # noqa: E731
+            x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
+        h = jnp.pad(jax.nn.relu(conv(x, p["up"])), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+        return conv(h, p["down"])
+
+    x = jnp.ones((1, 6, 6, 3))
+    masks = jp.structured(jp.infer_structure(fn, params, x), round_to=8)(jp.magnitude(params), 0.5)
+    small = jp.compact(fn, params, masks, x)
+    assert small.params["up"].shape[-1] == small.params["down"].shape[2] == 32
+
+
 def attention(query, key, value):
     kernel = Primitive("dot_product_attention_fwd_wrapper")
     kernel.multiple_results = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -101,7 +101,13 @@ def build(
 
 
 def _walk(
-    closed: Any, consts: Sequence[Any], ins: list[Value], steps: list[Step], couple: Couple, at: str
+    closed: Any,
+    consts: Sequence[Any],
+    ins: list[Value],
+    steps: list[Step],
+    couple: Couple,
+    at: str,
+    live: _Live | None = None,
 ) -> list[Value]:
     jaxpr, own_consts = compat.open_jaxpr(closed)
     variables = [*jaxpr.constvars, *jaxpr.invars]  # 0.12 makes closed-over arrays the first inputs
@@ -111,13 +117,14 @@ def _walk(
     def read(atom: Any) -> Value:
         if isinstance(atom, core.Literal):
             return Value(atom.aval, const=atom.val)
-        return env[atom]
+        return env[atom] if atom in env else Value(atom.aval)  # has no entries, or is not read
 
-    for eqn in _live(jaxpr):
+    live = live or _live(jaxpr, [True] * len(jaxpr.outvars))
+    for eqn, inner in live.eqns:
         args = [read(v) for v in eqn.invars]
-        if eqn.primitive.name in INLINED:
+        if inner is not None:
             where = compat.source_line(eqn) or at
-            outs = _walk(compat.sub_jaxprs(eqn)[0], (), args, steps, couple, where)
+            outs = _walk(compat.sub_jaxprs(eqn)[0], (), args, steps, couple, where, inner)
         else:
             step = Step(eqn, args, around=at)
             results = couple(step)
@@ -128,15 +135,41 @@ def _walk(
     return [read(v) for v in jaxpr.outvars]
 
 
-def _live(jaxpr: Any) -> list[Any]:
-    """The equations that an output or an effect needs; dead ones would add false constraints."""
-    needed = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}
+class _Live(NamedTuple):
+    """What a program has to run, each call with the same of the program that it calls."""
+
+    eqns: list[tuple[Any, _Live | None]]
+    inputs: list[bool]  # which of its inputs are read
+
+
+def _live(jaxpr: Any, wanted: Sequence[bool]) -> _Live:
+    """The equations that an output or an effect needs; dead ones would add false constraints.
+
+    What has no entries needs nothing: a slice that is only padded with zero times would cut an
+    axis for no data.
+    """
+    needed = {v for v, w in zip(jaxpr.outvars, wanted, strict=True) if w and _holds_data(v)}
     kept = []
     for eqn in reversed(jaxpr.eqns):
-        if eqn.effects or any(v in needed for v in eqn.outvars):
-            kept.append(eqn)
-            needed.update(v for v in eqn.invars if not isinstance(v, core.Literal))
-    return kept[::-1]
+        asked = [v in needed for v in eqn.outvars]
+        if not (eqn.effects or any(asked)):
+            continue
+        inner = None
+        if eqn.primitive.name in INLINED:
+            inner = _live(compat.open_jaxpr(compat.sub_jaxprs(eqn)[0])[0], asked)
+        kept.append((eqn, inner))
+        read = inner.inputs if inner else [True] * len(eqn.invars)
+        needed.update(v for v, r in zip(eqn.invars, read, strict=True) if r and _holds_data(v))
+    return _Live(kept[::-1], [v in needed for v in jaxpr.invars])
+
+
+def _holds_data(atom: Any) -> bool:
+    return not isinstance(atom, core.Literal) and not is_empty(atom.aval.shape)
+
+
+def is_empty(shape: Sequence[Any]) -> bool:
+    """Whether an array of this shape has no entries; a size may be a name, which is not zero."""
+    return any(isinstance(n, int) and n == 0 for n in shape)
 
 
 def concrete(x: Any) -> np.ndarray | None:

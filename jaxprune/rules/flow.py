@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxprune.jaxpr.tape import Step, Tape, Value, concrete
+from jaxprune.jaxpr.tape import Step, Tape, Value, concrete, is_empty
 from jaxprune.rules import registry, zeros
 from jaxprune.rules.registry import Nested
 from jaxprune.rules.zeros import Zeros
@@ -31,7 +31,10 @@ class ZeroFlow:
         """The facts of a value; literals and closed-over arrays are read."""
         if value not in self.facts:
             array = concrete(value.const)
-            known = zeros.unknown(value.shape) if array is None else zeros.of_array(array != 0)
+            if is_empty(value.shape):
+                known = zeros.everywhere(value.shape)
+            else:
+                known = zeros.unknown(value.shape) if array is None else zeros.of_array(array != 0)
             self.facts[value] = known
         return self.facts[value]
 
