@@ -141,7 +141,11 @@ def compare(fn: Any, masked: Any, small: Any, args: Any, seed: int, i: int) -> f
         with jax.enable_x64(True):
             wide = jax.tree.map(_widen, masked), jax.tree.map(_widen, small.params)
             return difference(fn, *wide, small, draw(key, args, jnp.float64))
-    except (TypeError, ValueError) as error:  # a function that fixes its types, say a loop's carry
+    except (
+        TypeError,
+        ValueError,
+        jax.errors.JaxRuntimeError,
+    ) as error:  # a function that fixes its types, say a loop's carry
         warnings.warn(f"compared in the given types, for float64 fails: {error}", stacklevel=4)
         return difference(fn, masked, small.params, small, draw(key, args, None))
 

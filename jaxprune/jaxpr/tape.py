@@ -27,12 +27,14 @@ INLINED = {
 class Value:
     """One array of the program: its type, what each of its axes is made of, maybe its content."""
 
-    __slots__ = ("aval", "axes", "const")
+    __slots__ = ("aval", "axes", "const", "known", "maker")
 
     def __init__(self, aval: Any, axs: Sequence[Axis] | None = None, const: Any = None):
         self.aval = aval
         self.axes = tuple(map(axes.leaf, aval.shape)) if axs is None else tuple(axs)
         self.const = const  # a literal or a closed-over array; None for computed values
+        self.maker: Step | None = None  # if it depends on nothing: the equation
+        self.known: Any = None  # what jaxprune.jaxpr.content has found out about it
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -131,8 +133,14 @@ def _walk(
             step.outs = [Value(v.aval, a) for v, a in zip(eqn.outvars, results, strict=True)]
             steps.append(step)
             outs = step.outs
+            if len(outs) == 1 and all(map(_is_fixed, args)):
+                outs[0].maker = step
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _is_fixed(value: Value) -> bool:
+    return value.const is not None or value.maker is not None or bool(value.known)
 
 
 class _Live(NamedTuple):

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.jaxpr.tape import Step, Value, concrete
+from jaxprune.jaxpr.content import content
+from jaxprune.jaxpr.tape import Step, Value
 from jaxprune.rules.linalg import MATRICES, VECTORS
 from jaxprune.rules.pointwise import POINTWISE, knows_any, plain_params
 from jaxprune.rules.zeros import Zeros
@@ -30,7 +31,7 @@ HARMLESS = {
     "square", "stop_gradient", "sub", "tan", "tanh",
 }  # fmt: skip
 
-DIVISORS = {"div": 1, "rem": 1}  # only a zero of this operand matters
+ONLY = {"div": 1, "rem": 1, "pow": 0}  # where just a zero of this operand matters
 ONE_PROBLEM = dict.fromkeys(MATRICES, 2) | dict.fromkeys(VECTORS, 1) | {"triangular_solve": 2}
 
 _OTHERS = {"pow": -0.5}  # in place of operands that are not known; an exponent may be negative
@@ -76,7 +77,7 @@ def _zero_in(value: Value, known: Zeros) -> bool:
 
 def _places(step: Step, zero: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """The operands that are set to zero together: each one, and all."""
-    only = DIVISORS.get(step.name)
+    only = ONLY.get(step.name)
     alone = [(i,) for i in zero if only in (None, i)]
     yield from alone
     if len(zero) > 1 and only is None:
@@ -94,7 +95,7 @@ def _of_numbers(step: Step, zero: tuple[int, ...]) -> str | None:
 
 
 def _values(step: Step, value: Value) -> tuple[complex, ...]:
-    array = concrete(value.const)
+    array = content(value)
     if array is None or not array.size:
         return (_OTHERS.get(step.name, 0.5) if _is_number(value) else 0,)
     return tuple(np.unique(array)[:_MOST_VALUES].tolist())

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxprune import axes
 from jaxprune.axes import Axis
+from jaxprune.jaxpr.content import content
 from jaxprune.jaxpr.tape import Step, concrete
 from jaxprune.rules import zeros
 from jaxprune.rules.registry import register
@@ -99,7 +100,7 @@ def zeros_pointwise(step: Step, known: list[Zeros]) -> list[Zeros]:
     if step.name in SHIFTS:
         return [args[0]]
     if step.name == "select_n":
-        return [functools.reduce(zeros.both, args[1:])]
+        return [functools.reduce(zeros.both, _chosen(step, args[1:]))]
     scalars = [None if v.shape else concrete(v.const) for v in step.ins]
     varying = [z for z, s in zip(args, scalars, strict=True) if s is None]
     merged = functools.reduce(zeros.both, varying) if varying else zeros.everywhere(shape)
@@ -108,6 +109,14 @@ def zeros_pointwise(step: Step, known: list[Zeros]) -> list[Zeros]:
     if not _maps_to_zero(step, [0 if s is None else s.item() for s in scalars]):
         return [zeros.unknown(shape)]
     return [merged]
+
+
+def _chosen(step: Step, cases: list[Zeros]) -> list[Zeros]:
+    """The cases that may be chosen: one, where a constant always chooses it."""
+    which = content(step.ins[0])
+    if which is None or not which.size or (which != which.flat[0]).any():
+        return cases
+    return [cases[int(which.flat[0])]]
 
 
 register(*POINTWISE, couple=couple_pointwise, zeros=zeros_pointwise)
