@@ -52,7 +52,7 @@ USES = {
     "roll": (lambda h: jnp.roll(h, 3, 2), True),
     "roll and add": (lambda h: h + jnp.roll(h, 3, 2), None),
     "flip of positions": (lambda h: jnp.flip(h, 1), True),
-    "flip of units": (lambda h: jnp.flip(h, 2), False),
+    "flip of units": (lambda h: jnp.flip(h, 2), True),
     "repeat": (lambda h: jnp.repeat(h, 2, 2), True),
     "one_hot": (lambda h: jnp.einsum("rp,bpc->brc", jax.nn.one_hot(IDS, 3), h), True),
     "fft over positions": (lambda h: jnp.abs(jnp.fft.fft(h, axis=1)), True),
@@ -83,6 +83,81 @@ def test_compact_equals_masked(name):
     small = jp.compact(fn, params, structure.masks(keep), X)
     assert small.certificate.check() < 1e-9
     jax.effects_barrier()
+
+
+ORDER = np.array([3, 1, 0, 2, 7, 6, 5, 4], np.int32)
+BACK = np.argsort(ORDER).astype(np.int32)
+
+# Orders of (4, 3, 8) units that are known while tracing, and the sizes of what can be pruned.
+ORDERS = {
+    "indexed": (lambda h, p: h[..., ORDER], [8]),
+    "indexed by an array": (lambda h, p: h[..., jnp.asarray(ORDER)], [8]),
+    "indexed from the end": (lambda h, p: h[..., ORDER - 8], [8]),
+    "taken": (lambda h, p: jnp.take(h, ORDER, 2), [8]),
+    "taken, clipped": (lambda h, p: jnp.take(h, ORDER, 2, mode="clip"), [8]),
+    "taken as they are": (lambda h, p: h + jnp.take(h, jnp.arange(8), 2), [8]),
+    "reversed": (lambda h, p: h[..., ::-1] * p["gate"], [8]),
+    "there and back": (lambda h, p: h + h[..., ORDER][..., BACK], [8]),
+    "with a gate": (lambda h, p: h[..., ORDER] * p["gate"], [8]),
+    "both in one order": (lambda h, p: h[..., ORDER] * p["gate"][ORDER], [8]),
+    "both, in two": (lambda h, p: h[..., ORDER] * p["gate"][::-1], [8]),
+    "beside itself": (lambda h, p: jnp.concatenate([h, h[..., ORDER]], 2), [8]),
+    "normalised": (lambda h, p: jax.nn.standardize(h[..., ORDER], 2), [8]),
+    "summed up": (lambda h, p: jnp.cumsum(h[..., ORDER], 2), [8]),
+    "a few": (lambda h, p: h[..., np.array([6, 1, 3], np.int32)], [3, 5]),
+    "a run": (lambda h, p: h[..., np.array([2, 3, 4], np.int32)], [2, 3, 3]),
+    "deleted": (lambda h, p: jnp.delete(h, np.array([2, 5]), 2), [2, 6]),
+    "halves of a reverse": (lambda h, p: h[..., ::-1][..., :4] * h[..., ::-1][..., 4:], [4]),
+    "heads in reverse": (lambda h, p: h.reshape(4, 3, 2, 4)[:, :, ::-1].reshape(4, 3, 8), [2, 4]),
+    "in a loop": (lambda h, p: lax.scan(lambda c, r: (c, r[..., ORDER]), 0.0, h)[1], [8]),
+    "in a branch": (lambda h, p: lax.cond(
+        h.sum() > 0, lambda h: h[..., ORDER], lambda h: -h[..., ORDER], h), [8]),
+    "its gradient": (lambda h, p: jax.grad(lambda h: (h[..., ::-1] ** 2 * ORDER).sum())(h), [8]),
+    "added to itself": (lambda h, p: h + h[..., ORDER], []),
+    "twice": (lambda h, p: h[..., np.array([0, 0, 1], np.int32)], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_units_in_a_constant_order_can_be_pruned(name):
+    """Any units go, the law of restrict and expand holds, gradients are those of the masked."""
+    use, sizes = ORDERS[name]
+    keys = jax.random.split(jax.random.key(1), 3)
+    params = {"up": jax.random.normal(keys[0], (5, 8)), "gate": jax.random.normal(keys[1], (8,))}
+    width = jax.eval_shape(use, jax.ShapeDtypeStruct((4, 3, 8), jnp.float32), params).shape[-1]
+    params["down"] = jax.random.normal(keys[2], (width, 2))
+    fn = lambda p, x: use(jnp.tanh(x @ p["up"]), p) @ p["down"]  # noqa: E731
+    structure = jp.infer_structure(fn, params, X)
+    mine = [d for d in structure.dims.values() if any(s.path == "up" for s in d.slots)]
+    free = [d for d in mine if not d.frozen]
+    assert sorted(d.size for d in free) == sizes
+    keep = {d.name: np.array([True, False, True, True, False, True, False, False])[: d.size]
+            for d in free}  # fmt: skip
+    masks = structure.masks(keep)
+    small = jp.compact(fn, params, masks, X)
+    assert small.certificate.exact and small.certificate.check() < 1e-9
+    again = small.restrict(small.expand(small.params))
+    jax.tree.map(np.testing.assert_array_equal, again, small.params)
+    masked = jp.apply_masks(params, masks)
+    grads = [jax.grad(lambda p, f=f: (f(p, X) ** 2).sum())(p)
+             for f, p in ((fn, masked), (small.fn, small.params))]  # fmt: skip
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)  # noqa: E731
+    jax.tree.map(close, small.restrict(grads[0]), grads[1])
+
+
+def test_an_order_that_meets_another_says_so():
+    fn = lambda p, x: (lambda h: h * h[..., ::-1])(x @ p["up"]) @ p["down"]  # noqa: E731
+    params = {"up": jnp.ones((5, 8)), "down": jnp.ones((8, 2))}
+    frozen = jp.infer_structure(fn, params, X).dims["up:1"].frozen
+    assert "its units meet one another in another order: layouts that do not nest in mul" in frozen
+    with pytest.raises(ValueError, match="its units meet one another in another order"):
+        jp.infer_structure(fn, params, X).masks({"up:1": np.arange(8) < 3})
+
+
+def test_an_order_among_the_parameters_is_not_constant():
+    fn = lambda p, x: (x @ p["up"])[..., p["order"]] @ p["down"]  # noqa: E731
+    params = {"up": jnp.ones((5, 8)), "down": jnp.ones((8, 2)), "order": jnp.arange(8)}
+    assert "indexed" in jp.infer_structure(fn, params, X).dims["up:1"].frozen
 
 
 PADS = ("edge", "linear_ramp", "maximum", "mean", "minimum", "reflect", "symmetric", "wrap")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
+
 from jaxprune.jaxpr.tape import Step, Tape, Value, concrete, is_empty
 from jaxprune.rules import infinite, registry, zeros
 from jaxprune.rules.infinite import GRADIENT, VALUE
@@ -28,6 +30,7 @@ class ZeroFlow:
         self._infinite: dict[str, str] = {}  # where zeros make infinities -> in what
         self._reads = {VALUE, GRADIENT}  # what of the program at hand counts
         self._of_rules: dict[Tape, set[str]] = {}  # the same of programs with rules, and of rules
+        self._moving: dict[Tape, set[Value]] = {}
         self.mixes: dict[Step, list[registry.Mix]] = {}
 
     def of(self, value: Value) -> Zeros:
@@ -53,7 +56,7 @@ class ZeroFlow:
                 results = rule.zeros(self, step, args)
             else:
                 results = rule.zeros(step, args)
-                self._look_for_infinities(step, args)
+                self._look_for_infinities(tape, step, args)
                 self.mixes[step] = rule.mixes(step, args)
             self.facts.update(zip(step.outs, results, strict=True))
         self._reads = reads
@@ -66,16 +69,23 @@ class ZeroFlow:
         self._of_rules[step.subs[0]] = self._reads & {VALUE}
         self._of_rules |= dict.fromkeys(step.subs[1:], self._reads & {GRADIENT})
 
-    def _look_for_infinities(self, step: Step, args: list[Zeros]) -> None:
+    def _look_for_infinities(self, tape: Tape, step: Step, args: list[Zeros]) -> None:
         """Notes what zeros make infinite whatever the inputs are: 0 x infinity is not zero."""
         kind = infinite.at_zero(step, args)
         if kind == VALUE and VALUE not in self._reads:
             kind = GRADIENT  # a rule's equation
-        elif kind == GRADIENT and self._reads != {VALUE, GRADIENT}:
-            return  # the derivative of a rule is of second order
+        elif kind == GRADIENT and not self._is_differentiated(tape, step):
+            return
         if kind is not None:
             place = f"{step.name} at {step.where}"
             self._infinite[place] = VALUE if VALUE in (kind, self._infinite.get(place)) else kind
+
+    def _is_differentiated(self, tape: Tape, step: Step) -> bool:
+        """Not in a function with a rule, nor in the rule; not where only a comparison reads it."""
+        if tape not in self._moving:
+            self._moving[tape] = moving(tape)
+        read = any(v in self._moving[tape] for v in step.outs)
+        return read and self._reads == {VALUE, GRADIENT}
 
     @property
     def hazards(self) -> list[str]:
@@ -117,6 +127,19 @@ class ZeroFlow:
             if may_pass and all(self.of(u).all for u in others):
                 return [v]
         return []
+
+
+def moving(tape: Tape) -> set[Value]:
+    """The values that a derivative of the program's outputs reaches."""
+    found = {v for v in tape.outputs if _is_float(v)}
+    for step in reversed(tape.steps):
+        if step.name != "stop_gradient" and any(v in found for v in step.outs):
+            found.update(v for v in step.ins if _is_float(v))
+    return found
+
+
+def _is_float(value: Value) -> bool:
+    return bool(jnp.issubdtype(value.aval.dtype, jnp.inexact))
 
 
 def is_identity(tape: Tape, known: Sequence[Zeros], pairs: Sequence[tuple[Value, Value]]) -> bool:
