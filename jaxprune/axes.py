@@ -2,7 +2,8 @@
 
 An :class:`Axis` is a tree. A *leaf* is a logical dimension; a *prod* is the row-major product of
 its factors (born when a reshape merges axes); a *sum* is the concatenation of its parts (born from
-concatenate, split, slice and pad). Nodes live in a union-find with substitution: ``unify`` states
+concatenate, split, slice and pad); a *perm* is another axis in an order of its own (born from flips
+and from indexing by constants). Nodes live in a union-find with substitution: ``unify`` states
 that two axes index the same thing, and a leaf that meets a compound axis becomes that compound
 everywhere at once, so that a reshape in layer 40 can still refine a kernel of layer 1.
 
@@ -18,18 +19,22 @@ from typing import Any
 
 import numpy as np
 
-LEAF, PROD, SUM = "leaf", "prod", "sum"
+LEAF, PROD, SUM, PERM = "leaf", "prod", "sum", "perm"
+UNLIKE_ORDERS = "its units meet one another in another order"
 _MAX_REASONS = 4
 _order = itertools.count()
 
 
 class Axis:
-    """A node of the algebra. Build with :func:`leaf`, :func:`prod`, :func:`sum_`."""
+    """A node of the algebra. Build with :func:`leaf`, :func:`prod`, :func:`sum_`, :func:`perm`."""
 
-    __slots__ = ("kids", "kind", "link", "order", "reasons", "size")
+    __slots__ = ("index", "kids", "kind", "link", "order", "reasons", "size")
 
-    def __init__(self, kind: str, size: int, kids: tuple[Axis, ...] = ()):
+    def __init__(
+        self, kind: str, size: int, kids: tuple[Axis, ...] = (), index: np.ndarray | None = None
+    ):
         self.kind, self.size, self.kids = kind, size, kids
+        self.index: Any = index  # of a perm: the position of its kid at each of its own
         self.link: Axis | None = None  # set once this node has become another one
         self.reasons: list[Any] = []  # why a leaf may not change its size; empty = free
         self.order = next(_order)
@@ -57,6 +62,24 @@ def sum_(parts: Iterable[Axis]) -> Axis:
     if not kept:
         return leaf(0)
     return kept[0] if len(kept) == 1 else Axis(SUM, sum(p.size for p in kept), kept)
+
+
+def perm(axis: Axis, index: np.ndarray) -> Axis:
+    """``axis`` in another order: position ``j`` is its position ``index[j]``, each occurs once."""
+    base, inner = _unordered(axis)
+    index = np.asarray(index) if inner is None else inner[index]
+    if np.array_equal(index, np.arange(len(index))):
+        return base
+    return Axis(PERM, base.size, (base,), index)
+
+
+def _unordered(axis: Axis) -> tuple[Axis, np.ndarray | None]:
+    """What lies below perms, and the order in which it is shown; None: in its own."""
+    axis, index = find(axis), None
+    while axis.kind is PERM:
+        index = axis.index if index is None else axis.index[index]
+        axis = find(axis.kids[0])
+    return axis, index
 
 
 def find(axis: Axis) -> Axis:
@@ -116,7 +139,9 @@ def unify(a: Axis, b: Axis, reason: Any = "layouts that do not nest") -> None:
         return
     if a.size != b.size:
         raise ValueError(f"can't unify axes of sizes {a.size} and {b.size}")
-    if a.kind is LEAF and b.kind is LEAF:
+    if PERM in (a.kind, b.kind):
+        _unify_perm(a, b, reason)
+    elif a.kind is LEAF and b.kind is LEAF:
         old, new = (a, b) if a.order < b.order else (b, a)
         _become(new, old)  # the older stays: a name given early remains valid
     elif a.kind is LEAF:
@@ -127,14 +152,36 @@ def unify(a: Axis, b: Axis, reason: Any = "layouts that do not nest") -> None:
         _UNIFY_COMPOUND[a.kind, b.kind](a, b, reason)
 
 
+def _unify_perm(a: Axis, b: Axis, reason: Any) -> None:
+    """``p(x) ~ q(y)``: a leaf x becomes y in the order ``q p^-1``; x itself in another can't be."""
+    (x, p), (y, q) = _unordered(a), _unordered(b)
+    whole = np.arange(x.size)
+    p, q = (whole if index is None else index for index in (p, q))
+    if np.array_equal(p, q):
+        unify(x, y, reason)
+    elif x is y:
+        return _conflict(a, b, lambda: f"{UNLIKE_ORDERS}: {_text(reason)}")
+    elif x.kind is LEAF:
+        _become(x, perm(y, q[np.argsort(p)]))
+    elif y.kind is LEAF:
+        _become(y, perm(x, p[np.argsort(q)]))
+    else:
+        return _conflict(a, b, reason)
+    _link_compound(a, b) if a.kind is PERM else _link_compound(b, a)
+
+
 def _become(node: Axis, target: Axis) -> None:
     node.link = target
     for reason in node.reasons:
         freeze(target, reason)
 
 
+def _text(reason: Any) -> Any:
+    return reason() if callable(reason) else reason
+
+
 def _conflict(a: Axis, b: Axis, reason: Any) -> None:
-    reason = reason() if callable(reason) else reason
+    reason = _text(reason)
     freeze(a, reason)
     freeze(b, reason)
 
@@ -243,6 +290,8 @@ def size_of(axis: Axis, sizes: dict[Axis, int]) -> int:
     if axis.kind is LEAF:
         return sizes.get(axis, axis.size)
     of_kids = [size_of(kid, sizes) for kid in axis.kids]
+    if of_kids == [find(kid).size for kid in axis.kids]:
+        return axis.size  # may be a name, where those of its parts are numbers
     return _product(of_kids) if axis.kind is PROD else sum(of_kids)
 
 
@@ -252,6 +301,8 @@ def index_of(axis: Axis, indices: dict[Axis, np.ndarray]) -> np.ndarray:
     if axis.kind is LEAF:
         chosen = indices.get(axis)
         return np.arange(axis.size) if chosen is None else chosen
+    if axis.kind is PERM:
+        return np.flatnonzero(_marked(index_of(axis.kids[0], indices), axis.size)[axis.index])
     flat = np.zeros(1, np.int64)
     if axis.kind is PROD:
         for kid in axis.kids:
@@ -259,6 +310,12 @@ def index_of(axis: Axis, indices: dict[Axis, np.ndarray]) -> np.ndarray:
         return flat
     starts = itertools.accumulate((kid.size for kid in axis.kids), initial=0)
     return np.concatenate([s + index_of(k, indices) for s, k in zip(starts, axis.kids)])
+
+
+def _marked(positions: np.ndarray, size: int) -> np.ndarray:
+    marks = np.zeros(size, bool)
+    marks[positions] = True
+    return marks
 
 
 def units_along(axis: Axis, dimension: Axis) -> list[np.ndarray]:
@@ -269,6 +326,8 @@ def units_along(axis: Axis, dimension: Axis) -> list[np.ndarray]:
     axis = find(axis)
     if axis.kind is LEAF:
         return [np.arange(axis.size)] if axis is find(dimension) else []
+    if axis.kind is PERM:
+        return [units[axis.index] for units in units_along(axis.kids[0], dimension)]
     if axis.kind is SUM:
         rows = [units_along(kid, dimension) for kid in axis.kids]
         depth = max(map(len, rows))
@@ -291,5 +350,7 @@ def show(axis: Axis, names: dict[Axis, str] | None = None) -> str:
     if axis.kind is LEAF:
         named = (names or {}).get(axis)
         return named or f"{axis.size}{'!' if axis.reasons else ''}"
+    if axis.kind is PERM:
+        return f"perm({show(axis.kids[0], names)})"
     mark = "*" if axis.kind is PROD else "+"
     return "(" + mark.join(show(kid, names) for kid in axis.kids) + ")"

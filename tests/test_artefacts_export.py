@@ -40,7 +40,16 @@ class Sound(nn.Module):
         return nn.Dense(3)(x[:, -1])
 
 
+class Padded(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(8, (3, 3))(x))
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")  # pads the batch with nothing
+        return nn.Dense(5)(nn.relu(nn.Conv(8, (3, 3), padding="VALID")(x)).mean((1, 2)))
+
+
 MODELS = {
+    "padded": (Padded(), jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32), "b, h, w, 3"),
     "image": (Image(), jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32), "b, ..."),
     "text": (Text(), jax.ShapeDtypeStruct((2, 8), jnp.int32), "b, t"),
     "sound": (Sound(), jax.ShapeDtypeStruct((2, 6, 4), jnp.float32), "b, ..."),

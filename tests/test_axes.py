@@ -98,3 +98,50 @@ def test_parts_that_make_one_factor_together_are_that_factor():
     across = axes.sum_([axes.leaf(3), axes.leaf(5), axes.leaf(4)])
     axes.unify(across, axes.prod([axes.leaf(3), axes.leaf(4)]), "why")
     assert all(leaf.reasons == ["why"] for leaf in axes.leaves(across))
+
+
+def ordered(n):
+    return st.permutations(range(n)).map(np.array)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ordered(6), ordered(6), ordered(6), st.sets(st.integers(0, 5), min_size=1))
+def test_orders_are_those_of_indexed_arrays(p, q, r, kept):
+    """``p(x) ~ q(y)`` and ``z ~ r(y)``: units are followed as the entries of arrays are."""
+    x, y, z = (axes.leaf(6) for _ in range(3))
+    axes.unify(axes.perm(x, p), axes.perm(y, q))
+    axes.unify(z, axes.perm(y, r))
+    assert len({leaf for a in (x, y, z) for leaf in axes.leaves(a)}) == 1
+    base = next(axes.leaves(x))
+    of_x, of_y, of_z = (axes.units_along(a, base)[0] for a in (x, y, z))
+    np.testing.assert_array_equal(of_x[p], of_y[q])
+    np.testing.assert_array_equal(of_z, of_y[r])
+    for axis, units in ((x, of_x), (y, of_y), (z, of_z)):
+        found = axes.index_of(axis, {base: np.array(sorted(kept))})
+        np.testing.assert_array_equal(found, np.flatnonzero(np.isin(units, list(kept))))
+        assert axes.size_of(axis, {base: len(kept)}) == len(kept)
+
+
+def test_a_leaf_in_an_order_of_its_own_is_cut_and_factored_below_it():
+    turned = np.arange(6)[::-1]
+    merged = axes.leaf(6)
+    axes.unify(axes.perm(merged, turned), axes.sum_([axes.leaf(2), axes.leaf(4)]))
+    assert axes.show(merged) == "perm((2+4))"
+    (first, second) = axes.leaves(merged)
+    np.testing.assert_array_equal(axes.index_of(merged, {first: np.array([0])}), [0, 1, 2, 3, 5])
+    np.testing.assert_array_equal(axes.units_along(merged, second)[0], [3, 2, 1, 0, -1, -1])
+    assert axes.perm(merged, turned).kind == axes.SUM
+
+
+def test_an_axis_that_meets_itself_in_another_order_is_frozen():
+    axis = axes.leaf(3)
+    axes.unify(axis, axes.perm(axis, np.array([0, 1, 2])), "why")
+    assert not axis.reasons
+    axes.unify(axis, axes.perm(axis, np.array([1, 0, 2])), "why")
+    assert axis.reasons == ["its units meet one another in another order: why"]
+
+
+def test_orders_of_compounds_that_differ_freeze_both():
+    compounds = [axes.sum_([axes.leaf(2), axes.leaf(2)]) for _ in range(2)]
+    axes.unify(compounds[0], axes.perm(compounds[1], np.array([1, 0, 2, 3])), "why")
+    assert all(leaf.reasons == ["why"] for c in compounds for leaf in axes.leaves(c))

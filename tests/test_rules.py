@@ -52,7 +52,7 @@ USES = {
     "roll": (lambda h: jnp.roll(h, 3, 2), True),
     "roll and add": (lambda h: h + jnp.roll(h, 3, 2), None),
     "flip of positions": (lambda h: jnp.flip(h, 1), True),
-    "flip of units": (lambda h: jnp.flip(h, 2), False),
+    "flip of units": (lambda h: jnp.flip(h, 2), True),
     "repeat": (lambda h: jnp.repeat(h, 2, 2), True),
     "one_hot": (lambda h: jnp.einsum("rp,bpc->brc", jax.nn.one_hot(IDS, 3), h), True),
     "fft over positions": (lambda h: jnp.abs(jnp.fft.fft(h, axis=1)), True),
@@ -83,6 +83,151 @@ def test_compact_equals_masked(name):
     small = jp.compact(fn, params, structure.masks(keep), X)
     assert small.certificate.check() < 1e-9
     jax.effects_barrier()
+
+
+ORDER = np.array([3, 1, 0, 2, 7, 6, 5, 4], np.int32)
+BACK = np.argsort(ORDER).astype(np.int32)
+
+# Orders of (4, 3, 8) units that are known while tracing, and the sizes of what can be pruned.
+ORDERS = {
+    "indexed": (lambda h, p: h[..., ORDER], [8]),
+    "indexed by an array": (lambda h, p: h[..., jnp.asarray(ORDER)], [8]),
+    "indexed from the end": (lambda h, p: h[..., ORDER - 8], [8]),
+    "taken": (lambda h, p: jnp.take(h, ORDER, 2), [8]),
+    "taken, clipped": (lambda h, p: jnp.take(h, ORDER, 2, mode="clip"), [8]),
+    "taken as they are": (lambda h, p: h + jnp.take(h, jnp.arange(8), 2), [8]),
+    "reversed": (lambda h, p: h[..., ::-1] * p["gate"], [8]),
+    "there and back": (lambda h, p: h + h[..., ORDER][..., BACK], [8]),
+    "with a gate": (lambda h, p: h[..., ORDER] * p["gate"], [8]),
+    "both in one order": (lambda h, p: h[..., ORDER] * p["gate"][ORDER], [8]),
+    "both, in two": (lambda h, p: h[..., ORDER] * p["gate"][::-1], [8]),
+    "beside itself": (lambda h, p: jnp.concatenate([h, h[..., ORDER]], 2), [8]),
+    "normalised": (lambda h, p: jax.nn.standardize(h[..., ORDER], 2), [8]),
+    "summed up": (lambda h, p: jnp.cumsum(h[..., ORDER], 2), [8]),
+    "a few": (lambda h, p: h[..., np.array([6, 1, 3], np.int32)], [3, 5]),
+    "a run": (lambda h, p: h[..., np.array([2, 3, 4], np.int32)], [2, 3, 3]),
+    "deleted": (lambda h, p: jnp.delete(h, np.array([2, 5]), 2), [2, 6]),
+    "halves of a reverse": (lambda h, p: h[..., ::-1][..., :4] * h[..., ::-1][..., 4:], [4]),
+    "heads in reverse": (lambda h, p: h.reshape(4, 3, 2, 4)[:, :, ::-1].reshape(4, 3, 8), [2, 4]),
+    "in a loop": (lambda h, p: lax.scan(lambda c, r: (c, r[..., ORDER]), 0.0, h)[1], [8]),
+    "in a branch": (lambda h, p: lax.cond(
+        h.sum() > 0, lambda h: h[..., ORDER], lambda h: -h[..., ORDER], h), [8]),
+    "its gradient": (lambda h, p: jax.grad(lambda h: (h[..., ::-1] ** 2 * ORDER).sum())(h), [8]),
+    "added to itself": (lambda h, p: h + h[..., ORDER], []),
+    "twice": (lambda h, p: h[..., np.array([0, 0, 1], np.int32)], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_units_in_a_constant_order_can_be_pruned(name):
+    """Any units go, the law of restrict and expand holds, gradients are those of the masked."""
+    use, sizes = ORDERS[name]
+    keys = jax.random.split(jax.random.key(1), 3)
+    params = {"up": jax.random.normal(keys[0], (5, 8)), "gate": jax.random.normal(keys[1], (8,))}
+    width = jax.eval_shape(use, jax.ShapeDtypeStruct((4, 3, 8), jnp.float32), params).shape[-1]
+    params["down"] = jax.random.normal(keys[2], (width, 2))
+    fn = lambda p, x: use(jnp.tanh(x @ p["up"]), p) @ p["down"]  # noqa: E731
+    structure = jp.infer_structure(fn, params, X)
+    mine = [d for d in structure.dims.values() if any(s.path == "up" for s in d.slots)]
+    free = [d for d in mine if not d.frozen]
+    assert sorted(d.size for d in free) == sizes
+    keep = {d.name: np.array([True, False, True, True, False, True, False, False])[: d.size]
+            for d in free}  # fmt: skip
+    masks = structure.masks(keep)
+    small = jp.compact(fn, params, masks, X)
+    assert small.certificate.exact and small.certificate.check() < 1e-9
+    again = small.restrict(small.expand(small.params))
+    jax.tree.map(np.testing.assert_array_equal, again, small.params)
+    masked = jp.apply_masks(params, masks)
+    grads = [jax.grad(lambda p, f=f: (f(p, X) ** 2).sum())(p)
+             for f, p in ((fn, masked), (small.fn, small.params))]  # fmt: skip
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)  # noqa: E731
+    jax.tree.map(close, small.restrict(grads[0]), grads[1])
+
+
+def test_an_order_that_meets_another_says_so():
+    fn = lambda p, x: (lambda h: h * h[..., ::-1])(x @ p["up"]) @ p["down"]  # noqa: E731
+    params = {"up": jnp.ones((5, 8)), "down": jnp.ones((8, 2))}
+    frozen = jp.infer_structure(fn, params, X).dims["up:1"].frozen
+    assert "its units meet one another in another order: layouts that do not nest in mul" in frozen
+    with pytest.raises(ValueError, match="its units meet one another in another order"):
+        jp.infer_structure(fn, params, X).masks({"up:1": np.arange(8) < 3})
+
+
+def test_an_order_among_the_parameters_is_not_constant():
+    fn = lambda p, x: (x @ p["up"])[..., p["order"]] @ p["down"]  # noqa: E731
+    params = {"up": jnp.ones((5, 8)), "down": jnp.ones((8, 2)), "order": jnp.arange(8)}
+    assert "indexed" in jp.infer_structure(fn, params, X).dims["up:1"].frozen
+
+
+PADS = ("edge", "linear_ramp", "maximum", "mean", "minimum", "reflect", "symmetric", "wrap")
+
+# What moves no data along the units of (4, 3, 8), or none at all: they stay one dimension.
+NOTHING = {
+    **{f"pad {mode}": lambda h, m=mode: jnp.pad(h, ((0, 0), (1, 1), (0, 0)), mode=m)
+       for mode in PADS},
+    **{f"roll by {n}": lambda h, n=n: jnp.roll(h, n, 2) for n in (0, 8, -16)},
+    "roll of positions": lambda h: jnp.roll(h, (1, 0), (1, 2)),
+    "concatenate": lambda h: jnp.concatenate([h[..., :0], h, h[..., 8:]], 2),
+    "one unit, no times": lambda h: jnp.concatenate([jnp.repeat(h[..., :1], 0, 2), h], 2),
+    "one unit, no rows": lambda h: jnp.vstack([jnp.broadcast_to(h[:1, :, :1], (0, 3, 8)), h]),
+    "one unit, no rows, called": lambda h: jnp.vstack(
+        [jnp.broadcast_to(jax.jit(lambda h: (h * 2)[:1, :, :1])(h), (0, 3, 8)), h]),
+    "called for another result": lambda h: jax.jit(lambda h: (h[..., :1].sum(), h + 1))(h)[1],
+    "split": lambda h: jnp.split(h, [0, 8], 2)[1],
+    "array_split": lambda h: jnp.concatenate(jnp.array_split(h, 5, 1), 1),
+    "lax.pad": lambda h: lax.pad(h, 0.0, [(0, 0, 0)] * 3),
+    "dynamic_slice": lambda h: lax.dynamic_slice(h, (0, 0, 0), h.shape),
+    "sum": lambda h: h + h[..., 5:5].sum(),
+    "prod": lambda h: h * h[..., :0].prod(2, keepdims=True),
+    "max": lambda h: h + jnp.exp(lax.reduce_max(h[..., :0], (2,)))[..., None],
+    "all": lambda h: jnp.where((h[:, :0] > 0).all(1, keepdims=True), h, 1.0),
+    "cumsum": lambda h: h + jnp.cumsum(h[..., :0], 2).sum(),
+    "sort": lambda h: h + jnp.sort(h[..., :0], 2).sum(),
+    "reshape": lambda h: jnp.concatenate([h[:0].reshape(0, 4, 6).reshape(0, 3, 8), h], 0),
+    "einsum": lambda h: h + jnp.einsum("bnd,bnc->bd", h[:, :0], h[:, :0, :3])[:, None],
+    "gather": lambda h: h + h[..., jnp.zeros(0, int)].sum(),
+    "scatter": lambda h: h.at[..., jnp.zeros(0, int)].add(1.0),
+    "scan": lambda h: lax.scan(lambda c, row: (c + row, row), h, jnp.zeros((0, 8)))[0],
+    "cond": lambda h: jnp.concatenate(
+        lax.cond(h.sum() > 0, lambda h: (h, h[:0]), lambda h: (-h, h[2:2]), h)),
+    "custom rule": lambda h: jnp.concatenate([jax.nn.silu(h[:0]), h], 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_moves_no_data_ties_and_cuts_nothing(name):
+    params = {"up": jax.random.normal(jax.random.key(1), (5, 8)), "down": jnp.ones((8, 2))}
+    fn = lambda p, x: NOTHING[name](jnp.tanh(x @ p["up"])) @ p["down"]  # noqa: E731
+    structure = jp.infer_structure(fn, params, X)
+    assert {d.name: d.size for d in structure.dims.values() if not d.frozen} == {"up:1": 8}
+    small = jp.compact(fn, params, structure.masks({"up:1": np.arange(8) % 2 == 0}), X)
+    assert small.params["up"].shape == (5, 4) and small.certificate.exact
+    assert small.certificate.check() < 1e-9
+
+
+def test_an_input_without_entries_keeps_its_shape():
+    params = {"up": jnp.ones((5, 8)), "more": jnp.ones((0, 8)), "down": jnp.ones((8, 2))}
+    fn = lambda p, x: jnp.vstack([jnp.tanh(p["more"]), jnp.tanh(x @ p["up"])]) @ p["down"]  # noqa: E731
+    structure = jp.infer_structure(fn, params, X[0])
+    small = jp.compact(fn, params, structure.masks({"up:1": np.arange(8) < 3}), X[0])
+    assert small.params["up"].shape == (5, 3) and small.certificate.check() < 1e-9
+
+
+def test_padding_with_edges_keeps_round_to():
+    params = {"up": jax.random.normal(jax.random.key(1), (3, 3, 3, 64)),
+              "down": jax.random.normal(jax.random.key(2), (3, 3, 64, 2))}  # fmt: skip
+
+    def fn(p, x):
+        conv = lambda x, w: lax.conv_general_dilated(  # noqa: E731
+            x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
+        h = jnp.pad(jax.nn.relu(conv(x, p["up"])), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+        return conv(h, p["down"])
+
+    x = jnp.ones((1, 6, 6, 3))
+    masks = jp.structured(jp.infer_structure(fn, params, x), round_to=8)(jp.magnitude(params), 0.5)
+    small = jp.compact(fn, params, masks, x)
+    assert small.params["up"].shape[-1] == small.params["down"].shape[2] == 32
 
 
 def attention(query, key, value):

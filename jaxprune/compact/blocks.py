@@ -106,6 +106,10 @@ class Split:
         kids = [self._marks(kid, bits, view) for kid in axis.kids]
         if axis.kind == axes.SUM:
             return np.concatenate(kids)
+        if axis.kind == axes.PERM:
+            whole = np.zeros(axis.size, int)
+            whole[view.index(axis.kids[0])] = kids[0]
+            return whole[axis.index][view.index(axis)]
         flat = np.zeros(1, int)
         for kid in kids:
             flat = (flat[:, None] | kid).reshape(-1)
@@ -118,7 +122,7 @@ class Split:
             return {frozenset([axis]) & frozenset(self.kept)}, KEPT
         kids = [self.branches(kid) for kid in axis.kids]
         twice = frozenset().union(*(t for _, t in kids))
-        if axis.kind == axes.SUM:
+        if axis.kind in (axes.SUM, axes.PERM):
             return set().union(*(b for b, _ in kids)), twice
         found = set()
         for combination in itertools.product(*(b for b, _ in kids)):

@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxprune import axes
 from jaxprune.compact.blocks import View
-from jaxprune.compact.plan import Decision, Plan
+from jaxprune.compact.plan import KEPT_ONLY, Decision, Plan
+from jaxprune.rules.flow import IN_GRADIENT
 from jaxprune.rules.registry import KEPT
 from jaxprune.sharding import host, parts
 from jaxprune.structure.structure import Structure
@@ -22,6 +23,8 @@ NOT_COMPARABLE = (
     'a model compacted with semantics="kept" is not the masked model: compare it with a module '
     'written at the small size, or compact with semantics="masked"'
 )
+
+WAYS_OUT = 'compact with semantics="kept", or fold the norm into the weights first'
 
 LITTLE, FAR_LESS = 1 / 8, 1 / 4  # of a dimension; of the mean share over dimensions
 
@@ -51,8 +54,12 @@ class Certificate:
     Attributes:
       entries: one per dimension that the masks touch.
       exact: whether every masked unit could be removed.
-      hazards: where the masked model divides by what the masks make zero. It may be infinite or
-        NaN there, and the compact one finite.
+      hazards: where the masked model divides by what the masks make zero, or takes its root or
+        logarithm. It may be infinite or NaN there, or its gradient, and the compact one finite.
+        There are two ways out: ``semantics="kept"``, for which removed units are not there,
+        whatever their values; or another function, without the division: v / |v| of weights is
+        folded into one kernel first. A unit's own 0 / 0 is not taken for zero with the semantics
+        "masked": 0 x NaN is NaN, so that no finite function equals the masked model.
       replicated: the cut axes of parameters that lie whole on each device now, since the mesh does
         not divide what is left of them.
     """
@@ -85,11 +92,13 @@ class Certificate:
         A function that can't be traced in float64 is compared in the given types, with a warning.
 
         Each floating argument is drawn from a normal distribution, others are taken as they were
-        given to ``compact``. The error is max|compact - masked| / max|masked|.
+        given to ``compact``. The error is max|compact - masked| / max|masked|; NaN where the
+        masked model is NaN itself, so that it passes no ``check() < tolerance``; infinite where
+        only one of both is a number, or their infinities differ.
         """
         if n < 1:
             raise ValueError(f"check wants n >= 1 random inputs, got {n}")
-        return max(self._compare(seed, i) for i in range(n))
+        return float(np.max([self._compare(seed, i) for i in range(n)]))  # NaN wins
 
     def __str__(self) -> str:
         if not self.entries:
@@ -105,7 +114,11 @@ class Certificate:
         for e in self.thin:
             lines.append(f"nearly emptied: {e.left} of {e.size} units are left of {e.name}")
         for place in self.hazards:
-            lines.append(f"the masked model may not be finite: {place} meets masked zeros")
+            whose = "model's gradient" if place.endswith(IN_GRADIENT) else "model"
+            place = place.removesuffix(IN_GRADIENT)
+            lines.append(
+                f"the masked {whose} may not be finite: {place} meets masked zeros; {WAYS_OUT}"
+            )
         lines += [f"no longer cut over devices: {place}" for place in self.replicated]
         return "\n".join(lines)
 
@@ -140,7 +153,8 @@ def of_plan(plan: Plan, structure: Structure, compare: Any, overhead: Any) -> Ce
         for name, apart in alone.items()
     ]
     whole = replicated(structure, plan.split.view(KEPT))
-    return Certificate(tuple(entries), tuple(plan.demand.flow.hazards), compare, overhead, whole)
+    hazards = () if plan.semantics == KEPT_ONLY else plan.demand.flow.hazards
+    return Certificate(tuple(entries), tuple(hazards), compare, overhead, whole)
 
 
 def _entry(plan: Plan, name: str, d: Decision) -> Entry:
@@ -161,7 +175,11 @@ def compare(fn: Any, masked: Any, small: Any, args: Any, seed: int, i: int) -> f
         with jax.enable_x64(True):
             wide = jax.tree.map(_widen, masked), jax.tree.map(_widen, small.params)
             return difference(fn, *wide, small, draw(key, args, jnp.float64))
-    except (TypeError, ValueError) as error:  # a function that fixes its types, say a loop's carry
+    except (
+        TypeError,
+        ValueError,
+        jax.errors.JaxRuntimeError,
+    ) as error:  # a function that fixes its types, say a loop's carry
         warnings.warn(f"compared in the given types, for float64 fails: {error}", stacklevel=4)
         return difference(fn, masked, small.params, small, draw(key, args, None))
 
@@ -169,7 +187,8 @@ def compare(fn: Any, masked: Any, small: Any, args: Any, seed: int, i: int) -> f
 def difference(fn: Any, masked: Any, params: Any, small: Any, args: Any) -> float:
     """The largest relative error of any output."""
     expected = jax.tree.leaves(small.restrict_outputs(fn(masked, *args)))
-    return max(map(error, expected, jax.tree.leaves(small.fn(params, *args))), default=0.0)
+    got = jax.tree.leaves(small.fn(params, *args))
+    return float(np.max([0.0, *map(error, expected, got)]))  # NaN wins
 
 
 def draw(key: Any, args: Any, dtype: Any) -> Any:
@@ -190,12 +209,14 @@ def _widen(leaf: Any) -> Any:
 
 
 def error(expected: Any, got: Any) -> float:
-    """max|got - expected| / max|expected|; infinite where only one of them is a number."""
+    """max|got - expected| / max|expected|; NaN where NaN is expected, infinite where it is not."""
     a, b = host(_numbers(expected)), host(_numbers(got))
     if not np.issubdtype(a.dtype, np.inexact):
         return float(np.any(a != b))
+    if np.isnan(a).any():
+        return float("nan")
     finite = np.isfinite(a) & np.isfinite(b)
-    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+    if not np.array_equal(a[~finite], b[~finite]):
         return float("inf")
     scale = float(np.max(np.abs(a[finite]), initial=0.0)) or 1.0
     return float(np.max(np.abs(a[finite] - b[finite]), initial=0.0)) / scale

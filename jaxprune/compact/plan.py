@@ -329,6 +329,7 @@ def evaluation(
     known = [_known(split, value, slices) for value, slices in pairs]
     others = [zeros.unknown(v.shape) for v in program.tape.inputs[len(known) :]]
     flow.run(program.tape, [*known, *others])
+    _keep_own_hazards(flow, program)
     demand = Demand(split, flow, absent=semantics == KEPT_ONLY)
     needed = demand.through(program.tape, [{KEPT} for _ in program.tape.outputs])
     if not demand.doubted <= doubted:
@@ -340,6 +341,14 @@ def evaluation(
         for dimension in frozenset().union(*misread):
             _refuse_nonzero(demand, path, value, zero, dimension)
     return demand
+
+
+def _keep_own_hazards(flow: ZeroFlow, program: Program) -> None:
+    """Takes back those that the program has without masks: of zeros that it is written with."""
+    if flow.hazards:
+        unmasked = ZeroFlow(flow.doubted)
+        unmasked.run(program.tape, [zeros.unknown(v.shape) for v in program.tape.inputs])
+        flow.forget_hazards(unmasked)
 
 
 def _known(split: Split, value: Value, slices: Sequence[np.ndarray]) -> Zeros:

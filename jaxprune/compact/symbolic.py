@@ -15,7 +15,7 @@ from jax.extend import core
 
 from jaxprune import axes
 from jaxprune.jaxpr import compat
-from jaxprune.jaxpr.tape import INLINED, Tape, Value
+from jaxprune.jaxpr.tape import INLINED, Tape, Value, is_empty
 
 _STEP = 8  # names stand for 8, 16, 24, ...: sizes that can be halved
 CALLED = INLINED | {"custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint", "remat"}
@@ -128,6 +128,8 @@ class Numbers:
             for value, atom in zip(step.ins, step.eqn.invars, strict=True):
                 if not isinstance(atom, core.Literal) and atom in self._sizes:
                     value.const = self._symbol(atom)
+                if is_empty(value.shape):  # no equation may have made it
+                    _resize(value, atom.aval)
             for sub, inner in zip(step.subs, compat.sub_jaxprs(step.eqn), strict=True):
                 self._rename(sub, inner)
             for value, var in zip(step.outs, step.eqn.outvars, strict=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,12 +27,14 @@ INLINED = {
 class Value:
     """One array of the program: its type, what each of its axes is made of, maybe its content."""
 
-    __slots__ = ("aval", "axes", "const")
+    __slots__ = ("aval", "axes", "const", "known", "maker")
 
     def __init__(self, aval: Any, axs: Sequence[Axis] | None = None, const: Any = None):
         self.aval = aval
         self.axes = tuple(map(axes.leaf, aval.shape)) if axs is None else tuple(axs)
         self.const = const  # a literal or a closed-over array; None for computed values
+        self.maker: Step | None = None  # if it depends on nothing: the equation
+        self.known: Any = None  # what jaxprune.jaxpr.content has found out about it
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,7 +104,13 @@ def build(
 
 
 def _walk(
-    closed: Any, consts: Sequence[Any], ins: list[Value], steps: list[Step], couple: Couple, at: str
+    closed: Any,
+    consts: Sequence[Any],
+    ins: list[Value],
+    steps: list[Step],
+    couple: Couple,
+    at: str,
+    live: _Live | None = None,
 ) -> list[Value]:
     jaxpr, own_consts = compat.open_jaxpr(closed)
     variables = [*jaxpr.constvars, *jaxpr.invars]  # 0.12 makes closed-over arrays the first inputs
@@ -112,32 +120,65 @@ def _walk(
     def read(atom: Any) -> Value:
         if isinstance(atom, core.Literal):
             return Value(atom.aval, const=atom.val)
-        return env[atom]
+        return env[atom] if atom in env else Value(atom.aval)  # has no entries, or is not read
 
-    for eqn in _live(jaxpr):
+    live = live or _live(jaxpr, [True] * len(jaxpr.outvars))
+    for eqn, inner in live.eqns:
         args = [read(v) for v in eqn.invars]
-        if eqn.primitive.name in INLINED:
+        if inner is not None:
             where = compat.source_line(eqn) or at
-            outs = _walk(compat.sub_jaxprs(eqn)[0], (), args, steps, couple, where)
+            outs = _walk(compat.sub_jaxprs(eqn)[0], (), args, steps, couple, where, inner)
         else:
             step = Step(eqn, args, around=at)
             results = couple(step)
             step.outs = [Value(v.aval, a) for v, a in zip(eqn.outvars, results, strict=True)]
             steps.append(step)
             outs = step.outs
+            if len(outs) == 1 and all(map(_is_fixed, args)):
+                outs[0].maker = step
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
 
-def _live(jaxpr: Any) -> list[Any]:
-    """The equations that an output or an effect needs; dead ones would add false constraints."""
-    needed = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}
+def _is_fixed(value: Value) -> bool:
+    return value.const is not None or value.maker is not None or bool(value.known)
+
+
+class _Live(NamedTuple):
+    """What a program has to run, each call with the same of the program that it calls."""
+
+    eqns: list[tuple[Any, _Live | None]]
+    inputs: list[bool]  # which of its inputs are read
+
+
+def _live(jaxpr: Any, wanted: Sequence[bool]) -> _Live:
+    """The equations that an output or an effect needs; dead ones would add false constraints.
+
+    What has no entries needs nothing: a slice that is only padded with zero times would cut an
+    axis for no data.
+    """
+    needed = {v for v, w in zip(jaxpr.outvars, wanted, strict=True) if w and _holds_data(v)}
     kept = []
     for eqn in reversed(jaxpr.eqns):
-        if eqn.effects or any(v in needed for v in eqn.outvars):
-            kept.append(eqn)
-            needed.update(v for v in eqn.invars if not isinstance(v, core.Literal))
-    return kept[::-1]
+        asked = [v in needed for v in eqn.outvars]
+        if not (eqn.effects or any(asked)):
+            continue
+        inner = None
+        if eqn.primitive.name in INLINED:
+            inner = _live(compat.open_jaxpr(compat.sub_jaxprs(eqn)[0])[0], asked)
+        kept.append((eqn, inner))
+        read = inner.inputs if inner else [True] * len(eqn.invars)
+        needed.update(v for v, r in zip(eqn.invars, read, strict=True) if r and _holds_data(v))
+    return _Live(kept[::-1], [v in needed for v in jaxpr.invars])
+
+
+def _holds_data(atom: Any) -> bool:
+    return not isinstance(atom, core.Literal) and not is_empty(atom.aval.shape)
+
+
+def is_empty(shape: Sequence[Any]) -> bool:
+    """Whether an array of this shape has no entries; a size may be a name, which is not zero."""
+    return any(isinstance(n, int) and n == 0 for n in shape)
 
 
 def concrete(x: Any) -> np.ndarray | None:

@@ -17,6 +17,7 @@ from jax import lax
 from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat, tape
+from jaxprune.jaxpr.content import content
 from jaxprune.jaxpr.tape import Step, Value
 from jaxprune.rules import registry, zeros
 from jaxprune.rules.flow import is_identity
@@ -31,8 +32,12 @@ def build(step: Step, jaxpr: Any, inputs: Sequence[Value], consts: Sequence[Any]
     return tape.build(jaxpr, inputs, registry.couple, step.where, consts=tuple(consts))
 
 
-def _copies(values: Sequence[Value]) -> list[Value]:
-    return [Value(v.aval, v.axes) for v in values]
+def _copies(values: Sequence[Value], fixed: int = 0) -> list[Value]:
+    """The values as a program inside gets them; the first ``fixed`` are the same in each turn."""
+    copies = [Value(v.aval, v.axes) for v in values]
+    for copy, v in zip(copies[:fixed], values):
+        copy.known = (content(v),)
+    return copies
 
 
 def tie(step: Step, left: Sequence[Value], right: Sequence[Value]) -> None:
@@ -112,7 +117,7 @@ def couple_scan(step: Step) -> list[tuple[Axis, ...]]:
     body_jaxpr, _ = compat.open_jaxpr(p.jaxpr)
     rows = [var.aval for var in body_jaxpr.invars[len(held) :]]
     slices = [Value(aval, v.axes[1:]) for aval, v in zip(rows, scanned, strict=True)]
-    body = build(step, p.jaxpr, [*_copies(held), *slices])
+    body = build(step, p.jaxpr, [*_copies(held, p.num_consts), *slices])
     step.subs = [body]
     carried = body.inputs[p.num_consts : p.num_consts + p.num_carry]
     tie(step, carried, body.outputs[: p.num_carry])
@@ -238,8 +243,8 @@ def _while_parts(step: Step) -> tuple[list[Value], list[Value], list[Value]]:
 
 def couple_while(step: Step) -> list[tuple[Axis, ...]]:
     tests, consts, carry = _while_parts(step)
-    test = build(step, step.params["cond_jaxpr"], _copies([*tests, *carry]))
-    body = build(step, step.params["body_jaxpr"], _copies([*consts, *carry]))
+    test = build(step, step.params["cond_jaxpr"], _copies([*tests, *carry], len(tests)))
+    body = build(step, step.params["body_jaxpr"], _copies([*consts, *carry], len(consts)))
     step.subs = [test, body]
     tie(step, carry, body.outputs)
     return [v.axes for v in carry]
@@ -305,7 +310,9 @@ register_nested(
 def couple_cond(step: Step) -> list[tuple[Axis, ...]]:
     for axis in step.ins[0].axes:
         step.freeze(axis, "chooses the branch")
-    step.subs = [build(step, b, _copies(step.ins[1:])) for b in step.params["branches"]]
+    step.subs = [
+        build(step, b, _copies(step.ins[1:], len(step.ins) - 1)) for b in step.params["branches"]
+    ]
     for branch in step.subs[1:]:
         tie(step, step.subs[0].outputs, branch.outputs)
     return [v.axes for v in step.subs[0].outputs]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxprune.jaxpr.tape import Step, Tape, Value, concrete
-from jaxprune.rules import registry, zeros
+import jax.numpy as jnp
+
+from jaxprune.jaxpr.tape import Step, Tape, Value, concrete, is_empty
+from jaxprune.rules import infinite, registry, zeros
+from jaxprune.rules.infinite import GRADIENT, VALUE
 from jaxprune.rules.registry import Nested
 from jaxprune.rules.zeros import Zeros
 
 # primitive -> the operand that passes unchanged when all others are zero; None = any of them
 NEUTRAL = {"add": None, "add_any": None, "or": None, "sub": 0, "copy": 0, "copy_p": 0}
 
-# primitive -> the operand whose zeros give infinities or NaN
-INFINITE = {"div": 1, "rem": 1, "rsqrt": 0, "reciprocal": 0, "log": 0, "log2": 0}
+CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+IN_GRADIENT = " (in the gradient)"
 
 CALLED_ONCE = {"remat2", "checkpoint", "remat", "custom_jvp_call", "custom_vjp_call"}
 
@@ -24,36 +27,76 @@ class ZeroFlow:
     def __init__(self, doubted: frozenset[Step] = frozenset()) -> None:
         self.doubted = doubted
         self.facts: dict[Value, Zeros] = {}
-        self.hazards: dict[str, None] = {}  # where zeros make infinities; in order, each once
+        self._infinite: dict[str, str] = {}  # where zeros make infinities -> in what
+        self._reads = {VALUE, GRADIENT}  # what of the program at hand counts
+        self._of_rules: dict[Tape, set[str]] = {}  # the same of programs with rules, and of rules
+        self._moving: dict[Tape, set[Value]] = {}
         self.mixes: dict[Step, list[registry.Mix]] = {}
 
     def of(self, value: Value) -> Zeros:
         """The facts of a value; literals and closed-over arrays are read."""
         if value not in self.facts:
             array = concrete(value.const)
-            known = zeros.unknown(value.shape) if array is None else zeros.of_array(array != 0)
+            if is_empty(value.shape):
+                known = zeros.everywhere(value.shape)
+            else:
+                known = zeros.unknown(value.shape) if array is None else zeros.of_array(array != 0)
             self.facts[value] = known
         return self.facts[value]
 
     def run(self, tape: Tape, known: Sequence[Zeros]) -> list[Zeros]:
+        reads = self._reads
+        self._reads = self._of_rules.get(tape, reads)
         self.facts.update(zip(tape.inputs, known, strict=True))
         for step in tape.steps:
             args = [self.of(v) for v in step.ins]
             rule = registry.rule_of(step)
             if isinstance(rule, Nested):
+                self._note_rules(step)
                 results = rule.zeros(self, step, args)
             else:
                 results = rule.zeros(step, args)
-                self._look_for_infinities(step, args)
+                self._look_for_infinities(tape, step, args)
                 self.mixes[step] = rule.mixes(step, args)
             self.facts.update(zip(step.outs, results, strict=True))
+        self._reads = reads
         return [self.of(v) for v in tape.outputs]
 
-    def _look_for_infinities(self, step: Step, args: list[Zeros]) -> None:
-        """Notes divisions by what is zero whatever the inputs are: 0 x infinity is not zero."""
-        k = INFINITE.get(step.name)
-        if k is not None and (args[k].all or any(z.any() for z in args[k].axes)):
-            self.hazards[f"{step.name} at {step.where}"] = None
+    def _note_rules(self, step: Step) -> None:
+        """The derivative of a function with a rule is the rule's, not that of its equations."""
+        if step.name not in CUSTOM or len(step.subs) < 2:
+            return
+        self._of_rules[step.subs[0]] = self._reads & {VALUE}
+        self._of_rules |= dict.fromkeys(step.subs[1:], self._reads & {GRADIENT})
+
+    def _look_for_infinities(self, tape: Tape, step: Step, args: list[Zeros]) -> None:
+        """Notes what zeros make infinite whatever the inputs are: 0 x infinity is not zero."""
+        kind = infinite.at_zero(step, args)
+        if kind == VALUE and VALUE not in self._reads:
+            kind = GRADIENT  # a rule's equation
+        elif kind == GRADIENT and not self._is_differentiated(tape, step):
+            return
+        if kind is not None:
+            place = f"{step.name} at {step.where}"
+            self._infinite[place] = VALUE if VALUE in (kind, self._infinite.get(place)) else kind
+
+    def _is_differentiated(self, tape: Tape, step: Step) -> bool:
+        """Not in a function with a rule, nor in the rule; not where only a comparison reads it."""
+        if tape not in self._moving:
+            self._moving[tape] = moving(tape)
+        read = any(v in self._moving[tape] for v in step.outs)
+        return read and self._reads == {VALUE, GRADIENT}
+
+    @property
+    def hazards(self) -> list[str]:
+        """Where zeros make infinities, in order; those of a derivative say so."""
+        mark = {VALUE: "", GRADIENT: IN_GRADIENT}
+        return [place + mark[kind] for place, kind in self._infinite.items()]
+
+    def forget_hazards(self, other: ZeroFlow) -> None:
+        """Forgets those that another walk found, too."""
+        theirs = other._infinite.items()
+        self._infinite = {p: kind for p, kind in self._infinite.items() if (p, kind) not in theirs}
 
     def aliases(self, tape: Tape) -> dict[Value, Value]:
         """Values that are another value unchanged: ``x + 0``, and programs that return an input."""
@@ -84,6 +127,19 @@ class ZeroFlow:
             if may_pass and all(self.of(u).all for u in others):
                 return [v]
         return []
+
+
+def moving(tape: Tape) -> set[Value]:
+    """The values that a derivative of the program's outputs reaches."""
+    found = {v for v in tape.outputs if _is_float(v)}
+    for step in reversed(tape.steps):
+        if step.name != "stop_gradient" and any(v in found for v in step.outs):
+            found.update(v for v in step.ins if _is_float(v))
+    return found
+
+
+def _is_float(value: Value) -> bool:
+    return bool(jnp.issubdtype(value.aval.dtype, jnp.inexact))
 
 
 def is_identity(tape: Tape, known: Sequence[Zeros], pairs: Sequence[tuple[Value, Value]]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,8 +11,10 @@ from jax.lax import GatherScatterMode
 from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat
+from jaxprune.jaxpr.content import content
 from jaxprune.jaxpr.tape import Step
 from jaxprune.rules import zeros
+from jaxprune.rules.layout import reordered
 from jaxprune.rules.registry import Mix, View, register
 from jaxprune.rules.zeros import Zeros
 
@@ -91,9 +93,41 @@ def _gather_places(step: Step) -> dict[int, int]:
     return dict(enumerate(rest))
 
 
+class Constant(NamedTuple):
+    """A gather along one axis at constant positions, ``h[:, order]``."""
+
+    axis: int  # of the operand
+    place: int  # of the result
+    index: np.ndarray  # positions, each at most once
+
+
+def constant_gather(step: Step) -> Constant | None:
+    """How a gather reads one axis at constant positions, or None: then it is of another kind."""
+    numbers, (operand, indices) = step.params["dimension_numbers"], step.ins[:2]
+    windows, batch = _gather_windows(step)
+    whole = all(step.params["slice_sizes"][k] == operand.shape[k] for k in windows)
+    if batch or not whole or len(numbers.collapsed_slice_dims) != 1 or len(indices.shape) != 2:
+        return None
+    (axis,), (place,) = numbers.collapsed_slice_dims, _gather_places(step).values()
+    index = content(indices)
+    if numbers.start_index_map != (axis,) or index is None:
+        return None
+    index = index.reshape(-1).astype(np.int64)
+    inside = not len(index) or (index.min() >= 0 and index.max() < operand.shape[axis])
+    return Constant(axis, place, index) if inside and len(set(index)) == len(index) else None
+
+
 def couple_gather(step: Step) -> list[list[Axis]]:
-    """Full windows pass; what is indexed is frozen; batch axes of the indices pass."""
+    """Full windows pass; what is indexed is frozen; batch axes of the indices pass.
+
+    At constant positions that differ from each other an axis passes in their order.
+    """
     operand, indices = step.ins[:2]
+    constant = constant_gather(step)
+    if constant is not None:
+        result = [a for k, a in enumerate(operand.axes) if k != constant.axis]
+        along = reordered(step, operand.axes[constant.axis], constant.index)
+        return [[*result[: constant.place], along, *result[constant.place :]]]
     windows, batch = _gather_windows(step)
     result = [axes.leaf(n) for n in step.eqn.outvars[0].aval.shape]
     for j, place in _gather_places(step).items():
@@ -129,6 +163,9 @@ def zeros_gather(step: Step, known: list[Zeros]) -> list[Zeros]:
         return [zeros.unknown(shape)]
     (windows, batch), places = _gather_windows(step), _gather_places(step)
     vectors = [np.full(n, operand.all) for n in shape]
+    constant = constant_gather(step)
+    if constant is not None:
+        vectors[constant.place] = operand.along(constant.axis)[constant.index]
     for k, vector in enumerate(_alongs(operand)):
         to = places[batch[k]] if k in batch else windows.get(k)
         if to is not None and len(vector) == shape[to]:
@@ -137,11 +174,23 @@ def zeros_gather(step: Step, known: list[Zeros]) -> list[Zeros]:
 
 
 def evaluate_gather(view: View, step: Step, xs: list[Any]) -> list[Any]:
+    constant = constant_gather(step)
+    if constant is not None:
+        xs = [xs[0], _kept_index(view, step, constant)]
     sizes = tuple(
         view.size(axis) if size == axis.size else size
         for axis, size in zip(step.ins[0].axes, step.params["slice_sizes"], strict=True)
     )
     return compat.bind(step.eqn, xs, slice_sizes=sizes)
+
+
+def _kept_index(view: View, step: Step, constant: Constant) -> np.ndarray:
+    """Where the kept positions of the result stand among the kept ones of the operand."""
+    source, result = step.ins[0].axes[constant.axis], step.outs[0].axes[constant.place]
+    index, there = constant.index, step.ins[1].aval.dtype
+    if view.size(source) != source.size:
+        index = np.searchsorted(view.index(source), index[view.index(result)])
+    return index.astype(there)[:, None]
 
 
 register("gather", couple=couple_gather, zeros=zeros_gather, evaluate=evaluate_gather)

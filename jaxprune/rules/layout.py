@@ -389,9 +389,27 @@ register("tile", couple=couple_tile, zeros=zeros_tile, evaluate=evaluate_tile)
 
 
 def couple_rev(step: Step) -> list[list[Axis]]:
+    """An axis in the reverse order."""
+    result = list(step.ins[0].axes)
     for k in step.params["dimensions"]:
-        step.freeze(step.ins[0].axes[k], "reversed")
-    return [list(step.ins[0].axes)]
+        result[k] = reordered(step, result[k], np.arange(_out_shape(step)[k])[::-1])
+    return [result]
+
+
+def reordered(step: Step, axis: Axis, index: np.ndarray) -> Axis:
+    """``axis`` at constant positions, each at most once: a slice of it in another order."""
+    size, count = len(index), axis.size
+    first = int(index[0]) if size else 0
+    out, rest = axes.leaf(size), np.setdiff1d(np.arange(count), index)
+    if size == count:
+        return axes.perm(axis, index)
+    if np.array_equal(index, np.arange(first, first + size)):
+        pieces = [axes.leaf(first), out, axes.leaf(count - first - size)]
+        step.unify(axis, axes.sum_(pieces))
+    else:
+        order = np.concatenate([index, rest])
+        step.unify(axes.perm(axis, order), axes.sum_([out, axes.leaf(len(rest))]))
+    return out
 
 
 def zeros_rev(step: Step, known: list[Zeros]) -> list[Zeros]:

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat
+from jaxprune.jaxpr.content import content
 from jaxprune.jaxpr.tape import Step, concrete
 from jaxprune.rules import zeros
 from jaxprune.rules.registry import View, register
@@ -64,7 +65,7 @@ def _aligned(known: Zeros, shape: tuple[int, ...]) -> Zeros:
     return Zeros(False, tuple(np.broadcast_to(v, n) for v, n in zip(known.axes, shape)))
 
 
-def _knows_any(known: Zeros) -> bool:
+def knows_any(known: Zeros) -> bool:
     return known.all or any(v.any() for v in known.axes)
 
 
@@ -77,12 +78,16 @@ def _zero_to_zero(primitive: Any, params: tuple[Any, ...], operands: tuple[Any, 
         return bool(np.all(np.asarray(out) == 0))
 
 
+def plain_params(step: Step) -> tuple[Any, ...]:
+    """The parameters of an equation as a key, without what says where its result lies."""
+    params = {k: None if k == "sharding" else v for k, v in step.params.items()}
+    return tuple(sorted(params.items()))
+
+
 def _maps_to_zero(step: Step, constants: list[Any]) -> bool:
-    params = {k: v for k, v in step.params.items() if k != "sharding"}
-    full = {**params, **({"sharding": None} if "sharding" in step.params else {})}
     operands = tuple((c, v.aval.dtype) for c, v in zip(constants, step.ins, strict=True))
     try:
-        return _zero_to_zero(step.eqn.primitive, tuple(sorted(full.items())), operands)
+        return _zero_to_zero(step.eqn.primitive, plain_params(step), operands)
     except Exception:  # an exotic dtype or parameter: then nothing is known
         return False
 
@@ -96,19 +101,27 @@ def zeros_pointwise(step: Step, known: list[Zeros]) -> list[Zeros]:
         vectors = [functools.reduce(np.logical_or, vs) for vs in zip(*(z.axes for z in args))]
         return [Zeros(any(z.all for z in args), tuple(vectors))]
     if step.name in QUOTIENTS:
-        return [zeros.unknown(shape) if _knows_any(known[1]) else args[0]]
+        return [zeros.unknown(shape) if knows_any(known[1]) else args[0]]
     if step.name in SHIFTS:
         return [args[0]]
     if step.name == "select_n":
-        return [functools.reduce(zeros.both, args[1:])]
+        return [functools.reduce(zeros.both, _chosen(step, args[1:]))]
     scalars = [None if v.shape else concrete(v.const) for v in step.ins]
     varying = [z for z, s in zip(args, scalars, strict=True) if s is None]
     merged = functools.reduce(zeros.both, varying) if varying else zeros.everywhere(shape)
-    if not _knows_any(merged):
+    if not knows_any(merged):
         return [zeros.unknown(shape)]
     if not _maps_to_zero(step, [0 if s is None else s.item() for s in scalars]):
         return [zeros.unknown(shape)]
     return [merged]
+
+
+def _chosen(step: Step, cases: list[Zeros]) -> list[Zeros]:
+    """The cases that may be chosen: one, where a constant always chooses it."""
+    which = content(step.ins[0])
+    if which is None or not which.size or (which != which.flat[0]).any():
+        return cases
+    return [cases[int(which.flat[0])]]
 
 
 register(*POINTWISE, couple=couple_pointwise, zeros=zeros_pointwise)

@@ -22,6 +22,8 @@ REDUCTIONS = {
     "reduce_xor": "none",
 }
 
+NOTHING_IS_ZERO = {"reduce_sum", "reduce_or", "reduce_xor"}
+
 
 def couple_reduce(step: Step) -> list[list[Axis]]:
     gone = step.params["axes"]
@@ -30,7 +32,7 @@ def couple_reduce(step: Step) -> list[list[Axis]]:
 
 def mixes_reduce(step: Step, known: list[Zeros]) -> list[Mix]:
     combine = REDUCTIONS[step.name]
-    zero_is_neutral = step.name in ("reduce_sum", "reduce_or", "reduce_xor")
+    zero_is_neutral = step.name in NOTHING_IS_ZERO
     return [
         Mix(
             a,
@@ -44,8 +46,10 @@ def mixes_reduce(step: Step, known: list[Zeros]) -> list[Mix]:
 
 
 def zeros_reduce(step: Step, known: list[Zeros]) -> list[Zeros]:
-    """A reduction of zeros is zero: for max and min of an all-zero slice, too."""
+    """A reduction of zeros is zero, a max or min, too; of nothing it may be infinite, or one."""
     gone = step.params["axes"]
+    if step.name not in NOTHING_IS_ZERO and any(step.ins[0].shape[k] == 0 for k in gone):
+        return [zeros.unknown(step.eqn.outvars[0].aval.shape)]
     vectors = [v for k, v in enumerate(known[0].axes) if k not in gone]
     return [Zeros(known[0].all, tuple(vectors))]
 

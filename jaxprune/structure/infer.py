@@ -172,7 +172,7 @@ def copy_axes(param_axes: Sequence[Sequence[Axis]]) -> tuple[list[list[Axis]], d
                 fresh[axis] = axes.leaf(axis.size)
                 fresh[axis].reasons = list(axis.reasons)
             return fresh[axis]
-        return Axis(axis.kind, axis.size, tuple(copy(kid) for kid in axis.kids))
+        return Axis(axis.kind, axis.size, tuple(copy(kid) for kid in axis.kids), axis.index)
 
     for leaf in {leaf for axs in param_axes for a in axs for leaf in axes.leaves(a)}:
         copy(leaf)  # before any compound, so that leaves are the older nodes

@@ -452,7 +452,7 @@ def _pieces(axis: Axis, way: tuple[int, ...] = ()) -> Iterator[tuple[Axis, tuple
     if axis.kind == axes.LEAF:
         yield axis, way
     for i, kid in enumerate(axis.kids):
-        yield from _pieces(kid, (*way, i))
+        yield from _pieces(kid, way if axis.kind == axes.PERM else (*way, i))
 
 
 def _place(slot: Slot, axs: Sequence[Axis]) -> labels.Place:
