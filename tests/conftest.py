@@ -1,4 +1,4 @@
-"""What all tests share: how hypothesis runs, float64 where a test asks for it, no windows."""
+"""What all tests share: hypothesis, memory maps, float64 where a test asks for it, no windows."""
 # ruff: noqa: E402  JAX reads the environment when it is imported.
 
 import os
@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
+import memory_maps
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -24,6 +25,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("jaxprune")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(memory_maps.Watch(memory_maps.SHARE * memory_maps.limit()))
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import axes
-from jaxprune.compact.plan import Plan
+from jaxprune.compact.plan import Decision, Plan
+from jaxprune.structure.structure import Structure
 
 NOT_COMPARABLE = (
     'a model compacted with semantics="kept" is not the masked model: compare it with a module '
@@ -107,17 +108,26 @@ def _why(e: Entry) -> str:
     return ": ".join(filter(None, [e.status, "; ".join(filter(None, [carried, e.reason]))]))
 
 
-def of_plan(plan: Plan, compare: Any, overhead: Any) -> Certificate:
+def of_plan(plan: Plan, structure: Structure, compare: Any, overhead: Any) -> Certificate:
     """Reads the entries off the decisions."""
-    entries = []
-    for name, d in plan.decisions.items():
-        removed, masked = int((~d.kept).sum()), int(d.candidates.sum())
-        carried = int((d.carried & ~d.kept).sum())
-        status = "kept" if removed < masked else "corrected" if carried else "exact"
-        count = plan.demand.evaluations(axes.find(d.dim.axis)) if carried else 0
-        why = "; ".join(d.reasons)
-        entries.append(Entry(name, d.dim.size, masked, removed, status, why, carried, count))
+    entries = [_entry(plan, name, d) for name, d in plan.decisions.items()]
+    alone = {name: apart for name, apart in plan.apart.items() if name not in plan.decisions}
+    entries += [
+        Entry(name, structure.dims[name].size, apart.masked, 0, "kept", apart.reason)
+        for name, apart in alone.items()
+    ]
     return Certificate(tuple(entries), tuple(plan.demand.flow.hazards), compare, overhead)
+
+
+def _entry(plan: Plan, name: str, d: Decision) -> Entry:
+    removed, masked, reasons = int((~d.kept).sum()), int(d.candidates.sum()), d.reasons
+    if name in plan.apart:
+        masked = max(masked, plan.apart[name].masked)
+        reasons = [*reasons, plan.apart[name].reason]
+    carried = int((d.carried & ~d.kept).sum())
+    status = "kept" if removed < masked else "corrected" if carried else "exact"
+    count = plan.demand.evaluations(axes.find(d.dim.axis)) if carried else 0
+    return Entry(name, d.dim.size, masked, removed, status, "; ".join(reasons), carried, count)
 
 
 def compare(fn: Any, masked: Any, small: Any, args: Any, seed: int, i: int) -> float:

@@ -25,7 +25,7 @@ from jaxprune.jaxpr.tape import holds_tracers
 from jaxprune.masks import apply_masks
 from jaxprune.rules.registry import KEPT
 from jaxprune.structure import infer as _infer
-from jaxprune.structure.parents import independent
+from jaxprune.structure.parents import obstacle
 from jaxprune.structure.structure import Structure, from_program
 from jaxprune.types import ending_in, path_str
 
@@ -231,7 +231,7 @@ def assemble(
         name: planned.kept(name) if name in decisions else np.ones(dim.size, bool)
         for name, dim in structure.dims.items()
     }
-    certificate = _certificate.of_plan(planned, compare, overhead)
+    certificate = _certificate.of_plan(planned, structure, compare, overhead)
     small = Compact(
         _SmallFunction(fn, structure, planned), params, certificate, keep, structure, planned
     )
@@ -302,8 +302,10 @@ class _SmallFunction:
             _check_still_free(fresh[axes.find(old)])
         for order in self._plan.orders.values():
             pair = (fresh[axes.find(axis)] for axis in (order.dimension, order.parent))
-            if not independent(program.tape, *pair):
-                raise ValueError(_NEW_ARGUMENTS.format(why="its units differ under a parent"))
+            where = obstacle(program.tape, *pair)
+            if where is not None:
+                why = f"its units differ under a parent: {where}"
+                raise ValueError(_NEW_ARGUMENTS.format(why=why))
         demand = plan.evaluation(
             program,
             Split(

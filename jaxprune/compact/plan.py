@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from jaxprune.rules.flow import ZeroFlow
 from jaxprune.rules.registry import KEPT
 from jaxprune.rules.zeros import Zeros
 from jaxprune.structure.infer import Program
-from jaxprune.structure.parents import Order, independent, kept_under, order_of
+from jaxprune.structure.parents import Order, OwnedMask, kept_under, obstacle, order_of
 from jaxprune.structure.structure import Dimension, Structure
 
 EMPTY = "all units are masked; one (of zeros) stays so that none is empty"
@@ -54,6 +55,7 @@ class Plan:
     semantics: str  # "masked", or "kept": as if the removed units had never been there
     demand: Demand
     orders: dict[str, Order] = field(default_factory=dict)  # of units that differ under a parent
+    apart: dict[str, Apart] = field(default_factory=dict)  # dimension -> what stays of such units
     leftovers: Leftovers = field(default_factory=dict)
 
     def kept(self, name: str) -> np.ndarray:
@@ -68,18 +70,81 @@ class Plan:
         return self.demand.split
 
 
-def find_orders(program: Program, structure: Structure, masks: Any) -> dict[str, Order]:
+class Apart(NamedTuple):
+    """Units that are masked under some units of a parent only, and stay."""
+
+    masked: int  # the most that are masked under one unit of the parent
+    reason: str
+
+
+def find_orders(
+    program: Program, structure: Structure, masks: Any, idle: Mapping[str, str]
+) -> dict[str, Order]:
     """Dimensions of which the masks remove other units under each unit of a parent, provably."""
-    leaves = structure.mask_leaves(masks)
-    found: dict[str, Order] = {}
+    leaves, found = structure.mask_leaves(masks), dict[str, Order]()
+    for name, above in _under(structure):
+        if name in found or name in idle:
+            continue
+        own, parent = _leaves_of(structure, name, above)
+        kept = kept_under(_owned(structure, leaves, name), own, parent)
+        order = order_of(kept, own, parent)
+        if order and obstacle(program.tape, own, parent) is None:
+            found[name] = order
+    return found
+
+
+def _under(structure: Structure) -> Iterator[tuple[str, str]]:
+    """Each dimension that may be cut, with each of its parents."""
     for name in (n for n, d in structure.dims.items() if not d.frozen):
         for above in structure.parents(name):
-            own, parent = (axes.find(structure.dims[n].axis) for n in (name, above))
-            kept = kept_under(leaves, structure.shapes, structure.param_axes, own, parent)
-            order = order_of(kept, own, parent)
-            if name not in found and order and independent(program.tape, own, parent):
-                found[name] = order
+            yield name, above
+
+
+def _leaves_of(structure: Structure, *names: str) -> list[Axis]:
+    return [axes.find(structure.dims[name].axis) for name in names]
+
+
+def _owned(structure: Structure, leaves: Sequence[Any], name: str) -> list[OwnedMask]:
+    """What the masks say of the leaves that hold a dimension."""
+    return [
+        OwnedMask(leaves[i], structure.shapes[i], structure.param_axes[i])
+        for i in structure.owners(name)
+    ]
+
+
+def find_apart(
+    program: Program,
+    structure: Structure,
+    masks: Any,
+    decisions: Mapping[str, Decision],
+    orders: Mapping[str, Order],
+    idle: Mapping[str, str],
+) -> dict[str, Apart]:
+    """What is masked under some units of a parent and is left, although units are in order.
+
+    A unit under a parent is more than one entry: what masks an entry masks no unit.
+    """
+    leaves, found = structure.mask_leaves(masks), dict[str, Apart]()
+    for name, above in sorted(_under(structure), key=lambda pair: pair[0] not in orders):
+        own, parent = _leaves_of(structure, name, above)
+        units = kept_under(_owned(structure, leaves, name), own, parent, entries=2)
+        rows, columns = (d.kept if (d := decisions.get(n)) else slice(None) for n in (above, name))
+        left = units[rows][:, columns]
+        whole = left.any(axis=1, keepdims=True) & left.any(axis=0, keepdims=True)
+        if above not in found and name not in found and (whole & ~left).any():
+            masked = (~units[units.any(axis=1)]).sum(axis=1)
+            why = idle.get(name) or obstacle(program.tape, own, parent)
+            found[name] = Apart(int(masked.max()), _why_apart(above, masked, why))
     return found
+
+
+def _why_apart(above: str, masked: np.ndarray, why: str | None) -> str:
+    if why is not None:
+        return f"its units differ under {above}, and must not: {why}"
+    return (
+        f"between {masked.min()} and {masked.max()} units are masked under each of {above}: "
+        "equally many go"
+    )
 
 
 def in_order(structure: Structure, orders: dict[str, Order], leaves: list[Any]) -> list[Any]:
@@ -91,21 +156,46 @@ def in_order(structure: Structure, orders: dict[str, Order], leaves: list[Any]) 
 
 
 def decide(
-    program: Program, structure: Structure, params: Any, masks: Any, semantics: str = MASKED
+    program: Program,
+    structure: Structure,
+    params: Any,
+    masks: Any,
+    semantics: str = MASKED,
+    idle: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
-    """Removes candidates, then takes back those that a result would miss, until none is left."""
-    orders = find_orders(program, structure, masks)
+    """Removes candidates, then takes back those that a result would miss, until none is left.
+
+    ``idle`` names dimensions of which nothing can go under an order for each parent, and why.
+    """
+    orders = find_orders(program, structure, masks, idle)
+    moved = params, masks
     if orders:
         shapes = zip(structure.mask_leaves(masks), structure.shapes, strict=True)
         full = [np.broadcast_to(mask, shape) for mask, shape in shapes]
-        masks = jax.tree.unflatten(structure.treedef, in_order(structure, orders, full))
-        moved = in_order(structure, orders, jax.tree.leaves(params))
-        params = jax.tree.unflatten(structure.treedef, moved)
+        trees = (in_order(structure, orders, x) for x in (jax.tree.leaves(params), full))
+        moved = tuple(jax.tree.unflatten(structure.treedef, leaves) for leaves in trees)
+    planned = _decide(program, structure, *moved, semantics, orders)
+    more = {n: "; ".join(d.reasons) for n in orders if (d := planned.decisions[n]).kept.all()}
+    if more:  # an order without a removal would only move what the user knows at its place
+        return decide(program, structure, params, masks, semantics, {**idle, **more})
+    planned.apart = find_apart(program, structure, moved[1], planned.decisions, orders, idle)
+    return planned
+
+
+def _decide(
+    program: Program,
+    structure: Structure,
+    params: Any,
+    masks: Any,
+    semantics: str,
+    orders: dict[str, Order],
+) -> Plan:
+    """As :func:`decide`, once units are in order."""
     whole = structure.fully_kept(masks)
     decisions = {
         name: Decision(dim, ~whole[name], whole[name].copy(), ~whole[name])
         for name, dim in structure.dims.items()
-        if not whole[name].all()
+        if name in orders or not whole[name].all()
     }
     for decision in decisions.values():
         if decision.dim.frozen:
@@ -116,15 +206,20 @@ def decide(
         if not _take_back(decisions, demand):
             break
     for decision in decisions.values():
-        none = np.zeros(decision.dim.size, bool)
-        decision.carried = demand.carried.get(axes.find(decision.dim.axis), none) & ~decision.kept
-        if not decision.kept.any():
-            decision.reasons.append(GONE)
-        if any(axes.find(decision.dim.axis) in block for _, block in demand.constants.leftovers):
-            decision.reasons.append(FOLDED)
+        _explain(decision, demand)
     planned = again(program, structure.paths, decisions, zero_slices, semantics, orders)
     planned.leftovers = _leftovers(planned.demand, program, structure, masks, params)
     return planned
+
+
+def _explain(decision: Decision, demand: Demand) -> None:
+    """Says what becomes of the removed units' values."""
+    leaf, none = axes.find(decision.dim.axis), np.zeros(decision.dim.size, bool)
+    decision.carried = demand.carried.get(leaf, none) & ~decision.kept
+    if not decision.kept.any():
+        decision.reasons.append(GONE)
+    if any(leaf in block for _, block in demand.constants.leftovers):
+        decision.reasons.append(FOLDED)
 
 
 def _leftovers(

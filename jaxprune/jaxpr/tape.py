@@ -48,6 +48,7 @@ class Step:
     outs: list[Value] = field(default_factory=list)
     around: str = ""  # the nearest enclosing source line
     subs: list[Tape] = field(default_factory=list)  # instantiated sub-programs
+    ties: list[tuple[Value, Value]] = field(default_factory=list)  # one array under two names
 
     @functools.cached_property
     def where(self) -> str:

@@ -17,7 +17,8 @@ from jaxprune.rules.zeros import Zeros
 # ------------------------------------------------------------------------------- dot_general
 
 
-def _free(v: Any, contract: Any, batch: Any) -> list[int]:
+def free_axes(v: Any, contract: Any, batch: Any) -> list[int]:
+    """The axes of an operand that are neither contracted nor batched, in order."""
     return [k for k in range(len(v.shape)) if k not in contract and k not in batch]
 
 
@@ -28,8 +29,8 @@ def couple_dot(step: Step) -> list[list[Axis]]:
         step.unify(lhs.axes[i], rhs.axes[j])
     return [
         [lhs.axes[i] for i in lb]
-        + [lhs.axes[i] for i in _free(lhs, lc, lb)]
-        + [rhs.axes[j] for j in _free(rhs, rc, rb)]
+        + [lhs.axes[i] for i in free_axes(lhs, lc, lb)]
+        + [rhs.axes[j] for j in free_axes(rhs, rc, rb)]
     ]
 
 
@@ -49,8 +50,8 @@ def zeros_dot(step: Step, known: list[Zeros]) -> list[Zeros]:
     (lc, rc), (lb, rb) = step.params["dimension_numbers"]
     (lhs, rhs), (lz, rz) = step.ins, known
     vectors = [lz.along(i) | rz.along(j) for i, j in zip(lb, rb, strict=True)]
-    vectors += [lz.along(i) for i in _free(lhs, lc, lb)]
-    vectors += [rz.along(j) for j in _free(rhs, rc, rb)]
+    vectors += [lz.along(i) for i in free_axes(lhs, lc, lb)]
+    vectors += [rz.along(j) for j in free_axes(rhs, rc, rb)]
     if any(mix.zero.all() for mix in mixes_dot(step, known)):
         return [zeros.everywhere(step.eqn.outvars[0].aval.shape)]
     return [Zeros(lz.all or rz.all, tuple(vectors))]
@@ -65,7 +66,7 @@ def _ragged(step: Step) -> tuple[Any, Any, list[int], list[int]]:
     """The dot's dimension numbers, and the free axes of both sides."""
     numbers = step.params["ragged_dot_dimension_numbers"]
     (lc, rc), (lb, rb) = numbers.dot_dimension_numbers
-    lhs, rhs = _free(step.ins[0], lc, lb), _free(step.ins[1], rc, rb)
+    lhs, rhs = free_axes(step.ins[0], lc, lb), free_axes(step.ins[1], rc, rb)
     return numbers, (lc, rc, lb, rb), lhs, [j for j in rhs if j not in numbers.rhs_group_dimensions]
 
 

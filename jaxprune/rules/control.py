@@ -37,6 +37,7 @@ def _copies(values: Sequence[Value]) -> list[Value]:
 
 def tie(step: Step, left: Sequence[Value], right: Sequence[Value]) -> None:
     """States that values in pairs have the same axes."""
+    step.ties += zip(left, right, strict=True)
     for a, b in zip(left, right, strict=True):
         for x, y in zip(a.axes, b.axes, strict=True):
             step.unify(x, y)

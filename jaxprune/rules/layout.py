@@ -112,7 +112,7 @@ def _permuted(step: Step, items: Sequence[Any]) -> list[Any]:
     return list(items) if order is None else [items[k] for k in order]
 
 
-def _regroup(a: Sequence[int], b: Sequence[int]) -> list[tuple[list[int], list[int]]] | None:
+def regroup(a: Sequence[int], b: Sequence[int]) -> list[tuple[list[int], list[int]]] | None:
     """As :func:`reshape_groups`; axes of size 0 cut both shapes into stretches. None: unclear."""
     if 0 not in a:
         return reshape_groups(a, b)
@@ -141,7 +141,7 @@ def _between_zeros(shape: Sequence[int]) -> list[list[int]]:
 
 def couple_reshape(step: Step) -> Any:
     source, shape = _permuted(step, step.ins[0].axes), _out_shape(step)
-    groups = _regroup([a.size for a in source], shape)
+    groups = regroup([a.size for a in source], shape)
     if groups is None:
         return couple_opaque(step)
     result = [axes.leaf(n) for n in shape]
@@ -159,7 +159,7 @@ def zeros_reshape(step: Step, known: list[Zeros]) -> list[Zeros]:
         return [zeros.everywhere(shape)]
     source = _permuted(step, step.ins[0].shape)
     facts = _permuted(step, known[0].axes)
-    for left, right in _regroup(source, shape) or []:
+    for left, right in regroup(source, shape) or []:
         flat = np.zeros([source[i] for i in left], bool)
         for k, i in enumerate(left):  # a flat position is zero if any of its slices is
             flat |= facts[i].reshape([-1 if j == k else 1 for j in range(len(left))])

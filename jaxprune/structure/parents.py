@@ -7,23 +7,22 @@ under each, as long as equally many do: they are put last, and the rest is ordin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxprune import axes
 from jaxprune.axes import Axis
-from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step, Tape, Value
-from jaxprune.rules.pointwise import POINTWISE
+from jaxprune.rules.control import step_length
+from jaxprune.structure.landing import Way, flat, landed, landings
 
-# Primitives that treat all positions of an axis that they only pass on, or sum over, alike.
-ALIKE = {
-    *POINTWISE, "broadcast_in_dim", "concatenate", "cond", "custom_jvp_call", "custom_vjp_call",
-    "checkpoint", "dot_general", "expand_dims", "pad", "ragged_dot", "reduce_and", "reduce_max",
-    "reduce_min", "reduce_or", "reduce_prod", "reduce_sum", "remat", "remat2", "reshape", "scan",
-    "slice", "split", "squeeze", "transpose", "while", "optimization_barrier",
+# Equations that hold programs which are checked in their turn.
+NESTED = {
+    "checkpoint", "cond", "custom_jvp_call", "custom_vjp_call", "remat", "remat2", "scan", "while",
 }  # fmt: skip
 
 
@@ -73,37 +72,140 @@ def possible(param_axes: Sequence[Sequence[Axis]], dimension: Axis, parent: Axis
     return different and all(pair(axs, dimension, parent) is not None for axs in owners)
 
 
-def independent(tape: Tape, dimension: Axis, parent: Axis) -> bool:
-    """Whether the units under each unit of the parent may be in an order of their own."""
-    return not any(_reasons(tape, axes.find(dimension), axes.find(parent), under=False))
+def obstacle(tape: Tape, dimension: Axis, parent: Axis) -> str | None:
+    """Why the units under each unit of the parent can't have an order of their own; None: they can.
+
+    The argument stands in docs/parent_orders.md: the function stays as it is if each equation
+    gives reordered results for reordered operands.
+    """
+    proof = _Proof(axes.find(dimension), axes.find(parent))
+    return next(proof.obstacles(tape), None)
 
 
-def _reasons(tape: Tape, dimension: Axis, parent: Axis, under: bool) -> Iterator[Step | Value]:
-    """What speaks against it. ``under``: the program runs for one unit of the parent."""
+class _Proof(NamedTuple):
+    """The proof that a program passes an order for each unit of a parent on.
 
-    def has(value: Value) -> bool:
-        return holds(value.axes, dimension)
+    ``one_by_one``: the program runs for one unit of the parent at a time, as a scan's body does.
+    """
 
-    for value in tape.inputs:
-        if has(value) and not under and pair(value.axes, dimension, parent) is None:
-            yield value
-    for step in tape.steps:
-        mine = [v for v in [*step.ins, *step.outs] if has(v)]
-        if mine and step.name not in ALIKE or _runs_along(step, dimension):
-            yield step
-        alone = [v for v in mine if not under and pair(v.axes, dimension, parent) is None]
-        fixed = [v for v in step.ins if v.const is not None and has(v)]
-        yield from [*alone, *fixed]
-        for sub in step.subs:
-            yield from _reasons(sub, dimension, parent, under or _runs_along(step, parent))
+    dimension: Axis
+    parent: Axis
+    one_by_one: bool = False
+
+    @property
+    def leaves(self) -> tuple[Axis, ...]:
+        return (self.dimension,) if self.one_by_one else (self.dimension, self.parent)
+
+    def obstacles(self, tape: Tape) -> Iterator[str]:
+        """Where a program may tell the units of one parent's unit from those of another."""
+        if not all(map(self._in_place, tape.inputs)):
+            yield "an input of a program holds them elsewhere"
+        for step in tape.steps:
+            if not self._passes(step):
+                at = f" at {step.where}" if step.where else ""
+                yield f"{step.name}{at} tells them apart"
+            inside = self._replace(one_by_one=True) if self._scans_parent(step) else self
+            for sub in step.subs:
+                yield from inside.obstacles(sub)
+
+    def _in_place(self, value: Value) -> bool:
+        """Whether a value that holds the dimension has it under one unit of the parent."""
+        if not holds(value.axes, self.dimension):
+            return True
+        if self.one_by_one:  # the program's own unit of the parent must not meet the others
+            return bool(_line(value, self.dimension)) and not holds(value.axes, self.parent)
+        return pair(value.axes, self.dimension, self.parent) is not None
+
+    def _passes(self, step: Step) -> bool:
+        """Whether a step gives reordered results for reordered operands."""
+        mine = [v for v in [*step.ins, *step.outs] if holds(v.axes, self.dimension)]
+        length = _length(step)
+        if length and (holds(length, self.dimension) or mine and self._scans_a_part(length)):
+            return False
+        fixed = any(v.const is not None for v in mine)  # it has one order for all
+        if fixed or not all(map(self._in_place, mine)):
+            return False
+        if step.subs:
+            return not mine or step.name in NESTED and all(starmap(self._alike, step.ties))
+        return not mine or self._lands(step)
+
+    def _scans_parent(self, step: Step) -> bool:
+        return any(axes.find(axis) is self.parent for axis in _length(step))
+
+    def _scans_a_part(self, length: Sequence[Axis]) -> bool:
+        return holds(length, self.parent) and axes.find(length[0]) is not self.parent
+
+    def _alike(self, a: Value, b: Value) -> bool:
+        """Whether two names of one array show the same units at the same positions."""
+        if not (holds(a.axes, self.dimension) or holds(b.axes, self.dimension)):
+            return True
+        lines = [(_line(a, leaf), _line(b, leaf)) for leaf in (self.dimension, self.parent)]
+        return all(
+            (x is None and y is None)
+            or (x is not None and y is not None and x[0] == y[0] and np.array_equal(x[1], y[1]))
+            for x, y in lines
+        )
+
+    def _lands(self, step: Step) -> bool:
+        """Whether all operands bring the dimension and its parent to one place of the frame."""
+        found = landings(step)
+        if found is None:
+            return False
+        summed: list[list[_Place]] = []
+        for landing in found:
+            operand, result = step.ins[landing.operand], step.outs[landing.result]
+            if not holds(operand.axes, self.dimension):
+                continue
+            found_places = [_place(operand, leaf, landing.ways) for leaf in self.leaves]
+            places = [place for place in found_places if place is not None]
+            if len(places) < len(self.leaves):
+                return False
+            if min(places[0].frame) >= len(result.shape):
+                summed.append(places)
+            elif (places[0].units >= 0).any() and not all(
+                place.is_in(result, leaf) for place, leaf in zip(places, self.leaves)
+            ):
+                return False
+        return all(a.same(b) for one in summed for a, b in zip(summed[0], one, strict=True))
 
 
-def _runs_along(step: Step, dimension: Axis) -> bool:
-    """A scan over a dimension: what its body is given has that axis cut off."""
-    if step.name != "scan":
-        return False
-    rows = compat.scanned(step.eqn, step.ins)
-    return bool(rows) and axes.find(rows[0].axes[0]) is dimension
+class _Place(NamedTuple):
+    """The units of a leaf dimension, at positions of a group of a frame's axes."""
+
+    frame: tuple[int, ...]
+    at: np.ndarray | None  # positions along the group, flattened; None: all
+    units: np.ndarray
+
+    def same(self, other: _Place) -> bool:
+        return self.frame == other.frame and np.array_equal(self.units, other.units)
+
+    def is_in(self, result: Value, leaf: Axis) -> bool:
+        """Whether the result has these units at these positions."""
+        found = _line(result, leaf)
+        if found is None or found[0] not in self.frame:
+            return False
+        line = flat(result.shape, self.frame, *found)
+        return np.array_equal(line if self.at is None else line[self.at], self.units)
+
+
+def _place(operand: Value, leaf: Axis, ways: Sequence[Way]) -> _Place | None:
+    found = _line(operand, leaf)
+    way = next((w for w in ways if found and found[0] in w.axes), None)
+    if found is None or way is None:
+        return None
+    return _Place(way.frame, way.target, landed(way, operand.shape, *found))
+
+
+def _line(value: Value, leaf: Axis) -> tuple[int, np.ndarray] | None:
+    """The axis that holds a leaf, and its unit at each position; None unless there is just one."""
+    found = [(k, u) for k, axis in enumerate(value.axes) for u in axes.units_along(axis, leaf)]
+    return found[0] if len(found) == 1 else None
+
+
+def _length(step: Step) -> list[Axis]:
+    """The axis that a scan runs along."""
+    length = step_length(step) if step.name == "scan" else None
+    return [] if length is None else [length]
 
 
 class Order(NamedTuple):
@@ -154,22 +256,28 @@ def order_of(kept: np.ndarray, dimension: Axis, parent: Axis) -> Order | None:
     return Order(dimension, parent, np.argsort(~kept, axis=1, kind="stable"))
 
 
+class OwnedMask(NamedTuple):
+    """The mask of a leaf that holds a dimension, with the leaf's shape and axes."""
+
+    mask: np.ndarray
+    shape: tuple[int, ...]
+    axs: Sequence[Axis]
+
+
 def kept_under(
-    masks: Sequence[np.ndarray],
-    shapes: Sequence[tuple[int, ...]],
-    param_axes: Sequence[Sequence[Axis]],
-    dimension: Axis,
-    parent: Axis,
+    masks: Sequence[OwnedMask], dimension: Axis, parent: Axis, entries: int = 1
 ) -> np.ndarray:
-    """(units of the parent, units): what all slots keep at least in part."""
+    """(units of the parent, units): what all slots of so many entries keep at least in part."""
     kept = np.ones((parent.size, dimension.size), bool)
-    for mask, shape, axs in zip(masks, shapes, param_axes, strict=True):
+    for mask, shape, axs in masks:
         found = pair(axs, dimension, parent)
         if found is None:
             continue
+        rest = tuple(k for k in range(len(shape)) if k not in (found.axis, found.parent_axis))
+        if math.prod(shape[k] for k in rest) < entries:
+            continue
         alive = np.zeros_like(kept)
         full = np.broadcast_to(mask, shape)
-        rest = tuple(k for k in range(len(shape)) if k not in (found.axis, found.parent_axis))
         seen = np.any(full, axis=rest)
         if found.axis == found.parent_axis:
             there = (found.units >= 0) & seen

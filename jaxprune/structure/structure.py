@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,15 +100,36 @@ class Structure:
 
         Whether its units may differ under each of a parent's units is for ``compact`` to prove.
         """
-        own, paths = self._named(name).axis, {slot.path for slot in self._named(name).slots}
-        beside = [n for n, d in self.dims.items() if paths <= {slot.path for slot in d.slots}]
-        return [n for n in beside if parents.possible(self.param_axes, own, self.dims[n].axis)]
+        own, leaves = self._named(name), self.owners(name)
+        few = min((self._within[i] for i in leaves), key=len)
+        beside = [n for n in few if n != name and set(leaves) <= set(self.owners(n))]
+        owned = [self.param_axes[i] for i in leaves]
+        return [n for n in beside if parents.possible(owned, own.axis, self.dims[n].axis)]
+
+    def owners(self, name: str) -> Sequence[int]:
+        """The positions of the leaves that hold a dimension, in their order."""
+        return self._owners[name]
+
+    @functools.cached_property
+    def _owners(self) -> dict[str, Sequence[int]]:
+        at = {path: i for i, path in enumerate(self.paths)}
+        return {n: sorted({at[slot.path] for slot in d.slots}) for n, d in self.dims.items()}
+
+    @functools.cached_property
+    def _within(self) -> dict[int, list[str]]:
+        """The dimensions that each leaf holds, in the order of ``dims``."""
+        found: dict[int, list[str]] = {}
+        for name, leaves in self._owners.items():
+            for i in leaves:
+                found.setdefault(i, []).append(name)
+        return found
 
     def _masks_under(self, keep: Mapping[str, Any], masks: Any) -> Any:
         leaves = self.mask_leaves(masks)
         for name, given in keep.items():
             for dim, parent, kept in self._checked_under(name, given):
-                for i, axs in enumerate(self.param_axes):
+                for i in self.owners(name):
+                    axs = self.param_axes[i]
                     found = parents.pair(axs, dim.axis, parent.axis)
                     if found is not None:
                         leaves[i] = leaves[i] & found.spread(kept, len(axs), True)
@@ -208,7 +230,8 @@ class Structure:
 
     def _kept(self, dim: Dimension, leaves: list[np.ndarray], how: str) -> np.ndarray:
         kept = np.zeros(dim.size, bool) if how == "any" else np.ones(dim.size, bool)
-        for axs, mask in zip(self.param_axes, leaves, strict=True):
+        for i in self.owners(dim.name):
+            axs, mask = self.param_axes[i], leaves[i]
             for k, axis in enumerate(axs):
                 for units in axes.units_along(axis, dim.axis):
                     alive = np.zeros(dim.size, bool)
@@ -244,7 +267,10 @@ class Structure:
             raise ValueError(f"reduce is {reduce!r}; wanted 'sum' or 'mean'")
         free = [d for d in self.dims.values() if not d.frozen]
         units: dict[str, Any] = {
-            d.name: _unit_score(d, self.param_axes, leaves, reduce) for d in free
+            d.name: _unit_score(
+                d, [(self.param_axes[i], leaves[i]) for i in self.owners(d.name)], reduce
+            )
+            for d in free
         }
         self._check_nan(units, leaves)
         return units
@@ -287,9 +313,9 @@ class Structure:
         return table.full(self, pattern)
 
 
-def _unit_score(dim: Dimension, param_axes: Any, leaves: list[Any], reduce: str) -> jax.Array:
+def _unit_score(dim: Dimension, owned: list[tuple[Any, Any]], reduce: str) -> jax.Array:
     total, count = jnp.zeros(dim.size), np.zeros(dim.size)
-    for axs, leaf in zip(param_axes, leaves, strict=True):
+    for axs, leaf in owned:
         for k, axis in enumerate(axs):
             for units in axes.units_along(axis, dim.axis):
                 others = tuple(i for i in range(len(axs)) if i != k)
