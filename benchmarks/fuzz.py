@@ -21,7 +21,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -268,6 +268,7 @@ def work(seeds: Sequence[int], count: int) -> Chunk:
     """Runs in a process of its own."""
     signal.signal(signal.SIGPROF, _too_slow)
     outcomes, xla = [], []
+    BOUND.clear()
     for seed in seeds:
         signal.setitimer(signal.ITIMER_PROF, PATIENCE)
         try:
@@ -280,9 +281,7 @@ def work(seeds: Sequence[int], count: int) -> Chunk:
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
     jax.clear_caches()
-    bound = dict(BOUND)
-    BOUND.clear()
-    return Chunk(list(seeds), outcomes, xla, bound)
+    return Chunk(list(seeds), outcomes, xla, dict(BOUND))
 
 
 def run_all(seeds: Sequence[int], count: int, workers: int) -> Iterator[Chunk]:
@@ -313,6 +312,9 @@ def resumed(file: Path, seeds: Sequence[int], count: int, workers: int) -> Itera
 def summary(chunks: Sequence[Chunk]) -> dict[str, Any]:
     """Counts over everything; a program counts as exact when all its masks are."""
     outcomes = [o for chunk in chunks for o in chunk.outcomes]
+    bound = collections.Counter[str]()
+    for chunk in chunks:
+        bound.update(chunk.bound)
     verdicts = collections.Counter(o.verdict for o in outcomes)
     active = [o for o in outcomes if o.verdict != "nothing"]
     xla = [agreed for chunk in chunks for _, agreed in chunk.xla]
@@ -335,7 +337,7 @@ def summary(chunks: Sequence[Chunk]) -> dict[str, Any]:
         "checked_with_xla": len(xla),
         "numpy_differs_from_xla": len(xla) - sum(xla),
         "laws_broken": _laws(outcomes),
-        "evaluated_by_jax": dict(sum((collections.Counter(c.bound) for c in chunks), collections.Counter[str]())),
+        "evaluated_by_jax": dict(bound),
         "by_mask": _by_mask(active),
     }
 

@@ -118,9 +118,7 @@ def _evenly(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 def evenly(structure: Any, params: Any, rng: np.random.Generator) -> Leaves:
     """The same count in each row and each column at other places, of some leaves or of all."""
     share = rng.choice([0.3, 1.0])
-    return [
-        _evenly(rng, s) if rng.random() < share else np.array(True) for s in structure.shapes
-    ]
+    return [_evenly(rng, s) if rng.random() < share else np.array(True) for s in structure.shapes]
 
 
 def evenly_and_whole(structure: Any, params: Any, rng: np.random.Generator) -> Leaves:

@@ -142,7 +142,8 @@ _NUMPY = {
     "logistic": special.expit, "atan2": np.arctan2, "real": np.real, "imag": np.imag,
     "conj": np.conj, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh,
     "cosh": np.cosh, "erf_inv": special.erfinv, "lgamma": special.gammaln,
-    "digamma": special.digamma, "shift_left": np.left_shift, "rsqrt": lambda x: 1 / np.sqrt(x), "complex": lambda a, b: a + 1j * b,
+    "digamma": special.digamma, "shift_left": np.left_shift, "rsqrt": lambda x: 1 / np.sqrt(x),
+    "complex": lambda a, b: a + 1j * b,
 }  # fmt: skip
 _SAME = (
     "convert_element_type", "copy", "copy_p", "stop_gradient", "name", "reduce_precision",

@@ -37,9 +37,6 @@ def _filled(draw: Draw, n: int) -> Callable[[Any], Any]:
     return lambda x: jnp.take(x, places, axis=-1, mode="fill", fill_value=OUTSIDE)
 
 
-
-
-
 def _permutation(draw: Draw, n: int) -> Callable[[Any], Any]:
     order, how = draw.rng.permutation(n), draw.one(["index", "take", "take_along_axis"])
     if how == "index":

@@ -110,7 +110,9 @@ def until(draw: Draw, shape: Shape) -> Layer | None:
         def go(state: Any) -> Any:
             return (state[0] < 3) & (jnp.abs(state[1]).mean() > 0.1 * p["bound"][0])
 
-        return lax.while_loop(go, lambda s: (s[0] + 1, 0.5 * jnp.tanh(s[1] @ p["kernel"])), (0, x))[1]
+        return lax.while_loop(go, lambda s: (s[0] + 1, 0.5 * jnp.tanh(s[1] @ p["kernel"])), (0, x))[
+            1
+        ]
 
     return Layer("until the mean is small", params, apply, shape)
 
@@ -188,7 +190,9 @@ def made_in_loop(draw: Draw, shape: Shape) -> Layer:
 
     def apply(p: Params, x: Any) -> Any:
         if how == "vmap":
-            return lax.scan(lambda h, w: (h + jnp.tanh(h @ w), None), x, jax.vmap(kernel.make)(p))[0]
+            return lax.scan(lambda h, w: (h + jnp.tanh(h @ w), None), x, jax.vmap(kernel.make)(p))[
+                0
+            ]
         step = lambda h, q: h + jnp.tanh(h @ kernel.make(q))  # noqa: E731
         if how == "shared":
             return lax.fori_loop(0, 2, lambda i, h: step(h, p), x)
@@ -211,9 +215,7 @@ def own_product(draw: Draw, shape: Shape) -> Layer | None:
     params = {"a": draw.weights(c, k), "b": draw.weights(k, c)}
     product: Any = jax.custom_jvp(jnp.matmul) if forward else jax.custom_vjp(jnp.matmul)
     if forward:
-        product.defjvp(
-            lambda xs, ts: (xs[0] @ xs[1], 0.7 * (ts[0] @ xs[1]) + xs[0] @ ts[1])
-        )
+        product.defjvp(lambda xs, ts: (xs[0] @ xs[1], 0.7 * (ts[0] @ xs[1]) + xs[0] @ ts[1]))
     else:
         product.defvjp(
             lambda a, b: (a @ b, (a, b)),

@@ -104,7 +104,9 @@ def quantised_dense(draw: Draw, shape: Shape) -> Layer:
             return (jnp.round(4 * x).astype(np.int32) @ w.astype(np.int32)) * p["scale"] / 4
         return x @ (w * p["scale"])
 
-    return Layer(f"quantised_dense {np.dtype(dtype).name} {how}", params, apply, (*shape[:-1], width))
+    return Layer(
+        f"quantised_dense {np.dtype(dtype).name} {how}", params, apply, (*shape[:-1], width)
+    )
 
 
 @layer(keeps=True)

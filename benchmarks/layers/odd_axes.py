@@ -1,4 +1,4 @@
-"""Operations along other axes than the last, counted from the end, several at once, or of size 1."""
+"""Operations along other axes than the last, from the end, several at once, or of size 1."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ SCANS: dict[str, Callable[[Any, int], Any]] = {
     "argsort": lambda x, k: x + 0.1 * jnp.argsort(x, k),
     "rank": lambda x, k: x * jnp.argsort(jnp.argsort(x, k), k),
     "argmax": lambda x, k: x + 0.1 * jnp.argmax(x, k, keepdims=True),
-    "argmin one hot": lambda x, k: x + jax.nn.one_hot(jnp.argmin(x, k), x.shape[k], axis=k % x.ndim),
+    "argmin one hot": lambda x, k: x + jax.nn.one_hot(
+        jnp.argmin(x, k), x.shape[k], axis=k % x.ndim
+    ),
     "taken at the largest": lambda x, k: x - jnp.take_along_axis(
         x, jnp.argmax(jnp.abs(x), k, keepdims=True), k
     ),

@@ -194,7 +194,9 @@ def hypernetwork(pool: Pool, m: int, n: int, depth: int) -> Kernel:
     code = pool.weight(k)
     if pool.draw.maybe():
         flat = pool.weight(k, m * n)
-        return _two("reshape(tanh({}) @ {})", code, flat, lambda z, h: (jnp.tanh(z) @ h).reshape(m, n))
+        return _two(
+            "reshape(tanh({}) @ {})", code, flat, lambda z, h: (jnp.tanh(z) @ h).reshape(m, n)
+        )
     cube = pool.add(pool.draw.weights(m, k, n))
     return _two("einsum k,mkn of {}, {}", code, cube, lambda z, h: jnp.einsum("k,mkn->mn", z, h))
 
@@ -279,9 +281,13 @@ def gathered(pool: Pool, m: int, n: int, depth: int) -> Kernel:
     along = pool.draw.one([0, 1])
     size = (m, n)[along]
     if how == "reversed":
-        return _one(f"reversed {along} of {{}}", pool.kernel(m, n, depth), lambda w: jnp.flip(w, along))
+        return _one(
+            f"reversed {along} of {{}}", pool.kernel(m, n, depth), lambda w: jnp.flip(w, along)
+        )
     if how == "rolled":
-        return _one(f"rolled {along} of {{}}", pool.kernel(m, n, depth), lambda w: jnp.roll(w, 1, along))
+        return _one(
+            f"rolled {along} of {{}}", pool.kernel(m, n, depth), lambda w: jnp.roll(w, 1, along)
+        )
     if how == "constants":
         places = pool.draw.rng.permutation(size)
         return _one(
@@ -319,9 +325,7 @@ def put_together(pool: Pool, m: int, n: int, depth: int) -> Kernel | None:
         return None
     shapes = [(at, n), (m - at, n)] if along == 0 else [(m, at), (m, n - at)]
     a, b = (pool.kernel(*shape, depth) for shape in shapes)
-    return _two(
-        f"[{{}}, {{}}] along {along}", a, b, lambda x, y: jnp.concatenate([x, y], along)
-    )
+    return _two(f"[{{}}, {{}}] along {along}", a, b, lambda x, y: jnp.concatenate([x, y], along))
 
 
 # ------------------------------------------------------------------------------------ the layers
