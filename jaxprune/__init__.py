@@ -9,6 +9,11 @@ from jaxprune import sanity as sanity
 from jaxprune import schedules as schedules
 from jaxprune import scores as scores
 from jaxprune import training as training
+from jaxprune.artefacts.export import Exported as Exported
+from jaxprune.artefacts.export import export as export
+from jaxprune.artefacts.export import load_exported as load_exported
+from jaxprune.artefacts.save import load as load
+from jaxprune.artefacts.save import save as save
 from jaxprune.budget.latency import LatencyTable as LatencyTable
 from jaxprune.budget.metric import Family as Family
 from jaxprune.budget.metric import MetricPlan as MetricPlan
@@ -26,11 +31,6 @@ from jaxprune.calibration import Stats as Stats
 from jaxprune.calibration import calibrate as calibrate
 from jaxprune.compact.compact import Compact as Compact
 from jaxprune.compact.compact import compact as compact
-from jaxprune.compact.export import Exported as Exported
-from jaxprune.compact.export import export as export
-from jaxprune.compact.export import load_exported as load_exported
-from jaxprune.compact.store import load as load
-from jaxprune.compact.store import save as save
 from jaxprune.cost import Cost as Cost
 from jaxprune.cost import cost as cost
 from jaxprune.distributions import erk as erk

@@ -49,6 +49,18 @@ class Stats:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
+def _flatten(stats: Stats) -> tuple[Any, Any]:
+    trees = stats.norms, stats.means, stats.variances, stats.grams, stats.count
+    return trees, (tuple(stats.layouts.items()), tuple(stats.reasons.items()))
+
+
+def _unflatten(told: Any, trees: Any) -> Stats:
+    return Stats(*trees, *map(dict, told))
+
+
+jax.tree_util.register_pytree_node(Stats, _flatten, _unflatten)
+
+
 def calibrate(
     fn: Callable[..., Any],
     params: Params,

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.distributions import Rule, as_distribution
+from jaxprune.distributions import Rule, as_distribution, counts_of
 from jaxprune.scores.weights import is_float, leaf_name
-from jaxprune.selection import known
+from jaxprune.selection import kept_count, known
 from jaxprune.types import Distribution, Masks, Scores, Where, path_str
 
 _NO_KERNELS = ("bias", "scale", "mean", "var")
@@ -120,3 +120,14 @@ def distribute(
                 f"the distribution gives {path} sparsity {value}; wanted one number in [0, 1]"
             )
     return sparsities
+
+
+def kept_counts(
+    distribution: Distribution | Mapping[str, Rule], scores: dict[str, jax.Array], sparsity: Any
+) -> dict[str, Any]:
+    """How many entries (or units) each leaf keeps."""
+    exact = counts_of(distribution)
+    if exact is not None:
+        return exact(scores, sparsity)
+    sparsities = distribute(distribution, scores, sparsity)
+    return {path: kept_count(leaf.size, sparsities[path]) for path, leaf in scores.items()}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.selection import count
+from jaxprune.sharding import over
 from jaxprune.types import Masks, Params, PyTree, path_str
 
 
@@ -85,7 +86,7 @@ def _apply(leaf: Any, mask: Any) -> Any:
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
         return leaf
-    return jnp.where(mask, leaf, jnp.zeros_like(leaf))
+    return jnp.where(over(mask, leaf), leaf, jnp.zeros_like(leaf))
 
 
 def density(masks: Masks, params: Params) -> jax.Array:

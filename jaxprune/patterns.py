@@ -17,10 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.chosen import check_sparsity, choose, distribute, is_kernel, is_number
+from jaxprune.chosen import (
+    check_sparsity,
+    choose,
+    distribute,
+    is_kernel,
+    is_number,
+    kept_counts,
+)
 from jaxprune.distributions import Rule, uniform
 from jaxprune.scores.weights import widen
 from jaxprune.selection import keep_largest, keep_n_of_m, kept_count, known
+from jaxprune.sharding import on_meshes
 from jaxprune.types import Distribution, Masks, Pattern, Scores, Where
 
 
@@ -32,17 +40,15 @@ def _of_units(
 ) -> Pattern:
     """The pattern that ranks units: ``pool`` gives their scores, ``spread`` their entries."""
 
+    @on_meshes(1)
     def pattern(scores: Scores, sparsity: Any) -> Masks:
         check_sparsity(sparsity)
         chosen = choose(scores, where)
         units = {path: pool(path, leaf) for path, leaf in chosen.leaves.items()}
-        sparsities = distribute(distribution, units, sparsity)
+        counts = kept_counts(distribution, units, sparsity)
         return chosen.masks(
             {
-                path: spread(
-                    keep_largest(unit, kept_count(unit.size, sparsities[path])),
-                    chosen.leaves[path].shape,
-                )
+                path: spread(keep_largest(unit, counts[path]), chosen.leaves[path].shape)
                 for path, unit in units.items()
             }
         )
@@ -82,11 +88,16 @@ def unstructured(
              [1, 0]], dtype=int32)
     """
 
+    @on_meshes(1)
     def pattern(scores: Scores, sparsity: Any) -> Masks:
         check_sparsity(sparsity)
         chosen = choose(scores, where)
-        sparsities = distribute(distribution, chosen.leaves, sparsity)
-        return chosen.masks({p: keep(p, leaf, sparsities[p]) for p, leaf in chosen.leaves.items()})
+        leaves = chosen.leaves
+        if per_output:
+            sparsities = distribute(distribution, leaves, sparsity)
+            return chosen.masks({p: keep(p, x, sparsities[p]) for p, x in leaves.items()})
+        counts = kept_counts(distribution, leaves, sparsity)
+        return chosen.masks({p: keep_largest(x, counts[p]) for p, x in leaves.items()})
 
     keep = _keep_per_output if per_output else _keep_entries
     return _choosing(pattern, functools.partial(keep, "a matrix"), where)
@@ -162,6 +173,7 @@ def n_m(n: int, m: int, *, axis: int = -2, where: Where = is_kernel) -> Pattern:
     if not 0 < n < m:
         raise ValueError(f"n_m({n}, {m}): wanted 0 < n < m, such as n_m(2, 4)")
 
+    @on_meshes(1)
     def pattern(scores: Scores, sparsity: Any = None) -> Masks:
         part = _part_of_target(sparsity, n, m)
         chosen = choose(scores, where)

@@ -23,6 +23,7 @@ import numpy as np
 
 _INTEGERS = {2: (np.int16, np.uint16), 4: (np.int32, np.uint32), 8: (np.int64, np.uint64)}
 _DIGIT = 2  # bits that one pass settles
+_PARTS = 1 << 24  # whole numbers up to here are exact in float32
 _LARGE = 1 << 18  # entries whose memory is worth the time to compile each pass on its own
 
 
@@ -34,17 +35,31 @@ def known(x: Any) -> bool:
 def kept_count(size: int, sparsity: Any) -> Any:
     """How many of ``size`` entries to keep: size - round(sparsity * size), rounded half to even.
 
-    At least one is kept while sparsity < 1: an emptied leaf cuts the network in two.
+    At least one is kept while sparsity < 1, where there is one: an emptied leaf cuts the network in
+    two.
 
     Example:
-      >>> kept_count(10, 0.7), kept_count(10, 0.99), kept_count(10, 1.0)
-      (3, 1, 0)
+      >>> kept_count(10, 0.7), kept_count(10, 0.99), kept_count(10, 1.0), kept_count(0, 0.5)
+      (3, 1, 0, 0)
     """
+    return kept_total([size], sparsity)
+
+
+def kept_total(sizes: Sequence[int], sparsity: Any) -> Any:
+    """How many entries of several leaves to keep together: n - round(sparsity * n) of all n.
+
+    At least one for each leaf that has entries while sparsity < 1, as in :func:`kept_count`.
+
+    Example:
+      >>> kept_total([3, 3, 3, 0], 0.5), kept_total([3, 3, 3, 0], 0.99)
+      (5, 3)
+    """
+    size, least = sum(sizes), sum(n > 0 for n in sizes)
     if known(sparsity):
         value = float(sparsity)
-        return max(size - round(value * size), int(value < 1))
-    least = (sparsity < 1).astype(jnp.int32)
-    return jnp.maximum(size - _rounded_product(size, sparsity), least)
+        return max(size - round(value * size), least * int(value < 1))
+    removed = _rounded_product(size, sparsity)
+    return jnp.maximum(size - removed, (sparsity < 1).astype(removed.dtype) * least)
 
 
 def _rounded_product(size: int, fraction: jax.Array) -> jax.Array:
@@ -53,14 +68,57 @@ def _rounded_product(size: int, fraction: jax.Array) -> jax.Array:
     A float32 product is off by several entries once size exceeds 2**24. So the fraction is cut into
     its upper 11 bits, multiplied in integers, and the rest, whose product is small.
     """
+    dtype = count_dtype(size)
     if fraction.dtype == jnp.float64:
-        return jnp.round(fraction * size).astype(jnp.int32)
+        return jnp.round(fraction * size).astype(dtype)
     fraction = fraction.astype(jnp.float32)
     upper = jnp.floor(fraction * 2048)
     lower = fraction - upper / 2048
     whole, rest = divmod(size, 4096)  # whole * 4096 * upper / 2048 is even: rounding is unmoved
     remainder = upper * rest / 2048 + lower * np.float32(size)
-    return 2 * whole * upper.astype(jnp.int32) + jnp.round(remainder).astype(jnp.int32)
+    return 2 * whole * upper.astype(dtype) + jnp.round(remainder).astype(dtype)
+
+
+@partial(jax.jit, static_argnames="sizes")
+def apportion(total: Any, sizes: tuple[int, ...]) -> jax.Array:
+    """Integers that sum to ``total``, in proportion to ``sizes``; where there are any, at least 1.
+
+    A total that is less by one makes one of them less by one and no other more: thresholds that
+    spare each leaf its share then give nested masks.
+
+    Args:
+      total: 0, or from the number of sizes above 0 to their sum; may be traced.
+      sizes: none negative.
+
+    References:
+      Balinski and Young, Fair Representation, 1982: a divisor method, with Webster's rounding.
+
+    Example:
+      >>> apportion(6, (2, 0, 9))
+      Array([1, 0, 5], dtype=int32)
+    """
+    dtype = count_dtype(sum(sizes))
+    size = np.array(sizes, dtype)
+
+    def seats(part: jax.Array) -> jax.Array:
+        """The integers at a divisor, a part of ``_PARTS``; never fewer for a larger part."""
+        near = jnp.round(part.astype(jnp.float32) / _PARTS * size.astype(np.float32))
+        near = jnp.clip(near.astype(dtype), np.minimum(size, 1), size)
+        return jnp.where(part == _PARTS, size, near)
+
+    def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low + high) // 2
+        fits = jnp.sum(seats(middle), dtype=dtype) <= total
+        return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
+
+    ends = jnp.int32(0), jnp.int32(_PARTS + 1)
+    low, _ = jax.lax.fori_loop(0, _PARTS.bit_length(), halve, ends)
+    some, more = seats(low), seats(jnp.minimum(low + 1, _PARTS))
+    room = more - some
+    before = jnp.cumsum(room, dtype=dtype) - room
+    spare = total - jnp.sum(some, dtype=dtype)
+    return jnp.where(total > 0, some + jnp.clip(spare - before, 0, room), 0).astype(dtype)
 
 
 class _Word(NamedTuple):

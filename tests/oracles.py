@@ -53,6 +53,12 @@ def kept_count(size: int, sparsity: float) -> int:
     return max(size - round(size * sparsity), int(sparsity < 1))
 
 
+def kept_total(sizes: list[int], sparsity: float) -> int:
+    """Of all entries together, and one of each leaf that has any."""
+    total = sum(sizes)
+    return max(total - round(total * sparsity), sum(n > 0 for n in sizes) * (sparsity < 1))
+
+
 def erk(shapes: list[tuple[int, ...]], sparsity: float, power: float) -> list[float]:
     """Solve, make the densest leaf dense if it exceeds 1, and solve again."""
     sizes = [np.prod(shape) for shape in shapes]

@@ -273,3 +273,34 @@ def test_strict_promotion_and_64_bit_types(x64):
             x = jnp.arange(30).astype(dtype).reshape(6, 5)
             assert [int(n) for n in strictly(x)] == [5, 2 * 5, 7, 5]
             jax.eval_shape(strictly, jax.ShapeDtypeStruct((600, 500), dtype))  # written out
+
+
+def webster(total, sizes):
+    """One by one to the size whose next half is due first."""
+    given = [min(size, 1) for size in sizes]
+    while sum(given) < total:
+        due = [(n + 0.5) / size if n < size else np.inf for n, size in zip(given, sizes)]
+        given[int(np.argmin(due))] += 1
+    return given
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=6), st.data())
+def test_shares_are_in_proportion_sum_to_the_total_and_never_rise_as_it_falls(sizes, data):
+    least = sum(n > 0 for n in sizes)
+    total = data.draw(st.integers(least, sum(sizes)))
+    got = np.asarray(selection.apportion(total, tuple(sizes)))
+    assert got.sum() == total
+    assert (got <= sizes).all() and (got >= np.minimum(sizes, 1) * (total > 0)).all()
+    assert np.abs(got - webster(total, sizes)).max() <= 1, "only ties may fall elsewhere"
+    if total > least:
+        fewer = np.asarray(selection.apportion(total - 1, tuple(sizes)))
+        assert (fewer <= got).all()
+
+
+def test_shares_of_many_entries_are_exact_in_their_sum():
+    sizes = (10**9, 10**9 - 7, 12, 5)
+    for total in (4, 10**9 + 1, 2 * 10**9 - 3, sum(sizes)):
+        got = np.asarray(selection.apportion(total, sizes)).astype(np.int64)
+        assert got.sum() == total
+        assert abs(got[0] - got[1]) <= 200

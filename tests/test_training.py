@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import jaxprune as jp
 from benchmarks import training as benchmark
 from jaxprune.training.landing import land_on_masked
-from jaxprune.training.renewal import is_due
+from jaxprune.training.renewal import renewal_of
 from tests.oracles import ranked
 
 # Half the time to compile; what is optimised before this pass stays as it is.
@@ -125,14 +125,17 @@ def test_steps_unrolled_in_one_program_land_bitwise(dtype: Any) -> None:
 
 
 def test_matches_gradual_pruning_by_sorting_in_numpy() -> None:
-    """The oracle: sort all magnitudes, drop the smallest, one plain SGD step on what is left."""
+    """The oracle: sort all magnitudes, drop the smallest, one plain SGD step on what is left.
+
+    The schedule ends at step 9, so the masks of its end are made at step 8.
+    """
     params = {"kernel": jax.random.normal(jax.random.key(0), (9, 7))}
     tx = jp.prune(optax.sgd(0.125), jp.magnitude, CUBIC, every=3)
     state, slow, update = tx.init(params), np.asarray(params["kernel"]), fast_jit(tx.update)
     mask = np.ones(slow.size, bool)
     for step in range(14):
-        if step % 3 == 0 or step == 9:
-            removed = round(float(CUBIC(step)) * slow.size)
+        if step % 3 == 0 or step == 8:
+            removed = round(float(CUBIC(9 if step == 8 else step)) * slow.size)
             mask = np.ones(slow.size, bool)
             mask[np.argsort(np.abs(slow).ravel())[:removed]] = False
         slow = np.where(mask.reshape(slow.shape), slow + np.float32(0.125), np.float32(0))
@@ -160,6 +163,8 @@ def test_counts_are_exact_when_all_scores_tie(dtype: Any) -> None:
         _, state = train(tx, params, steps)
         removed = 3300 - int(state.masks["kernel"].sum())
         assert abs(removed - 3300 * float(CUBIC(steps - 1))) <= 1
+    _, state = train(tx, params, 9)
+    assert abs(3300 - int(state.masks["kernel"].sum()) - 3300 * 0.8) <= 1, "not yet at its end"
 
 
 # ---- when masks are renewed -----------------------------------------------------------------
@@ -174,8 +179,8 @@ def renewals(begin: Any, end: Any, every: Any, plateaus: Any) -> tuple[Any, Any]
         return 0.9 * jnp.where(plateaus, jnp.floor(3 * x) / 3, 1 - (1 - x) ** 3)
 
     def body(last: Any, step: Any) -> Any:
-        due = is_due(schedule, step, last, every)
-        last = jnp.where(due, schedule(step), last)
+        due, now = renewal_of(schedule, step, last, every)
+        last = jnp.where(due, now, last)
         return last, (due, last)
 
     return jax.lax.scan(body, jnp.float32(0), jnp.arange(64))[1]
@@ -187,9 +192,50 @@ def test_a_schedule_reaches_its_target_at_its_end_step(
 ) -> None:
     due, sparsity = map(np.asarray, renewals(begin, begin + length, every, plateaus))
     assert due[::every].all()
-    assert (sparsity[begin + length :] == np.float32(0.9)).all()
+    ramp = length > 1 and not plateaus
+    assert (sparsity[begin + length - ramp :] == np.float32(0.9)).all()
     for start in range(0, 64, every):
         assert due[start : start + every].sum() <= 2, "more than one renewal in between"
+
+
+RAMPS = {
+    "cubic": lambda end: jp.schedules.cubic(0.0, 0.9, begin=0, end=end),
+    "linear": lambda end: jp.schedules.linear(0.0, 0.9, begin=1, end=end),
+    "cosine": lambda end: jp.schedules.cosine(0.5, 0.9, begin=0, end=end),
+    "exponential": lambda end: jp.schedules.exponential(0.0, 0.9, begin=1, end=end),
+    "falling": lambda end: jp.schedules.cubic(1.0, 0.9, begin=0, end=end),
+    "optax": lambda end: optax.linear_schedule(0.0, 0.9, end),
+    "cycles": lambda end: jp.schedules.cyclic(
+        jp.schedules.cubic(0.0, 0.9, begin=0, end=end // 2), period=end - end // 2, count=2
+    ),
+}
+JUMPS = {
+    "one_shot": lambda end: jp.schedules.one_shot(0.9, at=end - 1),
+    "rounds": lambda end: jp.schedules.rounds(0.0, 0.9, begin=end - 7, every=3, count=3),
+}
+
+
+@pytest.mark.parametrize("name", RAMPS | JUMPS)
+@pytest.mark.parametrize("every", [1, 4, 5, 100])
+@pytest.mark.parametrize("end", [10, 12, 13])
+@pytest.mark.parametrize("start", [None, jp.magnitude])
+def test_a_schedule_that_ends_with_training_reaches_its_target(
+    name: str, every: int, end: int, start: Any
+) -> None:
+    """``end`` updates, counted 0 to end - 1; jumps prune at their step and not before."""
+    schedule = (RAMPS | JUMPS)[name](end)
+
+    def body(last: Any, step: Any) -> Any:
+        due, now = renewal_of(schedule, step, last, every)
+        last = jnp.where(due & (step >= (start is not None)), now, last)
+        return last, last
+
+    first = 0.0 if start is None else schedule(0)
+    _, made_for = jax.lax.scan(body, jnp.float32(first), jnp.arange(end))
+    assert float(made_for[-1]) == pytest.approx(0.9, abs=1e-6)
+    if name in JUMPS:
+        steps = [s for s in range(1, end) if made_for[s] != made_for[s - 1]]
+        assert all(made_for[s] == np.float32(schedule(s)) for s in steps), "before its step"
 
 
 def test_prune_renews_when_due_and_only_then() -> None:
@@ -202,9 +248,9 @@ def test_prune_renews_when_due_and_only_then() -> None:
         old = state.masks
         _, state = update(gradient(params, step), state, params)
         seen.append((int(state.count), round(float(state.sparsity), 6)))
-        if step not in (0, 4, 8, 9, 12):
+        if step not in (0, 4, 8, 12):
             assert_equal_bits(state.masks, old)
-    wanted = [float(CUBIC(s)) for s in (0, 0, 0, 0, 4, 4, 4, 4, 8, 9, 9, 9, 9)]
+    wanted = [float(CUBIC(s)) for s in (0, 0, 0, 0, 4, 4, 4, 4, 9, 9, 9, 9, 9)]
     assert seen == [(i + 1, round(s, 6)) for i, s in enumerate(wanted)]
 
 

@@ -12,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import axes
+from jaxprune.compact.blocks import View
 from jaxprune.compact.plan import Decision, Plan
+from jaxprune.rules.registry import KEPT
+from jaxprune.sharding import host, parts
 from jaxprune.structure.structure import Structure
 
 NOT_COMPARABLE = (
@@ -50,12 +53,15 @@ class Certificate:
       exact: whether every masked unit could be removed.
       hazards: where the masked model divides by what the masks make zero. It may be infinite or
         NaN there, and the compact one finite.
+      replicated: the cut axes of parameters that lie whole on each device now, since the mesh does
+        not divide what is left of them.
     """
 
     entries: tuple[Entry, ...]
     hazards: tuple[str, ...]
     _compare: Callable[[int, int], float] = field(repr=False)
     _overhead: Callable[[], float] = field(repr=False)
+    replicated: tuple[str, ...] = ()
 
     @property
     def overhead(self) -> float:
@@ -100,12 +106,29 @@ class Certificate:
             lines.append(f"nearly emptied: {e.left} of {e.size} units are left of {e.name}")
         for place in self.hazards:
             lines.append(f"the masked model may not be finite: {place} meets masked zeros")
+        lines += [f"no longer cut over devices: {place}" for place in self.replicated]
         return "\n".join(lines)
 
 
 def _why(e: Entry) -> str:
     carried = f"{e.carried} units carried through {e.evaluations} operations" if e.carried else ""
     return ": ".join(filter(None, [e.status, "; ".join(filter(None, [carried, e.reason]))]))
+
+
+def replicated(structure: Structure, view: View) -> tuple[str, ...]:
+    """Which cut axes a mesh divided at full size and does not divide now."""
+    found = []
+    for path, axs, layout in zip(structure.paths, structure.param_axes, structure.layouts):
+        pairs = parts(layout, len(axs)) if layout is not None else ()
+        for k, (names, count) in enumerate(pairs):
+            size = view.size(axs[k])
+            if size != axs[k].size and size % count:
+                name = "x".join([names] if isinstance(names, str) else names)
+                found.append(
+                    f"axis {k} of {path}, which keeps {size} of {axs[k].size}: the mesh axis "
+                    f"{name} of {count} does not divide it"
+                )
+    return tuple(found)
 
 
 def of_plan(plan: Plan, structure: Structure, compare: Any, overhead: Any) -> Certificate:
@@ -116,7 +139,8 @@ def of_plan(plan: Plan, structure: Structure, compare: Any, overhead: Any) -> Ce
         Entry(name, structure.dims[name].size, apart.masked, 0, "kept", apart.reason)
         for name, apart in alone.items()
     ]
-    return Certificate(tuple(entries), tuple(plan.demand.flow.hazards), compare, overhead)
+    whole = replicated(structure, plan.split.view(KEPT))
+    return Certificate(tuple(entries), tuple(plan.demand.flow.hazards), compare, overhead, whole)
 
 
 def _entry(plan: Plan, name: str, d: Decision) -> Entry:
@@ -167,7 +191,7 @@ def _widen(leaf: Any) -> Any:
 
 def error(expected: Any, got: Any) -> float:
     """max|got - expected| / max|expected|; infinite where only one of them is a number."""
-    a, b = np.asarray(_numbers(expected)), np.asarray(_numbers(got))
+    a, b = host(_numbers(expected)), host(_numbers(got))
     if not np.issubdtype(a.dtype, np.inexact):
         return float(np.any(a != b))
     finite = np.isfinite(a) & np.isfinite(b)

@@ -24,6 +24,7 @@ from jaxprune.cost import cost
 from jaxprune.jaxpr.tape import holds_tracers
 from jaxprune.masks import apply_masks
 from jaxprune.rules.registry import KEPT
+from jaxprune.sharding import at_full_size, explicit_mesh, reshaped
 from jaxprune.structure import infer as _infer
 from jaxprune.structure.parents import obstacle
 from jaxprune.structure.structure import Structure, from_program
@@ -101,12 +102,17 @@ class Compact:
                 f"restrict got shape {np.shape(leaf)} for {path}, wanted {shape}; for a state "
                 "that is not shaped like params (factored moments) call init(small.params)"
             )
-        for order in self._plan.orders.values():
-            leaf = order.apply(leaf, self._structure.param_axes[i])
-        for k, axis in enumerate(self._structure.param_axes[i]):
-            if self._view.size(axis) != axis.size:
-                leaf = leaf.take(self._view.index(axis), axis=k)
-        return leaf
+        axs = self._structure.param_axes[i]
+
+        def cut(leaf: Any) -> Any:
+            for order in self._plan.orders.values():
+                leaf = order.apply(leaf, axs)
+            for k, axis in enumerate(axs):
+                if self._view.size(axis) != axis.size:
+                    leaf = leaf.take(self._view.index(axis), axis=k)
+            return leaf
+
+        return reshaped(cut, leaf)
 
     def expand(self, params: Any) -> Any:
         """Scatters small parameters back to full shapes, zeros where units were removed.
@@ -132,10 +138,14 @@ class Compact:
         if self._view.shape(axs) == self._structure.shapes[i]:
             return leaf
         index = np.ix_(*(self._view.index(a) for a in axs))
-        full = jnp.zeros(self._structure.shapes[i], leaf.dtype).at[index].set(leaf)
-        for order in reversed(self._plan.orders.values()):
-            full = order.apply(full, axs, back=True)
-        return full
+
+        def grow(leaf: Any) -> Any:
+            full = jnp.zeros(self._structure.shapes[i], leaf.dtype).at[index].set(leaf)
+            for order in reversed(self._plan.orders.values()):
+                full = order.apply(full, axs, back=True)
+            return full
+
+        return reshaped(grow, leaf, self._structure.layouts[i])
 
 
 def compact(
@@ -206,10 +216,12 @@ def assemble(
     args: Any,
     source: tuple[Any, Any] | None = None,
     params: Any = None,
+    full: Any = None,
 ) -> Compact:
     """A compact model from its plan and from what its parameters are cut of: (params, masks).
 
-    Without a source, ``params`` are small already, and the masked model is their expansion.
+    Without a source, ``params`` are small already, ``full`` has the types of the full ones, and
+    the masked model is the expansion.
     """
 
     def masked() -> Any:
@@ -232,9 +244,9 @@ def assemble(
         for name, dim in structure.dims.items()
     }
     certificate = _certificate.of_plan(planned, structure, compare, overhead)
-    small = Compact(
-        _SmallFunction(fn, structure, planned), params, certificate, keep, structure, planned
-    )
+    function = _SmallFunction(fn, structure, planned)
+    function._traced_for = jax.eval_shape(lambda *tree: tree, source[0] if source else full, args)
+    small = Compact(function, params, certificate, keep, structure, planned)
     if source:
         object.__setattr__(small, "params", small.restrict_masked(*source))
     return small
@@ -253,6 +265,7 @@ class _SmallFunction:
     def __init__(self, fn: Callable[..., Any], structure: Structure, planned: plan.Plan):
         self._fn, self._structure, self._plan = fn, structure, planned
         self._known: dict[Any, _Traced] = {}
+        self._traced_for: Any = None  # types of (params, args) that compact was given
         self.__name__ = getattr(fn, "__name__", "compact")
 
     def __call__(self, small_params: Any, *args: Any) -> Any:
@@ -290,8 +303,11 @@ class _SmallFunction:
 
     def _full(self, leaves: list[Any]) -> Any:
         """The types of the parameters at their full shapes."""
-        pairs = zip(self._structure.shapes, leaves, strict=True)
-        full = [jax.ShapeDtypeStruct(shape, jax.typeof(x).dtype) for shape, x in pairs]
+        rows = zip(self._structure.shapes, self._structure.layouts, leaves, strict=True)
+        full = [
+            jax.ShapeDtypeStruct(shape, jax.typeof(x).dtype, sharding=at_full_size(x, was, shape))
+            for shape, was, x in rows
+        ]
         return jax.tree.unflatten(self._structure.treedef, full)
 
     def _decide(self, closed: Any, out_shape: Any, full: Any, args: Any) -> _Traced:
@@ -342,7 +358,8 @@ def _check_still_free(leaf: Axis) -> None:
 
 def _signature(x: Any) -> Any:
     aval = jax.typeof(x)
-    return aval.shape, aval.dtype, getattr(aval, "weak_type", False)
+    lies = getattr(aval, "sharding", None) if explicit_mesh(x) else None
+    return aval.shape, aval.dtype, getattr(aval, "weak_type", False), lies
 
 
 def _check_params(structure: Structure, view: View, leaves: list[Any], treedef: Any) -> None:

@@ -25,8 +25,9 @@ from jaxprune.compact.demand import Demand, Part
 from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step, Tape, Value
 from jaxprune.rules.flow import CALLED_ONCE
-from jaxprune.rules.pointwise import POINTWISE
+from jaxprune.rules.pointwise import POINTWISE, RESHARDING
 from jaxprune.rules.registry import KEPT, Block, Wire
+from jaxprune.sharding import host, layout, reshaped
 
 Key = tuple[Value, Block]
 
@@ -246,7 +247,7 @@ def _convolve(step: Step, size: Size, xs: list[Any]) -> Any:
 
 
 FOLD: dict[str, Fold] = {
-    **dict.fromkeys(POINTWISE, Fold(_pointwise)),
+    **dict.fromkeys([*POINTWISE, *RESHARDING], Fold(_pointwise)),
     "broadcast_in_dim": Fold(_broadcast),
     "transpose": Fold(_same),
     "dot_general": Fold(_dot),
@@ -262,10 +263,16 @@ FOLD: dict[str, Fold] = {
 def leftover(demand: Demand, value: Value, block: Block, leaf: Any) -> Any:
     """The removed slices of a parameter that a block holds."""
     view = demand.split.view(block)
-    for k, axis in enumerate(value.axes):
-        if view.size(axis) != axis.size:
-            leaf = leaf.take(view.index(axis), axis=k)
-    return leaf
+
+    def cut(leaf: Any) -> Any:
+        for k, axis in enumerate(value.axes):
+            if view.size(axis) != axis.size:
+                leaf = leaf.take(view.index(axis), axis=k)
+        return leaf
+
+    found = reshaped(cut, leaf)
+    at_hand = layout(found) and not isinstance(found, jax.core.Tracer)
+    return jnp.asarray(host(found)) if at_hand else found
 
 
 def leftovers_of(demand: Demand, values: Sequence[Value], needed: Sequence[set[Block]]) -> set[Key]:

@@ -20,7 +20,9 @@ from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step, Tape, Value
 from jaxprune.rules import registry
 from jaxprune.rules.flow import CALLED_ONCE
+from jaxprune.rules.pointwise import RESHARDING
 from jaxprune.rules.registry import KEPT, Block, Nested, Wire
+from jaxprune.sharding import as_declared, bound, reshaped, typed
 
 COMBINE: dict[str, Callable[[Any, Any], Any]] = {
     "sum": jnp.add,
@@ -78,7 +80,7 @@ class Evaluator:
     def _read(self, env: dict[Any, Any], value: Value, block: Block) -> Any:
         found = self._raw(env, value, block)
         if isinstance(found, Folded):
-            return found.whole(self._split.view(block).shape(value.axes))
+            return typed(found.whole(self._split.view(block).shape(value.axes)), value.aval)
         return found
 
     def _raw(self, env: dict[Any, Any], value: Value, block: Block) -> Any:
@@ -94,7 +96,7 @@ class Evaluator:
             raise AssertionError(
                 f"a block of {value.aval} was never evaluated; please report this program"
             )
-        return jnp.zeros(view.shape(value.axes), value.aval.dtype)
+        return typed(jnp.zeros(view.shape(value.axes), value.aval.dtype), value.aval)
 
     def _nested(self, step: Step, env: dict[Any, Any]) -> None:
         ins, outs = self._demand.wires[step]
@@ -176,11 +178,18 @@ class Evaluator:
         for part in parts:
             x = self._read(env, value, part.block & self._split.dims(value))
             for _, axis, positions in part.picks:
-                x = x.take(positions, axis=axis)
-            shape = jnp.shape(x)
-            flat = (*(shape[k] for k in stay), prod(shape[k] for k in gone))
-            rows.append(x.transpose((*stay, *gone)).reshape(flat))
-        return CHOOSE[step.name](jnp.concatenate(rows, -1), (len(stay),))
+                x = _take(x, positions, axis)
+            rows.append(x)
+
+        def choose(*xs: Any) -> list[Any]:
+            shapes = [[jnp.shape(x)[k] for k in (*stay, *gone)] for x in xs]
+            flat = [
+                x.transpose((*stay, *gone)).reshape(*s[: len(stay)], prod(s[len(stay) :]))
+                for x, s in zip(xs, shapes)
+            ]
+            return [CHOOSE[step.name](jnp.concatenate(flat, -1), (len(stay),))]
+
+        return bound(choose, rows, [step.outs[0].aval])[0]
 
     def _flat(self, step: Step, env: dict[Any, Any]) -> None:
         for block, parts in self._demand.parts[step].items():
@@ -206,13 +215,23 @@ class Evaluator:
             return [self._fold(step, part, env)]
         xs = [self._read(env, v, part.block & self._split.dims(v)) for v in step.ins]
         for operand, axis, positions in part.picks:
-            xs[operand] = xs[operand].take(positions, axis=axis)
+            xs[operand] = _take(xs[operand], positions, axis)
         if step in self._counts:
             xs = self._counts[step].put(xs, self._split.view(KEPT))
         rule = registry.rule_of(step)
         if isinstance(rule, Nested):  # untouched: the original equation, whole
             return compat.bind(step.eqn, xs)
-        return rule.evaluate(self._split.view(part.block), step, xs)
+        return self._evaluate(rule, self._split.view(part.block), step, xs)
+
+    def _evaluate(self, rule: registry.Rule, view: View, step: Step, xs: list[Any]) -> list[Any]:
+        """At other sizes other mesh axes fit, and what Explicit ones want need not be clear."""
+        given = all(as_declared(x, v.aval) for x, v in zip(xs, step.ins))
+        if given and all(view.shape(v.axes) == v.shape for v in step.outs):
+            return rule.evaluate(view, step, xs)
+        if step.name in RESHARDING:
+            return rule.evaluate(view, step, xs)
+        avals = [v.aval for v in step.outs]
+        return bound(lambda *xs: rule.evaluate(view, step, list(xs)), xs, avals)
 
     def _fold(self, step: Step, part: Part, env: dict[Any, Any]) -> Folded:
         xs = []
@@ -240,13 +259,17 @@ class Evaluator:
         env[step.outs[j], block] = y
 
 
+def _take(x: Any, positions: Any, axis: int) -> Any:
+    return reshaped(lambda x: x.take(positions, axis=axis), x)
+
+
 def restrict_const(view: View, value: Value) -> Any:
     """A closed-over array at the positions of its axes in this view; taken now, not when run."""
 
     def take(array: Any) -> Any:
         for k, axis in enumerate(value.axes):
             if view.size(axis) != axis.size:
-                array = array.take(view.index(axis), axis=k)
+                array = _take(array, view.index(axis), k)
         return array
 
     return now(take, value.const)

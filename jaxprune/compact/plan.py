@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import axes
@@ -21,6 +22,7 @@ from jaxprune.rules import zeros
 from jaxprune.rules.flow import ZeroFlow
 from jaxprune.rules.registry import KEPT
 from jaxprune.rules.zeros import Zeros
+from jaxprune.sharding import freely, host, layout, reshaped
 from jaxprune.structure.infer import Program
 from jaxprune.structure.parents import Order, OwnedMask, kept_under, obstacle, order_of
 from jaxprune.structure.structure import Dimension, Structure
@@ -151,7 +153,7 @@ def in_order(structure: Structure, orders: dict[str, Order], leaves: list[Any]) 
     """Leaves at full shapes, with what is to be removed last under each parent."""
     for order in orders.values():
         pairs = zip(leaves, structure.param_axes, strict=True)
-        leaves = [order.apply(leaf, axs) for leaf, axs in pairs]
+        leaves = [reshaped(lambda x: order.apply(x, axs), leaf) for leaf, axs in pairs]  # noqa: B023
     return leaves
 
 
@@ -226,13 +228,21 @@ def _leftovers(
     demand: Demand, program: Program, structure: Structure, masks: Any, params: Any
 ) -> Leftovers:
     """The removed slices that are folded, of the masked parameters."""
-    names = {axes.find(d.axis): n for n, d in structure.dims.items()}
     leaves = jax.tree.leaves(apply_masks(params, masks)) if demand.constants.leftovers else []
     return {
-        (i, frozenset(names[d] for d in block)): leftover(demand, value, block, leaves[i])
-        for i, value in enumerate(program.param_values)
-        for v, block in demand.constants.leftovers
-        if v is value
+        (i, names): leftover(demand, value, block, leaves[i])
+        for (i, names), (value, block) in folds(demand, program, structure).items()
+    }
+
+
+def folds(demand: Demand, program: Program, structure: Structure) -> dict[Any, Any]:
+    """(parameter, names of the dimensions) -> (value, block), of all slices that are folded."""
+    names = {axes.find(d.axis): n for n, d in structure.dims.items()}
+    places = {value: i for i, value in enumerate(program.param_values)}
+    return {
+        (places[value], frozenset(names[d] for d in block)): (value, block)
+        for value, block in demand.constants.leftovers
+        if value in places
     }
 
 
@@ -247,6 +257,29 @@ def again(
     """The evaluation that decisions lead to, made now or read from a file."""
     demand = evaluation(program, _split(decisions), zero_slices, paths, semantics)
     return Plan(decisions, zero_slices, semantics, demand, orders)
+
+
+def redo(
+    program: Program,
+    paths: Sequence[str],
+    decisions: dict[str, Decision],
+    zero_slices: list[list[np.ndarray]],
+    semantics: str,
+    orders: dict[str, Order],
+) -> Plan:
+    """As :func:`again`, for decisions of which only what is kept is known: nothing is taken back.
+
+    What doesn't hold any more stands in the plan's refusals.
+    """
+    for decision in decisions.values():
+        decision.carried = ~decision.kept
+    demand = evaluation(program, _split(decisions), zero_slices, paths, semantics)
+    for decision in decisions.values():
+        none = np.zeros(decision.dim.size, bool)
+        decision.carried = demand.carried.get(axes.find(decision.dim.axis), none) & ~decision.kept
+    if demand.refusals:
+        return Plan(decisions, zero_slices, semantics, demand, orders)
+    return again(program, paths, decisions, zero_slices, semantics, orders)
 
 
 def _split(decisions: dict[str, Decision]) -> Split:
@@ -338,9 +371,23 @@ def _zero_slices(structure: Structure, params: Any, masks: Any) -> list[list[np.
         structure.mask_leaves(masks), jax.tree.leaves(params), structure.shapes, strict=True
     ):
         alive = np.broadcast_to(mask, shape)
+        if layout(leaf) and not isinstance(leaf, jax.core.Tracer) and not alive.all():
+            found.append([~host(line) for line in _alive(leaf, mask)])
+            continue
         array = concrete(leaf) if isinstance(leaf, (jax.Array, np.ndarray)) else None
         if not alive.all() and array is not None:
             alive = alive & (array != 0)
         others = [tuple(i for i in range(len(shape)) if i != k) for k in range(len(shape))]
         found.append([~np.asarray(alive.any(axis=rest), bool) for rest in others])
     return found
+
+
+@jax.jit
+def _alive(leaf: jax.Array, mask: np.ndarray) -> list[jax.Array]:
+    """Along each axis whether a slice holds anything, of a leaf that lies on several devices."""
+
+    def lines(leaf: jax.Array, mask: jax.Array) -> list[jax.Array]:
+        there = mask & (leaf != 0)
+        return [jnp.any(there, [i for i in range(leaf.ndim) if i != k]) for k in range(leaf.ndim)]
+
+    return freely(lines, leaf, mask)

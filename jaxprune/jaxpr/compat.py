@@ -7,13 +7,17 @@ readable message when a release renames what this module reads.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core, source_info_util
+from jax.sharding import NamedSharding
+
+from jaxprune.sharding import explicit_mesh
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[core.Jaxpr, tuple[Any, ...]]:
@@ -62,11 +66,24 @@ def sub_jaxprs(eqn: Any) -> list[Any]:
 
 def bind(eqn: Any, xs: Sequence[Any], **changed: Any) -> list[Any]:
     """Binds the equation's primitive to ``xs``, with some parameters changed."""
-    with eqn.ctx.manager:
+    here = jax.sharding.get_abstract_mesh()
+    with eqn.ctx.manager, _where_it_runs(xs, here) as freed:
         if sub_jaxprs(eqn):
             return _bind_whole(eqn, xs)
-        out = eqn.primitive.bind(*xs, **{**eqn.params, **changed})
+        params = {**eqn.params, **changed}
+        if freed:
+            params = {k: None if isinstance(v, NamedSharding) else v for k, v in params.items()}
+        out = eqn.primitive.bind(*xs, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+@contextlib.contextmanager
+def _where_it_runs(xs: Sequence[Any], here: Any) -> Iterator[bool]:
+    """Whether an equation of Explicit axes runs where they were made Auto; stays there."""
+    traced = jax.sharding.get_abstract_mesh()
+    freed = bool(set(traced.explicit_axes) & set(here.auto_axes)) and not explicit_mesh(list(xs))
+    with jax.sharding.use_abstract_mesh(here) if freed else contextlib.nullcontext():
+        yield freed
 
 
 def _bind_whole(eqn: Any, xs: Sequence[Any]) -> list[Any]:

@@ -21,9 +21,11 @@ from jaxprune.oneshot.layers import (
     without_dead,
 )
 from jaxprune.oneshot.refit import conjugate_gradients
+from jaxprune.sharding import on_meshes
 from jaxprune.types import Masks, Params, Pattern
 
 
+@on_meshes(2)
 def alps(
     params: Params,
     stats: Stats,

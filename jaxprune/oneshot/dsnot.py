@@ -13,9 +13,11 @@ from jaxprune.calibration import Stats
 from jaxprune.masks import check_masks
 from jaxprune.oneshot.layers import Layer, check_size, layers, map_layers
 from jaxprune.oneshot.structured import column
+from jaxprune.sharding import on_meshes
 from jaxprune.types import Masks, Params, path_str
 
 
+@on_meshes(1)
 def dsnot(
     params: Params,
     masks: Masks,

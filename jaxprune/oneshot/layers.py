@@ -21,6 +21,7 @@ from jaxprune.masks import apply_masks
 from jaxprune.patterns import unstructured
 from jaxprune.scores.activations import wanda
 from jaxprune.selection import count, known
+from jaxprune.sharding import whole
 from jaxprune.types import Masks, Params, Pattern, path_str
 
 SINGLE_ENTRIES = unstructured()  # what methods choose by default
@@ -35,8 +36,12 @@ class Layer(NamedTuple):
     gram: jax.Array  # (layers, in, in)
 
     def matrices(self, x: Any) -> jax.Array:
-        """What has the leaf's shape, as (layers, in, out)."""
-        x = jnp.broadcast_to(jnp.asarray(x), np.shape(self.leaf)).transpose(self._order)
+        """What has the leaf's shape, as (layers, in, out), in full on each device.
+
+        A step of a method follows another along the inputs: devices would wait for each other at
+        each, where one by itself is as fast.
+        """
+        x = jnp.broadcast_to(jnp.asarray(whole(x)), np.shape(self.leaf)).transpose(self._order)
         b, i, _ = self.layout
         return x.reshape(prod(x.shape[: len(b)]), prod(x.shape[len(b) : len(b) + len(i)]), -1)
 
@@ -250,7 +255,7 @@ def _masked(leaf: Any, mask: Any) -> Any:
 
 
 def _solved(layer: Layer, mask: Any, solve: Any) -> tuple[jax.Array, jax.Array]:
-    weights, kept = solve(layer, mask)
+    weights, kept = solve(layer._replace(gram=whole(layer.gram)), mask)
     if known(weights) and not _finite(weights):
         about = _OF_GRAMS if _finite(layer.leaf) else _OF_WEIGHTS
         raise FloatingPointError(f"{layer.path}, shape {np.shape(layer.leaf)}: {about}")

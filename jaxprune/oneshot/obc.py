@@ -19,11 +19,13 @@ from jaxprune.oneshot.layers import (
     without_dead,
 )
 from jaxprune.selection import keep_largest, kept_count
+from jaxprune.sharding import on_meshes
 from jaxprune.types import Masks, Params, Pattern
 
 LARGEST = 1024  # inputs: each output has an inverse of its own
 
 
+@on_meshes(2)
 def obc(
     params: Params,
     stats: Stats,

@@ -22,9 +22,11 @@ from jaxprune.oneshot.layers import (
     matmul,
     repairable,
 )
+from jaxprune.sharding import on_meshes
 from jaxprune.types import Masks, Params, PyTree, path_str
 
 
+@on_meshes(1)
 def refit(
     params: Params,
     masks: Masks,
@@ -144,6 +146,7 @@ def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
 
 
+@on_meshes(1)
 def least_squares(params: Params, masks: Masks, stats: Stats, *, damping: float = 0.01) -> Params:
     """Returns params whose kept weights solve the problem of :func:`refit` exactly.
 
@@ -191,6 +194,7 @@ def _exact(dense: jax.Array, kept: jax.Array, grams: jax.Array, damping: Any) ->
     return jax.lax.map(one, (dense, kept, grams))
 
 
+@on_meshes(0)
 def output_error(params: Params, pruned: Params, stats: Stats) -> PyTree:
     r"""Returns each leaf's relative output error :math:`\lVert X(W-V)\rVert^2/\lVert XW\rVert^2`.
 

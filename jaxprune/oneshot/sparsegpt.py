@@ -20,11 +20,13 @@ from jaxprune.oneshot.layers import (
     sparsity_of,
     without_dead,
 )
+from jaxprune.sharding import on_meshes
 from jaxprune.types import Masks, Params, Pattern
 
 STEP = 16  # inputs at most that are removed with only each other's errors at hand: they fit a cache
 
 
+@on_meshes(2)
 def sparsegpt(
     params: Params,
     stats: Stats,

@@ -18,9 +18,11 @@ from jaxprune.calibration import Stats
 from jaxprune.masks import check_masks, check_structure
 from jaxprune.oneshot.layers import check_stats
 from jaxprune.scores.weights import is_float, widen
+from jaxprune.sharding import on_meshes
 from jaxprune.types import Masks, Params, Scores, path_str
 
 
+@on_meshes(1)
 def flap(params: Params, stats: Stats) -> Scores:
     r"""Returns :math:`w_{ij}^2 \, \mathrm{Var}[x_i]`: summed over a unit, how much it fluctuates.
 
@@ -45,6 +47,7 @@ def flap(params: Params, stats: Stats) -> Scores:
     return _per_input(params, stats.variances, lambda w, v: jnp.square(w) * v)
 
 
+@on_meshes(1)
 def activation_energy(params: Params, stats: Stats) -> Scores:
     r"""Returns the mean square :math:`E[x_i^2]` of the input that an entry multiplies.
 
@@ -86,6 +89,7 @@ def column(statistic: jax.Array, leaf: Any) -> jax.Array:
     return statistic[:, None] if statistic.ndim < np.ndim(leaf) else statistic
 
 
+@on_meshes(1)
 def compensate(
     params: Params, pruned: Params, masks: Masks, stats: Stats, biases: Mapping[str, str]
 ) -> Params:

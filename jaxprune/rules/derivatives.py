@@ -18,6 +18,7 @@ from jaxprune.rules import zeros
 from jaxprune.rules.control import Blocks, build, demand_called, tie, typed, zeros_called
 from jaxprune.rules.registry import Flow, Needs, Runner, Wire, register_nested
 from jaxprune.rules.zeros import Zeros
+from jaxprune.sharding import abstract
 
 # A rule mostly calls the function that it belongs to (relu does). Inside a rule the function is
 # plain, so that building ends; derivatives of second order are then those of its body.
@@ -139,7 +140,7 @@ def _build_vjp(step: Step, function: Tape) -> list[Tape]:
         results = forward.outputs[count:]
         forward.outputs = [*results, *residuals]
         moving = _tangents(results)
-        avals = [jax.ShapeDtypeStruct(v.shape, v.aval.dtype) for v in [*residuals, *moving]]
+        avals = [abstract(v.aval) for v in [*residuals, *moving]]
         closed = jax.make_jaxpr(lambda *a: parts.bwd(*a))(*avals)
     except Exception as error:  # what JAX keeps private has moved: the value is still right
         warnings.warn(

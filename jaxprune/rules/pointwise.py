@@ -8,13 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jaxprune import axes
 from jaxprune.axes import Axis
+from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step, concrete
 from jaxprune.rules import zeros
-from jaxprune.rules.registry import register
+from jaxprune.rules.registry import View, register
 from jaxprune.rules.zeros import Zeros
+from jaxprune.sharding import fitting
 
 POINTWISE = [
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",
@@ -26,12 +29,14 @@ POINTWISE = [
     "mulhi", "name", "ne", "neg", "nextafter", "not", "one_minus_square", "or", "polygamma",
     "polynomial", "population_count", "pow", "preduced", "pvary", "random_gamma_grad", "real",
     "reciprocal", "reduce_precision", "reduced_vary_cast", "reduced_vary_cast_p",
-    "regularized_incomplete_beta", "rem", "reshard", "round", "rsqrt", "select_n",
-    "sharding_constraint", "shift_left", "shift_right_arithmetic", "shift_right_logical",
+    "regularized_incomplete_beta", "rem", "round", "rsqrt", "select_n",
+    "shift_left", "shift_right_arithmetic", "shift_right_logical",
     "sign", "sin", "sinh", "sqrt", "square", "stage", "stop_gradient", "sub", "tan", "tanh",
     "vary_unreduced_cast", "vary_unreduced_cast_p", "with_memory_space_constraint",
     "xla_metadata_value", "xor", "zeta",
 ]  # fmt: skip
+
+RESHARDING = {"mesh_cast", "reshard", "sharding_constraint"}  # only where entries lie changes
 
 ANY_ZERO = {"mul", "mulhi", "and"}  # one zero operand makes the result zero
 QUOTIENTS = {"div", "rem"}  # 0 / 0 is not zero
@@ -107,6 +112,18 @@ def zeros_pointwise(step: Step, known: list[Zeros]) -> list[Zeros]:
 
 
 register(*POINTWISE, couple=couple_pointwise, zeros=zeros_pointwise)
+
+
+def evaluate_resharding(view: View, step: Step, xs: list[Any]) -> list[Any]:
+    """To the same mesh axes, where they divide the sizes that are left."""
+    named = {k: s for k, s in step.params.items() if isinstance(s, NamedSharding)}
+    return compat.bind(step.eqn, xs, **{k: fitting(s, np.shape(xs[0])) for k, s in named.items()})
+
+
+register(
+    *RESHARDING, couple=couple_pointwise,
+    zeros=lambda step, known: known, evaluate=evaluate_resharding,
+)  # fmt: skip
 
 
 def couple_each(step: Step) -> list[list[Axis]]:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxprune.jaxpr.tape import Step
 from jaxprune.rules.contraction import free_axes
 from jaxprune.rules.layout import regroup
-from jaxprune.rules.pointwise import POINTWISE
+from jaxprune.rules.pointwise import POINTWISE, RESHARDING
 from jaxprune.rules.reduction import REDUCTIONS
 
 
@@ -136,7 +136,7 @@ def _pad(step: Step) -> list[Landing]:
 
 
 _LANDINGS: dict[str, Callable[[Step], list[Landing]]] = {
-    **dict.fromkeys(POINTWISE, _pointwise),
+    **dict.fromkeys([*POINTWISE, *RESHARDING], _pointwise),
     **dict.fromkeys(REDUCTIONS, _reduce),
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,

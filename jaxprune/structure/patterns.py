@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxprune import selection
 from jaxprune.distributions import ByPath, Rule, as_distribution, by_path, uniform
 from jaxprune.patterns import check_sparsity
+from jaxprune.sharding import on_meshes
 from jaxprune.structure.structure import Dimension, Structure
 from jaxprune.types import Distribution, Pattern
 
@@ -97,6 +98,7 @@ def structured(
     names = chosen_dims(structure, dims)
     distribution = _by_name(distribution, [structure.dims[name] for name in names])
 
+    @on_meshes(1)
     def pattern(scores: Any, sparsity: Any) -> Any:
         check_sparsity(sparsity)
         every = structure.unit_scores(scores, "sum" if reduce == "taylor" else reduce)

@@ -18,6 +18,7 @@ from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.masks import fits
 from jaxprune.selection import known
+from jaxprune.sharding import declared_layout, freely, host
 from jaxprune.structure import infer as _infer
 from jaxprune.structure import labels, parents, table, usage
 
@@ -69,6 +70,7 @@ class Structure:
     shapes: tuple[tuple[int, ...], ...]
     param_axes: tuple[tuple[Axis, ...], ...] = field(repr=False)
     treedef: Any = field(repr=False)
+    layouts: tuple[Any, ...] = field(repr=False, default=())  # how params lie on a mesh, or None
 
     def masks(self, keep: Mapping[str, Any]) -> Any:
         """Masks of all coupled slots.
@@ -219,7 +221,7 @@ class Structure:
             )
         out = []
         for path, shape, mask in zip(self.paths, self.shapes, jax.tree.leaves(masks), strict=True):
-            array = np.asarray(mask)
+            array = host(mask)
             if not fits(array, shape):
                 raise ValueError(
                     f"the mask of {path} is {array.dtype}{array.shape}; wanted booleans that "
@@ -266,22 +268,25 @@ class Structure:
         if reduce not in ("sum", "mean"):
             raise ValueError(f"reduce is {reduce!r}; wanted 'sum' or 'mean'")
         free = [d for d in self.dims.values() if not d.frozen]
-        units: dict[str, Any] = {
-            d.name: _unit_score(
-                d, [(self.param_axes[i], leaves[i]) for i in self.owners(d.name)], reduce
-            )
-            for d in free
-        }
+        units: dict[str, Any] = freely(
+            lambda xs: {
+                d.name: _unit_score(
+                    d, [(self.param_axes[i], xs[i]) for i in self.owners(d.name)], reduce
+                )
+                for d in free
+            },
+            leaves,
+        )
         self._check_nan(units, leaves)
         return units
 
     def _check_nan(self, units: Mapping[str, Any], leaves: Sequence[Any]) -> None:
         """Raises for NaN where it is known; traced NaN ranks lowest."""
-        bad = [n for n, u in units.items() if known(u) and np.isnan(np.asarray(u)).any()]
+        bad = [n for n, u in units.items() if known(u) and np.isnan(host(u)).any()]
         if bad:
             slots = {slot.path for slot in self.dims[bad[0]].slots}
             inside = [(p, x) for p, x in zip(self.paths, leaves) if p in slots]
-            path = next((p for p, x in inside if np.isnan(np.asarray(x, float)).any()), bad[0])
+            path = next((p for p, x in inside if np.isnan(host(x).astype(float)).any()), bad[0])
             raise ValueError(
                 f"the scores of {path} hold NaN, so that units of {bad[0]} can't be ranked; look "
                 "for it in params and gradients, or write jax.tree.map(jnp.nan_to_num, scores)"
@@ -408,7 +413,8 @@ def from_programs(programs: Sequence[_infer.Program], params: Any) -> Structure:
         governed = sum(sizes[path] for path in {s.path for s in found})
         name = str(found[0])
         dims[name] = Dimension(name, leaf.size, found, why, governed, leaf, label)
-    return Structure(dims, paths, shapes, param_axes, jax.tree.structure(params))
+    layouts = tuple(map(declared_layout, jax.tree.leaves(params)))
+    return Structure(dims, paths, shapes, param_axes, jax.tree.structure(params), layouts)
 
 
 def _slots(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.masks import check_masks, check_structure
-from jaxprune.selection import known
+from jaxprune.sharding import layout, like, put
 from jaxprune.training.landing import (
     check_like,
     check_update,
@@ -30,7 +30,7 @@ from jaxprune.training.renewal import (
     check_every,
     check_pattern,
     check_schedule,
-    is_due,
+    renewal_of,
     scheduled,
     strong,
 )
@@ -128,10 +128,13 @@ def method(
             inner_state=inner.init(params),
         )
 
-    def is_time(step: jax.Array, now: jax.Array, last: jax.Array) -> jax.Array:
+    def renewal(step: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Is it time, and the sparsity of the masks that are then made."""
         if due is not None:
-            return due(step, now, last)
-        return is_due(sparsity, step, last, every) & (step >= (1 if start else 0))
+            now = jnp.asarray(scheduled(sparsity, step), jnp.float32)
+            return due(step, now, last), now
+        time, now = renewal_of(sparsity, step, last, every)
+        return time & (step >= (1 if start else 0)), now
 
     def update(
         updates: Any, state: MaskState, params: Any = None, **extra_args: Any
@@ -144,12 +147,10 @@ def method(
         def renewed(now: jax.Array) -> tuple[Masks, jax.Array]:
             masks = renew(params, old, now, **evidence)
             check_renewed(masks, old)
-            return masks, now
+            return laid_out_as(masks, old), now
 
-        now = jnp.asarray(scheduled(sparsity, count), jnp.float32)
-        masks, made_for = jax.lax.cond(
-            is_time(count, now, last), renewed, lambda now: (old, last), now
-        )
+        time, now = renewal(count, last)
+        masks, made_for = jax.lax.cond(time, renewed, lambda now: (old, last), now)
         if moments == "reset":
             # Before the step, so that no moment is stored with and without what is forgotten.
             always = jax.tree.map(jnp.logical_and, old, masks)
@@ -166,11 +167,12 @@ def first_masks(
     start: ScoreFn | None, pattern: Pattern, params: Params, sparsity: float | Schedule
 ) -> Masks:
     """The masks before step 0, sharded as params are."""
-    masks = all_kept(pattern, params, sparsity)  # asks the pattern for the schedule's end
+    # Asks the pattern for the schedule's end.
+    masks = all_kept(pattern, params, sparsity)
     if start is None or is_placeholder(params):
         return masks
     scores = _first_scores(start, params)
-    return jax.tree.map(_placed_like, strong(pattern(scores, scheduled(sparsity, 0))), params)
+    return jax.tree.map(like, strong(pattern(scores, scheduled(sparsity, 0))), params)
 
 
 def _first_scores(start: ScoreFn, params: Params) -> Scores:
@@ -183,12 +185,14 @@ def _first_scores(start: ScoreFn, params: Params) -> Scores:
         ) from error
 
 
-def _placed_like(mask: jax.Array, param: Any) -> jax.Array:
-    """The mask, distributed over devices as its leaf is."""
-    if not (isinstance(param, jax.Array) and known(param) and known(mask)):
-        return mask  # under jit the compiler places it
-    placed = param.committed and mask.shape == param.shape
-    return jax.device_put(mask, param.sharding) if placed else mask
+def laid_out_as(new: Any, old: Any) -> Any:
+    """A renewed state with the types of the old one, in which Explicit axes say how arrays lie."""
+
+    def leaf(x: Any, before: Any) -> Any:
+        found = layout(before)
+        return x if found is None else put(x, found)
+
+    return jax.tree.map(leaf, new, old)
 
 
 def check_score(score: Any) -> None:

@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.training.core import MaskState, as_transform, check_renewed, check_score, first_masks
+from jaxprune.training.core import (
+    MaskState,
+    as_transform,
+    check_renewed,
+    check_score,
+    first_masks,
+    laid_out_as,
+)
 from jaxprune.training.landing import check_update, where_kept
 from jaxprune.training.renewal import (
     check_every,
@@ -130,7 +137,7 @@ def dense_method(
             evidence = {"grad": raw, "step": step, **extra_args}
             masks, memory = choose(after, state.masks, remembered, now, **evidence)
             check_renewed(masks, state.masks)
-            return masks, memory, now
+            return (*laid_out_as((masks, memory), (state.masks, remembered)), now)
 
         now = jnp.asarray(scheduled(sparsity, step), jnp.float32)
         masks, remembered, made_for = jax.lax.cond(

@@ -15,7 +15,8 @@ from jaxprune.chosen import is_kernel
 from jaxprune.distributions import Rule, uniform
 from jaxprune.patterns import unstructured
 from jaxprune.scores.weights import is_float, magnitude, random, widen
-from jaxprune.selection import count, keep_largest, kept_count, known
+from jaxprune.selection import count, keep_largest, kept_total, known
+from jaxprune.sharding import freely, over
 from jaxprune.training.core import NOTHING, Moments, Renew, check_renewed, method
 from jaxprune.training.landing import hold
 from jaxprune.training.renewal import final, scheduled
@@ -59,7 +60,7 @@ def drop(scores: Scores, masks: Masks, sparsity: Any, fraction: Any, pattern: Pa
         dropped = jnp.any(mask & ~kept)
         return kept & _drop_entries(jnp.where(dropped, 0, fraction), score, mask)
 
-    return jax.tree.map(leaf, fewer, masks, held)
+    return freely(lambda *trees: jax.tree.map(leaf, *trees), fewer, masks, held, as_in=masks)
 
 
 def _drop_entries(fraction: Any, score: Any, mask: jax.Array) -> jax.Array:
@@ -85,7 +86,9 @@ def grow(scores: Scores, masks: Masks, sparsity: Any, pattern: Pattern) -> Masks
     """
 
     def leaf(score: Any, mask: jax.Array) -> Any:
-        return jnp.where(mask, jnp.inf, score).astype(score.dtype) if is_float(score) else score
+        if not is_float(score):
+            return score
+        return jnp.where(over(mask, score), jnp.inf, score).astype(score.dtype)
 
     return pattern(jax.tree.map(leaf, scores, masks), sparsity)
 
@@ -281,7 +284,7 @@ def snfs(
     ) -> Masks:
         fraction = scheduled(drop_fraction, step)
         kept = jax.tree.map(partial(_drop_entries, fraction), magnitude(params), masks)
-        return _grow_where_momentum_is(magnitude(memory), kept, now)
+        return freely(_grow_where_momentum_is, magnitude(memory), kept, now, as_in=masks)
 
     pattern = unstructured(distribution, where=where)
     mean = optax.ema(decay, debias=False)
@@ -295,7 +298,7 @@ def _grow_where_momentum_is(momentum: Scores, masks: Masks, sparsity: Any) -> Ma
     pairs = [(m, v) for m, v, p in zip(leaves, jax.tree.leaves(momentum), pruned) if p]
     kept = jnp.stack([count(m) for m, _ in pairs])
     sizes = np.array([m.size for m, _ in pairs], np.int32)
-    total = sum(kept_count(int(n), sparsity) for n in sizes)
+    total = kept_total([int(n) for n in sizes], sparsity)
     means = [jnp.nan_to_num(jnp.mean(widen(v), where=m)) for m, v in pairs]
     more = shares(total - jnp.sum(kept), jnp.stack(means), sizes - kept)
     grown = iter(

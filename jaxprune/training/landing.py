@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from jaxprune.masks import check_masks, check_structure
+from jaxprune.sharding import over
 from jaxprune.types import Masks, Params, PyTree, Scores, path_str
 
 _RESTORE = "restore a checkpoint with jax.eval_shape(tx.init, params) as its target"
@@ -28,14 +29,15 @@ def land_on_masked(updates: PyTree, params: Params, masks: Masks) -> PyTree:
 
     def leaf(update: Any, param: Any, mask: Any) -> jax.Array:
         dtype = jnp.promote_types(jnp.result_type(update), jnp.result_type(param))
-        return jnp.where(mask, jnp.asarray(update, dtype), -jnp.asarray(param, dtype))
+        kept = over(mask, param)
+        return jnp.where(kept, jnp.asarray(update, dtype), -jnp.asarray(param, dtype))
 
     return jax.tree.map(leaf, updates, params, masks)
 
 
 def where_kept(masks: Masks, tree: PyTree) -> PyTree:
     """``tree`` with 0 where masks are False; of what else is there nothing comes through."""
-    return jax.tree.map(lambda mask, x: jnp.where(mask, x, jnp.zeros_like(x)), masks, tree)
+    return jax.tree.map(lambda m, x: jnp.where(over(m, x), x, jnp.zeros_like(x)), masks, tree)
 
 
 def hold(scores: Scores, masks: Masks, when: Any = True) -> Scores:
@@ -47,7 +49,8 @@ def hold(scores: Scores, masks: Masks, when: Any = True) -> Scores:
     def leaf(score: Any, mask: jax.Array) -> Any:
         if not jnp.issubdtype(score.dtype, jnp.floating):
             return score  # counters and random keys are never pruned
-        return jnp.where(mask | ~jnp.asarray(when), score, -jnp.finfo(score.dtype).tiny)
+        kept = over(mask | ~jnp.asarray(when), score)
+        return jnp.where(kept, score, -jnp.finfo(score.dtype).tiny)
 
     return jax.tree.map(leaf, scores, masks)
 

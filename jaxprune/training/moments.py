@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxprune.sharding import over
 from jaxprune.types import Masks
 
 
@@ -23,7 +24,7 @@ def forget_pruned(inner: Any, state: optax.OptState, masks: Masks) -> optax.OptS
         left_out = isinstance(moment, optax.MaskedNode)  # a leaf of another group
         if left_out or np.ndim(mask) == 0 or not _fits(mask, moment):
             return moment
-        return jnp.where(mask, moment, jnp.zeros_like(moment))
+        return jnp.where(over(mask, moment), moment, jnp.zeros_like(moment))
 
     def is_leaf(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxprune.chosen import is_number
 from jaxprune.patterns import block, channel, n_m, threshold, unstructured
 from jaxprune.selection import known
+from jaxprune.sharding import like
 from jaxprune.structure.patterns import structured
 from jaxprune.training.landing import is_placeholder
 from jaxprune.types import Masks, Params, Pattern, Schedule
@@ -98,7 +99,7 @@ def all_kept(pattern: Pattern, params: Params, sparsity: float | Schedule) -> Ma
     if is_placeholder(params):
         return params
     shapes = jax.eval_shape(lambda scores: pattern(scores, final(sparsity)), _abstract(params))
-    return jax.tree.map(lambda p, m: jnp.ones_like(p, bool, m.shape), params, shapes)
+    return jax.tree.map(lambda p, m: like(jnp.ones(m.shape, bool), p), params, shapes)
 
 
 def strong(masks: Masks) -> Masks:
@@ -126,6 +127,35 @@ def is_due(
     regular = count % every == 0
     if not callable(sparsity):
         return regular  # a number; or a hyperparameter, whose future isn't known
-    following = (count // every + 1) * every
-    now, then = (jnp.asarray(sparsity(step), jnp.float32) for step in (count, following))
+    now, then = (_value(sparsity, step) for step in (count, _following(count, every)))
     return regular | ((now == then) & (now != last))
+
+
+def renewal_of(
+    sparsity: float | Schedule, count: jax.Array, last: jax.Array, every: int | jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Are masks to be renewed at this step, which land params on them, and for what sparsity?
+
+    As :func:`is_due` says, for the sparsity of the step. Only where a ramp comes to rest at the
+    next step its last masks are made now, so that after ``end`` updates params have the sparsity of
+    step ``end``. A ramp moves over this step, too: a jump, as of one-shot pruning, isn't one.
+    """
+    now = _value(sparsity, count)
+    if not callable(sparsity):
+        return count % every == 0, now
+    before, after, later = (
+        _value(sparsity, step) for step in (jnp.maximum(count - 1, 0), count + 1, count + 2)
+    )
+    rests = (after == later) & (after == _value(sparsity, _following(count, every)))
+    arrives = (before != now) & (now != after) & rests
+    due = is_due(sparsity, count, last, every) | (arrives & (after != last))
+    return due, jnp.where(arrives, after, now)
+
+
+def _value(sparsity: float | Schedule, step: Any) -> jax.Array:
+    return jnp.asarray(scheduled(sparsity, step), jnp.float32)
+
+
+def _following(count: jax.Array, every: int | jax.Array) -> jax.Array:
+    """The next step after this one that is a multiple of ``every``."""
+    return (count // every + 1) * every

@@ -112,5 +112,5 @@ def test_sizes_used_as_numbers(tmp_path):
 
 
 def test_a_folder_without_a_model(tmp_path):
-    with pytest.raises(FileNotFoundError, match="export.json is missing"):
+    with pytest.raises(FileNotFoundError, match="exported.safetensors is missing"):
         jp.load_exported(tmp_path)

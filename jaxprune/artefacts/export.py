@@ -1,0 +1,156 @@
+"""Compact models that need no code: a program by ``jax.export`` and its parameters in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.artefacts import files, leaves, tensors
+from jaxprune.artefacts.checks import Size, conform
+from jaxprune.compact.compact import Compact
+
+FORMAT, VERSION = "jaxprune exported program", 2
+FILE = "exported.safetensors"
+SCHEMA = {
+    "format": str,
+    "version": Size,
+    "made with": {"jax": str},
+    "platforms": [str],
+    "leaves": [leaves.LEAF],
+    "arguments": [str],
+}
+
+
+class Exported(NamedTuple):
+    """What :func:`load_exported` gives: ``fn(params, *args)``."""
+
+    fn: Callable[..., Any]
+    params: dict[str, jax.Array]  # by path: {"params/Dense_0/kernel": ...}
+
+
+def export(
+    small: Compact,
+    folder: str | Path,
+    *args: Any,
+    shapes: Any = None,
+    platforms: Sequence[str] | None = None,
+) -> None:
+    """Writes a compact model that runs without the code that defined it, for one device.
+
+    ``folder/exported.safetensors`` holds the program (StableHLO, kept readable by JAX's own
+    guarantees for six months) and the parameters. It is written as :func:`jaxprune.save` writes:
+    in one step, with a digest.
+
+    Args:
+      small: what ``jp.compact`` gave.
+      folder: is made when it does not exist; a program that is there is replaced.
+      *args: what follows the parameters, arrays or ``jax.ShapeDtypeStruct``.
+      shapes: symbolic sizes as ``jax.export.symbolic_args_specs`` takes them: ``"b, ..."`` for a
+        batch of any size in all arguments, or one such string for each. None: the sizes of args.
+      platforms: "cpu", "cuda", "tpu", ...; the default is the present one.
+
+    Raises:
+      ImportError: without flatbuffers, which JAX writes programs with.
+      OSError: when the file can't be written; what was there before is still there.
+
+    Example:
+      >>> import tempfile, jax.numpy as jnp, jaxprune as jp
+      >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+      >>> fn = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+      >>> x = jnp.ones((1, 3))
+      >>> masks = jp.infer_structure(fn, params, x).masks({"up:1": jnp.arange(8) < 2})
+      >>> folder = tempfile.mkdtemp()
+      >>> jp.export(jp.compact(fn, params, masks, x), folder, x, shapes="b, ...")
+      >>> model = jp.load_exported(folder)
+      >>> model.fn(model.params, jnp.ones((5, 3))).shape
+      (5, 2)
+    """
+    structure = small._structure
+    specs = args if shapes is None else jax.export.symbolic_args_specs(args, shapes)
+
+    def by_path(params: dict[str, Any], *args: Any) -> Any:
+        found = [params[path] for path in structure.paths]
+        return small.fn(jax.tree.unflatten(structure.treedef, found), *args)
+
+    taken = jax.tree.map(_array, small.params)
+    arrays = leaves.arrays_of(structure.paths, taken)
+    params = dict(zip(structure.paths, jax.tree.leaves(taken), strict=True))
+    exporting = jax.export.export(jax.jit(by_path), platforms=platforms)
+    program = exporting(jax.tree.map(_anywhere, params), *jax.tree.map(_anywhere, specs))
+    text = {
+        "format": FORMAT,
+        "version": VERSION,
+        "made with": {"jax": jax.__version__},
+        "platforms": list(program.platforms),
+        "leaves": leaves.describe(structure.paths, structure.shapes, taken),
+        "arguments": [str(aval) for aval in program.in_avals[len(params) :]],
+    }
+    files.write(folder, FILE, text, arrays | {"program": _serialized(program)})
+
+
+def load_exported(folder: str | Path) -> Exported:
+    """Reads what :func:`export` wrote; ``fn(params, *args)`` works under ``jax.jit``.
+
+    Raises:
+      FileNotFoundError: when the folder holds no exported model.
+      ValueError: for a damaged or edited file, or a program that this version of JAX can't read.
+    """
+    text, arrays = files.read(folder, FILE, FORMAT, VERSION)
+    with files.naming(Path(folder) / FILE):
+        conform(text, SCHEMA, "its plan")
+        program = _deserialized(arrays.pop("program", None), text["made with"]["jax"])
+        return Exported(program.call, dict(_params(program, text["leaves"], arrays)))
+
+
+def _array(leaf: Any) -> jax.Array:
+    """A leaf as the program takes it."""
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+
+
+def _anywhere(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The type of an array, wherever it lies: the program is for one device."""
+    aval = jax.typeof(leaf)
+    weak = getattr(aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)
+
+
+def _serialized(program: Any) -> np.ndarray:
+    try:
+        return np.frombuffer(program.serialize(), np.uint8)
+    except ImportError as error:
+        raise ImportError("exporting needs flatbuffers: pip install 'jaxprune[save]'") from error
+
+
+def _deserialized(found: np.ndarray | None, version: str) -> Any:
+    if found is None or found.dtype != np.uint8:
+        raise ValueError("holds no 'program' of bytes")
+    try:
+        return jax.export.deserialize(bytearray(found.tobytes()))
+    except ImportError as error:
+        raise ImportError("programs need flatbuffers: pip install 'jaxprune[save]'") from error
+    except Exception as error:
+        raise ValueError(
+            f"holds a program of jax {version} that jax {jax.__version__} can't read ({error})"
+        ) from error
+
+
+def _params(program: Any, rows: Sequence[Mapping[str, Any]], arrays: Mapping[str, Any]) -> Any:
+    """Path -> leaf, for exactly what the program takes."""
+    (wanted, *_), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+    names = [f"params/{row['path']}" for row in rows]
+    if sorted(names) != sorted(arrays) or sorted(wanted) != sorted(r["path"] for r in rows):
+        raise ValueError(f"holds {sorted(arrays)}, its program takes {sorted(wanted)}")
+    for row, name in zip(rows, names, strict=True):
+        try:
+            leaf = leaves.restore(row, tensors.unpack(arrays[name], row["dtype"]))
+        except ValueError as error:
+            raise ValueError(f"holds {name!r}, which {error}") from None
+        its = wanted[row["path"]]
+        if (leaf.shape, leaf.dtype) != (its.shape, its.dtype):
+            raise ValueError(f"holds {name!r} as {jax.typeof(leaf)}, its program takes {its}")
+        yield row["path"], leaf
