@@ -1,8 +1,11 @@
 """Random programs through ``jp.compact``: ``python -m benchmarks.fuzz --programs 10000``.
 
-Each program of ``benchmarks.programs`` is compacted under several masks and compared with the
-masked model in float64. Whether all masked units went or some had to stay, the results must be
-equal: a difference that the certificate does not announce is a silent one, and there may be none.
+Each program of ``benchmarks.programs`` is compacted under several masks of
+``benchmarks.fuzz_masks`` and compared with the masked model in float64. Whether all masked units
+went or some had to stay, the results must be equal: a difference that the certificate does not
+announce is a silent one, and there may be none. So must every law of ``benchmarks.fuzz_laws``: a
+broken one counts as a difference, too, and is named. ``--show SEED`` prints one program, its
+dimensions and what becomes of it; 10,000 programs take about an hour on two cores.
 ``--again fuzz.json`` checks only the programs of which an earlier result names failures;
 ``--resume FILE`` keeps what is done in a file, and goes on from there when called again.
 """
@@ -18,7 +21,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,14 +31,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from benchmarks import results
-from benchmarks.numpy_eval import evaluate, watching
-from benchmarks.programs import Program, random_program
+from benchmarks import fuzz_laws, results
+from benchmarks.fuzz_laws import Case, run, trace
+from benchmarks.fuzz_masks import MASKS, draw_masks, masked_params
+from benchmarks.numpy_eval import BOUND, watching, widened
+from benchmarks.programs import Program, gradient, random_program
 from jaxprune.jaxpr import compat
 
 TOLERANCE = 1e-9  # of the largest result
 SMALLEST = 1e-3  # results below this are compared with an absolute error of TOLERANCE times it
 ROUNDING = 100  # a larger error passes up to this times what one rounding of params makes
+COARSE, OF_COARSE = 1e-5, 8  # ... and up to this where programs compute in types as coarse as these
 PATIENCE = 120  # seconds of processor time for one program
 XLA_SHARE = 50  # one program in so many is run by XLA, too, to check numpy's evaluation
 ROUND = 25  # chunks for each worker, then it is replaced
@@ -59,97 +65,7 @@ class Outcome(NamedTuple):
     by_nan: bool = False  # it differs where the masked model compares NaN; the certificate warns
 
 
-# ----------------------------------------------------------------------------------------- masks
-
-
-def random_keep(structure: Any, rng: np.random.Generator, share: float) -> dict[str, np.ndarray]:
-    """For about ``share`` of the prunable dimensions, a random number of random units."""
-    keep = {}
-    for name, dim in structure.dims.items():
-        if not dim.frozen and rng.random() < share:
-            count = int(rng.integers(1, dim.size)) if dim.size > 1 else 1
-            keep[name] = np.zeros(dim.size, bool)
-            keep[name][rng.permutation(dim.size)[:count]] = True
-    return keep
-
-
-def _whole(structure: Any, rng: np.random.Generator, share: float) -> list[np.ndarray]:
-    masks = structure.masks(random_keep(structure, rng, share))
-    return [np.asarray(mask) for mask in jax.tree.leaves(masks)]
-
-
-def _one_sided(mask: np.ndarray, producing: bool) -> np.ndarray:
-    """Only what makes the removed units (the last axis), or only what reads them."""
-    if mask.ndim == 0:
-        return mask
-    lines = [
-        mask.any(tuple(i for i in range(mask.ndim) if i != k), keepdims=True)
-        for k in range(mask.ndim)
-    ]
-    chosen = lines[-1:] if producing else lines[:-1]
-    return np.logical_and.reduce(np.broadcast_arrays(*chosen)) if chosen else np.array(True)
-
-
-def producers(structure: Any, rng: np.random.Generator) -> list[np.ndarray]:
-    return [_one_sided(mask, True) for mask in _whole(structure, rng, 1.0)]
-
-
-def consumers(structure: Any, rng: np.random.Generator) -> list[np.ndarray]:
-    return [_one_sided(mask, False) for mask in _whole(structure, rng, 1.0)]
-
-
-def some_leaves(structure: Any, rng: np.random.Generator) -> list[np.ndarray]:
-    return [m if rng.random() < 0.6 else np.array(True) for m in _whole(structure, rng, 1.0)]
-
-
-def scattered(structure: Any, rng: np.random.Generator) -> list[np.ndarray]:
-    """Single entries, and here and there a whole slice that nothing couples to others."""
-    masks = []
-    for shape in structure.shapes:
-        mask = rng.random(shape) < 0.8
-        for k in range(len(shape)):
-            if rng.random() < 0.5:
-                gone: list[Any] = [slice(None)] * len(shape)
-                gone[k] = rng.random(shape[k]) < 0.4
-                mask[tuple(gone)] = False
-        masks.append(mask)
-    return masks
-
-
-MASKS: dict[str, Callable[[Any, np.random.Generator], list[np.ndarray]]] = {
-    "all dimensions": lambda structure, rng: _whole(structure, rng, 1.0),
-    "some dimensions": lambda structure, rng: _whole(structure, rng, 0.4),
-    "producers only": producers,
-    "consumers only": consumers,
-    "some leaves": some_leaves,
-    "scattered": scattered,
-}
-
-
-def draw_masks(structure: Any, seed: int, count: int) -> Iterator[tuple[str, Any]]:
-    """All dimensions first, then the other kinds in an order of the program's own."""
-    rng = np.random.default_rng([seed, 1])
-    first, *others = MASKS
-    for name in [first, *rng.permutation(others)][:count]:
-        leaves = MASKS[name](structure, rng)
-        yield str(name), jax.tree.unflatten(structure.treedef, leaves)
-
-
 # -------------------------------------------------------------------------------------- property
-
-
-def masked_params(params: Any, masks: Any) -> Any:
-    """The oracle's parameters, in numpy."""
-    return jax.tree.map(lambda w, m: np.where(np.broadcast_to(m, w.shape), w, 0.0), params, masks)
-
-
-def trace(fn: Any, *args: Any) -> Any:
-    return jax.make_jaxpr(fn, return_shape=True)(*args)
-
-
-def run(traced: Any, *args: Any) -> Any:
-    closed, shape = traced
-    return jax.tree.unflatten(jax.tree.structure(shape), evaluate(closed, *jax.tree.leaves(args)))
 
 
 def rounding_of(jaxpr: Any) -> float:
@@ -161,21 +77,32 @@ def rounding_of(jaxpr: Any) -> float:
     return max([float(jnp.finfo(t).eps) for t in floats] + within, default=0.0)
 
 
+def allowed(eps: float) -> float:
+    """How many times the masked model's own rounding a difference may be."""
+    return OF_COARSE if eps > COARSE else ROUNDING
+
+
 def moved(params: Any, seed: int, eps: float) -> Any:
-    """Parameters moved by one rounding."""
+    """Parameters moved by one rounding; integers stay."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda w: w * (1 + max(eps, np.finfo(w.dtype).eps) * rng.choice([-1, 1], w.shape)), params
-    )
+
+    def move(w: Any) -> Any:
+        if not jnp.issubdtype(w.dtype, jnp.inexact):
+            return w
+        step = max(eps, float(jnp.finfo(w.dtype).eps)) * rng.choice([-1, 1], np.shape(w))
+        return widened(w) * (1 + step)
+
+    return jax.tree.map(move, params)
 
 
 def gradient_of(fn: Any) -> Any:
     """The gradient of one number made of all results."""
+    return gradient(lambda params, *args: sum(map(_energy, jax.tree.leaves(fn(params, *args)))))
 
-    def energy(params: Any, *args: Any) -> Any:
-        return sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(fn(params, *args)))
 
-    return jax.grad(energy)
+def _energy(y: Any) -> Any:
+    parts = [y.real, y.imag] if jnp.iscomplexobj(y) else [y.astype(float)]
+    return sum(jnp.sum(jnp.sin(part)) for part in parts)
 
 
 def difference(expected: Any, got: Any) -> tuple[float, bool]:
@@ -183,7 +110,7 @@ def difference(expected: Any, got: Any) -> tuple[float, bool]:
 
     Where the masked model has no number, the compact one may have any.
     """
-    a, b = ([np.asarray(leaf) for leaf in jax.tree.leaves(tree)] for tree in (expected, got))
+    a, b = ([_numbers(leaf) for leaf in jax.tree.leaves(tree)] for tree in (expected, got))
     if [x.shape for x in a] != [x.shape for x in b]:
         return float("inf"), True
     known = [np.isfinite(x) for x in a]
@@ -193,14 +120,13 @@ def difference(expected: Any, got: Any) -> tuple[float, bool]:
     return worst, all(k.all() for k in known)
 
 
-def survivors(masks: Any, params: Any) -> list[tuple[int, ...]]:
-    """The shapes that are left where every wholly masked slice of every leaf is gone."""
-    shapes = []
-    for mask, leaf in zip(jax.tree.leaves(masks), jax.tree.leaves(params), strict=True):
-        full = np.broadcast_to(mask, leaf.shape)
-        rest = [tuple(i for i in range(full.ndim) if i != k) for k in range(full.ndim)]
-        shapes.append(tuple(int(full.any(r).sum()) for r in rest))
-    return shapes
+def _numbers(leaf: Any) -> np.ndarray:
+    array = widened(leaf)
+    return array if np.iscomplexobj(array) else array.astype(float)
+
+
+def _types(traced: Any) -> list[Any]:
+    return [np.dtype(aval.dtype) for aval in traced[0].out_avals]
 
 
 class Checker:
@@ -224,44 +150,41 @@ class Checker:
             if gradients:
                 expected.append(small.restrict(run(self._steep(), masked, *program.args)))
         functions = [small.fn, gradient_of(small.fn)][: len(expected)]
-        got = [run(trace(f, small.params, *program.args), small.params, *program.args)
-               for f in functions]  # fmt: skip
+        traced = [trace(f, small.params, *program.args) for f in functions]
+        got = [run(one, small.params, *program.args) for one in traced]
         pairs = [difference(a, b) for a, b in zip(expected, got)]
         error, finite = max(e for e, _ in pairs), all(f for _, f in pairs)
-        exact = bool(small.certificate.exact)
-        whole = exact and self._all_gone(name, small, masks)
-        told = whole or not exact or name not in ("all dimensions", "some dimensions")
+        case = Case(program.fn, program.params, program.args, masks, masked, small, program.seed)
+        lines = fuzz_laws.broken(case)
+        if _types(traced[0]) != _types(self.full):
+            lines.append(f"results have types {_types(traced[0])}, wanted {_types(self.full)}")
         apart = error > TOLERANCE
         by_nan = apart and bool(decided and small.certificate.hazards)
-        shaken = apart and error <= ROUNDING * self._shaken(small, masked, expected)
-        verdict = "equal" if (not apart or shaken or by_nan) and told else "different"
+        shaken = apart and error <= self._rounding(small, masked, expected)
+        equal = (not apart or shaken or by_nan) and not lines
+        verdict = "equal" if equal else "different"
         states = {entry.status for entry in small.certificate.entries}
+        exact = bool(small.certificate.exact)
         return Outcome(
-            program.seed, name, verdict if small.certificate.entries else _idle(verdict), whole,
+            program.seed, name, verdict if small.certificate.entries else _idle(verdict), exact,
             "corrected" in states, not exact, gradients, not finite, error,
-            "" if told else "called exact, but masked units are left", shaken, by_nan,
+            "\n".join(lines), shaken, by_nan,
         )  # fmt: skip
 
-    def _shaken(self, small: Any, masked: Any, expected: Sequence[Any]) -> float:
-        """How far the masked model itself moves when its parameters move in their last digit."""
-        near = moved(masked, self.program.seed, rounding_of(self.full[0]))
+    def _rounding(self, small: Any, masked: Any, expected: Sequence[Any]) -> float:
+        """How far a result may be off, since the masked model moves as its last digits do."""
+        eps = rounding_of(self.full[0])
+        near = moved(masked, self.program.seed, eps)
         found = [small.restrict_outputs(run(self.full, near, *self.program.args))]
         if len(expected) > 1:
             found.append(small.restrict(run(self._steep(), near, *self.program.args)))
-        return max(difference(*pair)[0] for pair in zip(expected, found))
+        return allowed(eps) * max(difference(*pair)[0] for pair in zip(expected, found))
 
     def _steep(self) -> Any:
         if self.gradient is None:
             program = self.program
             self.gradient = trace(gradient_of(program.fn), program.params, *program.args)
         return self.gradient
-
-    def _all_gone(self, name: str, small: Any, masks: Any) -> bool:
-        """Read off the shapes alone, where the masks are whole units of dimensions."""
-        if name not in ("all dimensions", "some dimensions"):
-            return True
-        left = [np.shape(leaf) for leaf in jax.tree.leaves(small.params)]
-        return left == survivors(masks, self.program.params)
 
 
 def _idle(verdict: str) -> str:
@@ -274,10 +197,11 @@ def check_program(seed: int, count: int) -> list[Outcome]:
         program = random_program(seed)
         try:
             checker = Checker(program)
-            masks = list(draw_masks(checker.structure, seed, count))
+            masks = list(draw_masks(checker.structure, program.params, seed, count))
+            lines = fuzz_laws.all_true_is_the_identity(program.fn, program.params, program.args)
         except Exception:
             return [Outcome(seed, "no mask", "crash", detail=traceback.format_exc(limit=-6))]
-        found = []
+        found = [Outcome(seed, "no mask", "different", detail="\n".join(lines))] if lines else []
         for i, (name, mask) in enumerate(masks):
             try:
                 found.append(checker.check(name, mask, gradients=i == seed % count))
@@ -291,14 +215,37 @@ def agrees_with_xla(seed: int) -> bool:
     """Whether numpy's evaluation of the unmasked program is XLA's."""
     with jax.enable_x64(True):
         program = random_program(seed)
-        traced = trace(program.fn, program.params, *program.args)
-        ours = run(traced, program.params, *program.args)
-        theirs = jax.jit(program.fn)(program.params, *program.args)
-        error = difference(theirs, ours)[0]
-        if error <= TOLERANCE:
-            return True
-        near = moved(program.params, seed, rounding_of(traced[0]))
-        return error <= ROUNDING * difference(ours, run(traced, near, *program.args))[0]
+        return _as_xla_does(program.fn, program.params, program.args, seed)
+
+
+def compiled_agrees(seed: int) -> list[Outcome]:
+    """Whether the compact function, eager and under ``jax.jit``, gives what numpy makes of it."""
+    with jax.enable_x64(True):
+        program = random_program(seed)
+        try:
+            checker = Checker(program)
+            name, masks = next(draw_masks(checker.structure, program.params, seed, 1))
+            small = jp.compact(program.fn, program.params, masks, *program.args)
+            for how, wrap in (("jit", jax.jit), ("eager", _eager)):
+                if not _as_xla_does(small.fn, small.params, program.args, seed, wrap):
+                    return [Outcome(seed, name, "different", detail=f"small.fn by {how}")]
+        except Exception:
+            return [Outcome(seed, "compiled", "crash", detail=traceback.format_exc(limit=-6))]
+    return []
+
+
+def _eager(fn: Any) -> Any:
+    return fn
+
+
+def _as_xla_does(fn: Any, params: Any, args: Any, seed: int, wrap: Any = jax.jit) -> bool:
+    traced = trace(fn, params, *args)
+    ours, theirs = run(traced, params, *args), wrap(fn)(params, *args)
+    error = difference(theirs, ours)[0]
+    if error <= TOLERANCE:
+        return True
+    near = run(traced, moved(params, seed, rounding_of(traced[0])), *args)
+    return error <= ROUNDING * difference(ours, near)[0]
 
 
 # --------------------------------------------------------------------------------------- running
@@ -310,6 +257,7 @@ class Chunk(NamedTuple):
     seeds: list[int]
     outcomes: list[Outcome]
     xla: list[tuple[int, bool]]
+    bound: dict[str, int] = {}  # primitives that numpy's evaluation left to JAX
 
 
 def _too_slow(*_: Any) -> None:
@@ -320,18 +268,20 @@ def work(seeds: Sequence[int], count: int) -> Chunk:
     """Runs in a process of its own."""
     signal.signal(signal.SIGPROF, _too_slow)
     outcomes, xla = [], []
+    BOUND.clear()
     for seed in seeds:
         signal.setitimer(signal.ITIMER_PROF, PATIENCE)
         try:
             outcomes += check_program(seed, count)
             if seed % XLA_SHARE == 0:
                 xla.append((seed, agrees_with_xla(seed)))
+                outcomes += compiled_agrees(seed)
         except TimeoutError as error:
             outcomes.append(Outcome(seed, "no mask", "crash", detail=str(error)))
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
     jax.clear_caches()
-    return Chunk(list(seeds), outcomes, xla)
+    return Chunk(list(seeds), outcomes, xla, dict(BOUND))
 
 
 def run_all(seeds: Sequence[int], count: int, workers: int) -> Iterator[Chunk]:
@@ -349,9 +299,10 @@ def resumed(file: Path, seeds: Sequence[int], count: int, workers: int) -> Itera
     """As :func:`run_all`; each chunk is a line of a file, what stands there is not run again."""
     done: set[int] = set()
     for line in file.read_text().splitlines() if file.exists() else ():
-        shares, outcomes, xla = json.loads(line)
+        shares, outcomes, xla, bound = json.loads(line)
         done.update(shares)
-        yield Chunk(shares, [Outcome(*o) for o in outcomes], [(s, agrees) for s, agrees in xla])
+        agree = [(s, agrees) for s, agrees in xla]
+        yield Chunk(shares, [Outcome(*o) for o in outcomes], agree, bound)
     for chunk in run_all([s for s in seeds if s not in done], count, workers):
         with file.open("a") as lines:
             lines.write(json.dumps(chunk) + "\n")
@@ -361,6 +312,9 @@ def resumed(file: Path, seeds: Sequence[int], count: int, workers: int) -> Itera
 def summary(chunks: Sequence[Chunk]) -> dict[str, Any]:
     """Counts over everything; a program counts as exact when all its masks are."""
     outcomes = [o for chunk in chunks for o in chunk.outcomes]
+    bound = collections.Counter[str]()
+    for chunk in chunks:
+        bound.update(chunk.bound)
     verdicts = collections.Counter(o.verdict for o in outcomes)
     active = [o for o in outcomes if o.verdict != "nothing"]
     xla = [agreed for chunk in chunks for _, agreed in chunk.xla]
@@ -382,8 +336,16 @@ def summary(chunks: Sequence[Chunk]) -> dict[str, Any]:
         "largest_relative_error": max(equal, default=0.0),
         "checked_with_xla": len(xla),
         "numpy_differs_from_xla": len(xla) - sum(xla),
+        "laws_broken": _laws(outcomes),
+        "evaluated_by_jax": dict(bound),
         "by_mask": _by_mask(active),
     }
+
+
+def _laws(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """How often each law is broken."""
+    lines = [line for o in outcomes if o.verdict == "different" for line in o.detail.splitlines()]
+    return dict(collections.Counter(line.partition(":")[0] for line in lines))
 
 
 def _by_mask(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:

@@ -1,12 +1,16 @@
 """Evaluates a jaxpr with numpy: tiny programs run in milliseconds, where XLA would compile first.
 
 A random program is run once and thrown away, so that compiling it costs a hundred times what it
-computes. What has no row here is bound as it is, through JAX. ``benchmarks.fuzz`` runs a share of
-its programs under ``jax.jit`` as well and compares.
+computes. What has no row here is bound as it is, through JAX, and counted in ``BOUND``.
+``benchmarks.fuzz`` runs a share of its programs under ``jax.jit`` as well and compares.
+
+All floats are evaluated in float64 and all complex numbers in complex128, whatever their types
+are: two programs that are equal stay so to the last digits, also where they compute in bfloat16.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -20,16 +24,17 @@ from jaxprune.jaxpr import compat
 
 Evaluate = Callable[[Any, list[Any]], Any]
 TABLE: dict[str, Evaluate] = {}  # primitive -> (equation, operands) -> a result, or a list of them
+BOUND: collections.Counter[str] = collections.Counter()  # primitives that JAX had to evaluate
 
 
 def evaluate(closed: Any, *args: Any) -> list[np.ndarray]:
-    """Returns the results of a jaxpr for flat arguments."""
+    """Returns the results of a jaxpr for flat arguments, floats in float64."""
     jaxpr, consts = compat.open_jaxpr(closed)
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(widened, consts), strict=True))
+    env.update(zip(jaxpr.invars, map(widened, args), strict=True))
 
     def read(atom: Any) -> Any:
-        return atom.val if hasattr(atom, "val") else env[atom]
+        return widened(atom.val) if hasattr(atom, "val") else env[atom]
 
     with np.errstate(all="ignore"):
         for eqn in jaxpr.eqns:
@@ -72,7 +77,9 @@ def _has_nan(x: Any) -> bool:
 def _apply(eqn: Any, xs: list[Any]) -> list[np.ndarray]:
     rule = TABLE.get(eqn.primitive.name)
     if rule is None:
-        return [_plain(x) for x in compat.bind(eqn, [jax.numpy.asarray(x) for x in xs])]
+        BOUND[eqn.primitive.name] += 1
+        typed = [_typed(x, v.aval) for x, v in zip(xs, eqn.invars, strict=True)]
+        return [widened(x) for x in compat.bind(eqn, typed)]
     results = rule(eqn, [np.asarray(x) if _is_plain(x) else x for x in xs])
     results = results if isinstance(results, list) else [results]
     return [_as(r, v.aval) for r, v in zip(results, eqn.outvars, strict=True)]
@@ -82,20 +89,35 @@ def _is_plain(x: Any) -> bool:
     return not (hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended))
 
 
-def _plain(x: Any) -> Any:
-    return np.asarray(x) if _is_plain(x) else x
+def wide(dtype: Any) -> Any:
+    """The type in which values of a type are evaluated."""
+    if jax.numpy.issubdtype(dtype, np.floating):
+        return np.dtype(np.float64)
+    return np.dtype(np.complex128) if jax.numpy.issubdtype(dtype, np.complexfloating) else dtype
+
+
+def widened(x: Any) -> Any:
+    """An array in the type of its evaluation; random keys as they are."""
+    if not _is_plain(x):
+        return x
+    array = np.asarray(x)
+    return array.astype(wide(array.dtype), copy=False)
+
+
+def _typed(x: Any, aval: Any) -> Any:
+    return jax.numpy.asarray(x, aval.dtype) if _is_plain(x) else x
 
 
 def _as(result: Any, aval: Any) -> Any:
-    """The dtype that JAX gives; a wrong shape is an error of this file."""
+    """The type that JAX gives, widened; a wrong shape is an error of this file."""
     if not _is_plain(result):
         return result
-    array = np.asarray(result)
-    if np.iscomplexobj(array) and not np.issubdtype(aval.dtype, np.complexfloating):
+    array, dtype = np.asarray(result), wide(aval.dtype)
+    if np.iscomplexobj(array) and not np.issubdtype(dtype, np.complexfloating):
         array = array.real
     if array.shape != aval.shape:
         raise AssertionError(f"numpy gave shape {array.shape}, JAX says {aval}")
-    return array if array.dtype == aval.dtype else array.astype(aval.dtype)
+    return array if array.dtype == dtype else array.astype(dtype)
 
 
 def _row(*names: str) -> Callable[[Evaluate], Evaluate]:
@@ -118,7 +140,10 @@ _NUMPY = {
     "ge": np.greater_equal, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
     "not": np.invert, "is_finite": np.isfinite, "erf": special.erf, "erfc": special.erfc,
     "logistic": special.expit, "atan2": np.arctan2, "real": np.real, "imag": np.imag,
-    "conj": np.conj, "rsqrt": lambda x: 1 / np.sqrt(x), "complex": lambda a, b: a + 1j * b,
+    "conj": np.conj, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh,
+    "cosh": np.cosh, "erf_inv": special.erfinv, "lgamma": special.gammaln,
+    "digamma": special.digamma, "shift_left": np.left_shift, "rsqrt": lambda x: 1 / np.sqrt(x),
+    "complex": lambda a, b: a + 1j * b,
 }  # fmt: skip
 _SAME = (
     "convert_element_type", "copy", "copy_p", "stop_gradient", "name", "reduce_precision",
@@ -133,7 +158,27 @@ def _calls(ufunc: Any) -> Evaluate:
 TABLE.update({name: _calls(ufunc) for name, ufunc in _NUMPY.items()})
 TABLE.update(dict.fromkeys(_SAME, lambda eqn, xs: xs[0]))
 TABLE["optimization_barrier"] = lambda eqn, xs: xs
-TABLE["integer_pow"] = lambda eqn, xs: xs[0] ** float(eqn.params["y"])
+
+
+@_row("integer_pow")
+def _integer_pow(eqn: Any, xs: list[Any]) -> Any:
+    y = eqn.params["y"]
+    return xs[0] ** (y if np.iscomplexobj(xs[0]) else float(y))
+
+
+@_row("round")
+def _round(eqn: Any, xs: list[Any]) -> Any:
+    if "EVEN" in str(eqn.params["rounding_method"]):
+        return np.round(xs[0])
+    return np.copysign(np.floor(np.abs(xs[0]) + 0.5), xs[0])
+
+
+@_row("fft")
+def _fft(eqn: Any, xs: list[Any]) -> Any:
+    kind = eqn.params["fft_type"].name.lower()  # fft, ifft, rfft, irfft
+    lengths = eqn.params["fft_lengths"]
+    axes = tuple(range(xs[0].ndim - len(lengths), xs[0].ndim))
+    return getattr(np.fft, kind + "n")(xs[0], lengths, axes)
 
 
 @_row("div")
@@ -455,14 +500,32 @@ def _gather(eqn: Any, xs: list[Any]) -> Any:
 
 
 def p_fill(x: np.ndarray, p: Any) -> Any:
-    """What an index out of bounds reads."""
+    """What an index out of bounds reads: NaN, the smallest integer, the largest without a sign."""
     given = p.get("fill_value")
-    return np.nan if given is None and np.issubdtype(x.dtype, np.inexact) else given or 0
+    if given is not None:
+        return given
+    if np.issubdtype(x.dtype, np.inexact) or x.dtype == bool:
+        return np.nan if x.dtype != bool else True
+    bounds = np.iinfo(x.dtype)
+    return bounds.min if bounds.min else bounds.max
 
 
-@_row("scatter-add", "scatter_add")
-def _scatter_add(eqn: Any, xs: list[Any]) -> Any:
+def _keep_new(old: Any, new: Any) -> Any:
+    return new
+
+
+_SCATTER: dict[str, Callable[[Any, Any], Any]] = {
+    "scatter": _keep_new, "scatter-add": np.add, "scatter_add": np.add, "scatter-mul": np.multiply,
+    "scatter_mul": np.multiply, "scatter-min": np.minimum, "scatter_min": np.minimum,
+    "scatter-max": np.maximum, "scatter_max": np.maximum, "scatter-sub": np.subtract,
+    "scatter_sub": np.subtract,
+}  # fmt: skip
+
+
+@_row(*_SCATTER)
+def _scatter(eqn: Any, xs: list[Any]) -> Any:
     x, indices, updates = xs
+    combine = _SCATTER[eqn.primitive.name]
     numbers, x = eqn.params["dimension_numbers"], x.copy()
     gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
     windows = numbers.update_window_dims
@@ -470,10 +533,13 @@ def _scatter_add(eqn: Any, xs: list[Any]) -> Any:
     updates = updates.transpose([*rest, *windows])
     inner = iter(updates.shape[len(rest) :])
     sizes = [1 if k in gone else next(inner) for k in range(x.ndim)]
+    clips = "CLIP" in str(eqn.params["mode"])
     for at in np.ndindex(indices.shape[:-1]):
         pairs = zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims)
         batch = [(k, at[j]) for k, j in pairs]
         start = _index(sizes, x.shape, indices[at], numbers.scatter_dims_to_operand_dims, batch)
-        if _starts(x.shape, sizes, start) == start:
-            x[_window(start, sizes)] += updates[at].reshape(sizes)
+        inside = _starts(x.shape, sizes, start)
+        if clips or inside == start:
+            window = _window(inside, sizes)
+            x[window] = combine(x[window], updates[at].reshape(sizes))
     return x

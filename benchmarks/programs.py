@@ -27,7 +27,7 @@ from benchmarks.layers.catalogue import (
 )
 from benchmarks.layers.contractions import dense_to
 
-__all__ = ["Program", "layers", "random_program"]
+__all__ = ["Program", "gradient", "layers", "random_program"]
 
 BATCH = 2
 WORDS = 7  # rows of an embedding
@@ -57,12 +57,11 @@ def random_program(seed: int) -> Program:
     name = draw.one(list(WRAPPERS))
     draw.derivative, wrap = WRAPPERS[name]
     first, x = _start(draw)
-    body = draw.layers(first.shape, draw.one([2, 3, 4, 5]))
+    body = draw.layers(first.shape, draw.one([1, 2, 3, 4]))
     rows = [first, *body, _head(draw, body[-1].shape)]
     whole = chained(rows)
     steps = (*(one.text for one in rows), f"as a whole: {name}")
-    differentiable = name in ("differentiable value", "vmap over the batch", "checkpoint")
-    return Program(seed, steps, wrap(whole.apply), whole.params, (x,), differentiable)
+    return Program(seed, steps, wrap(whole.apply), whole.params, (x,), name in DIFFERENTIABLE)
 
 
 # ------------------------------------------------------------------------------------ both ends
@@ -142,17 +141,82 @@ def _loss(forward: Any) -> Any:
     return lambda p, x: jnp.sum(jnp.sin(forward(p, x)))
 
 
+def gradient(function: Any) -> Any:
+    """The gradient by all parameters of floats; zeros of their own type for others."""
+
+    def steep(params: Params, *args: Any) -> Any:
+        leaves, treedef = jax.tree.flatten(params)
+        chosen = [jnp.issubdtype(w.dtype, jnp.inexact) for w in leaves]
+
+        def by(some: list[Any]) -> Any:
+            rest = iter(some)
+            mixed = [next(rest) if c else w for c, w in zip(chosen, leaves, strict=True)]
+            return function(jax.tree.unflatten(treedef, mixed), *args)
+
+        found = iter(jax.grad(by)([w for c, w in zip(chosen, leaves, strict=True) if c]))
+        all_of = [next(found) if c else jnp.zeros_like(w) for c, w in zip(chosen, leaves)]
+        return jax.tree.unflatten(treedef, all_of)
+
+    return steep
+
+
 def _gradients(forward: Any) -> Any:
     """The results are gradients of the parameters and follow them in size."""
-    return jax.grad(_loss(forward))
+    return gradient(_loss(forward))
+
+
+def _stepped(params: Params, gradients: Params) -> Params:
+    return jax.tree.map(lambda p, g: (p - 0.1 * g).astype(p.dtype), params, gradients)
 
 
 def _training_step(forward: Any) -> Any:
+    return lambda params, x: _stepped(params, gradient(_loss(forward))(params, x))
+
+
+def _step_and_loss(forward: Any) -> Any:
+    """The new parameters stand in a dictionary, beside a number."""
+
     def step(params: Params, x: Any) -> Any:
-        gradients = jax.grad(_loss(forward))(params, x)
-        return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients)
+        loss = _loss(forward)
+        return {"params": _stepped(params, gradient(loss)(params, x)), "loss": loss(params, x)}
 
     return step
+
+
+def _with_params(forward: Any) -> Any:
+    """A pair of logits and the parameters as they are."""
+    return lambda params, x: (forward(params, x), params)
+
+
+def _with_average(forward: Any) -> Any:
+    """A pair of logits and a moving average of the parameters."""
+
+    def both(params: Params, x: Any) -> Any:
+        return forward(params, x), _stepped(params, jax.tree.map(jnp.tanh, params))
+
+    return both
+
+
+def _several(forward: Any) -> Any:
+    """Outputs in a dictionary: some twice, some of nothing, the input, a constant."""
+
+    def outputs(params: Params, x: Any) -> Any:
+        y = forward(params, x)
+        rest = (2 * y, [y[..., :0] if y.ndim else y, None])
+        return {"y": y, "rest": rest, "x": x, "one": jnp.ones(3), "sum": y.sum()}
+
+    return outputs
+
+
+def _decayed(forward: Any) -> Any:
+    """The loss with a penalty on all parameters, and the penalty beside it."""
+
+    def total(params: Params, x: Any) -> Any:
+        squares = [jnp.sum(jnp.abs(w) ** 2) for w in jax.tree.leaves(params)]
+        penalty = 1e-2 * sum(square.astype(float) for square in squares)
+        return _loss(forward)(params, x) + penalty, penalty
+
+    return total
 
 
 def _tangent(forward: Any) -> Any:
@@ -160,10 +224,29 @@ def _tangent(forward: Any) -> Any:
 
     def derivative(params: Params, x: Any) -> Any:
         if jnp.issubdtype(x.dtype, jnp.integer):
-            return jax.jvp(lambda p: forward(p, x), (params,), (params,))
+            return _tangent_of_params(forward, params, x)
         return jax.jvp(lambda h: forward(params, h), (x,), (x,))
 
     return derivative
+
+
+def _tangent_of_params(forward: Any, params: Params, x: Any) -> Any:
+    leaves, treedef = jax.tree.flatten(params)
+    along = [
+        w if jnp.issubdtype(w.dtype, jnp.inexact) else np.zeros(np.shape(w), jax.dtypes.float0)
+        for w in leaves
+    ]
+    return jax.jvp(lambda p: forward(p, x), (params,), (jax.tree.unflatten(treedef, along),))
+
+
+def _vmapped_oddly(forward: Any) -> Any:
+    """The batch last, and its results in front of the last axis."""
+
+    def rows(params: Params, x: Any) -> Any:
+        turned = jnp.moveaxis(x, 0, -1)
+        return jax.vmap(lambda row: forward(params, row[None]), in_axes=-1, out_axes=-1)(turned)
+
+    return rows
 
 
 def _vmapped(forward: Any) -> Any:
@@ -183,4 +266,14 @@ WRAPPERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "training step": (REVERSE, _training_step),
     "tangent": (FORWARD, _tangent),
     "checkpoint": (REVERSE, jax.checkpoint),
+    "vmap over the last axis": (REVERSE, _vmapped_oddly),
+    "step and loss": (REVERSE, _step_and_loss),
+    "with params": (REVERSE, _with_params),
+    "with average": (ANY, _with_average),
+    "several": (REVERSE, _several),
+    "decayed": (REVERSE, _decayed),
 }
+DIFFERENTIABLE = {
+    "differentiable value", "vmap over the batch", "checkpoint", "vmap over the last axis",
+    "with params", "several", "decayed",
+}  # fmt: skip

@@ -120,9 +120,13 @@ def looped(draw: Draw, shape: Shape) -> Layer:
 
 def _stack(count: int, draw: Draw, params: Any) -> Any:
     """Parameters of several layers of one form, on a new first axis."""
-    return jax.tree.map(
-        lambda a: np.stack([a * s for s in draw.rng.uniform(0.7, 1.3, count)]), params
-    )
+
+    def stacked(a: Any) -> Any:
+        scales = draw.rng.uniform(0.7, 1.3, count) if jnp.issubdtype(a.dtype, jnp.inexact) else None
+        rows = [a] * count if scales is None else [(a * s).astype(a.dtype) for s in scales]
+        return np.stack(rows)
+
+    return jax.tree.map(stacked, params)
 
 
 @layer(keeps=True, nests=True)
