@@ -123,7 +123,8 @@ def _children(node: Any) -> list[Any]:
 
 def _top(node: Any) -> Any:
     """The type of a node and its keys."""
-    return jax.tree.structure(node, is_leaf=lambda x: x is not node).node_data()
+    treedef: Any = jax.tree.structure(node, is_leaf=lambda x: x is not node)
+    return treedef.node_data()
 
 
 def _passes(leaf: Any) -> bool:
