@@ -17,7 +17,7 @@ import numpy as np
 from jaxprune.jaxpr.inputs import UNREAD, Moments, Wish, merge, read, summed
 from jaxprune.jaxpr.origins import Layout
 from jaxprune.scores.weights import is_float
-from jaxprune.types import Params, PyTree, Where, path_str
+from jaxprune.types import Params, PyTree, Where, named_leaves
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Calibrator:
         self._pass = jax.jit(one, static_argnums=0)
 
     def __call__(self, params: Params, batches: Iterable[Any]) -> Stats:
-        named = [(path_str(p), leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(params)]
+        named = named_leaves(params)
         wish = wish_for(named, self.where, self.grams, self.dtype)
         seen: _Seen | None = None
         for args in _each_batch(batches):

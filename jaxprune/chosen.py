@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 from jaxprune.distributions import Rule, as_distribution, counts_of
 from jaxprune.scores.weights import is_float, leaf_name
 from jaxprune.selection import kept_count, known
-from jaxprune.types import Distribution, Masks, Scores, Where, path_str
+from jaxprune.types import Distribution, Masks, Scores, Where, named_leaves
 
 _NO_KERNELS = ("bias", "scale", "mean", "var")
 _NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
@@ -54,10 +53,9 @@ class Chosen(NamedTuple):
 
 def choose(scores: Scores, where: Where) -> Chosen:
     """The leaves that ``where`` means; raises unless there are some, and they can be ranked."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(scores)
-    if not flat:
+    named, treedef = named_leaves(scores), jax.tree.structure(scores)
+    if not named:
         raise ValueError("scores is an empty tree; pass the scores of params: jp.magnitude(params)")
-    named = [(path_str(path), leaf) for path, leaf in flat]
     found = [(path, leaf) for path, leaf in named if where(path, leaf)]
     if not found:
         shapes = ", ".join(f"{path}{list(np.shape(leaf))}" for path, leaf in named[:8])
@@ -73,11 +71,6 @@ def choose(scores: Scores, where: Where) -> Chosen:
                 "them, or leave the leaf out with where=lambda path, leaf: ..."
             )
     leaves, paths = dict(found), [path for path, _ in named]
-    twice = [path for path, times in Counter(paths).items() if times > 1 and path in leaves]
-    if twice:
-        raise ValueError(
-            f"two leaves have the path {twice[0]}; rename one, paths tell leaves apart"
-        )
     _check_nan(leaves)
     return Chosen(leaves, paths, treedef)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxprune.scores.weights import lamp_of_sorted, root_mean_square, widen
 from jaxprune.selection import apportion, keep_counts, kept_total, known
-from jaxprune.types import Distribution, Masks, Scores, Sparsities, path_str
+from jaxprune.types import Distribution, Masks, Scores, Sparsities, named_leaves, path_str
 
 Rule = float | Callable[[Any], Any]  # a sparsity, or a function of the global one
 
@@ -325,8 +325,7 @@ def without_ends(
     between = as_distribution(distribution)
 
     def without(scores: Scores, sparsity: Any) -> Sparsities:
-        flat, treedef = jax.tree_util.tree_flatten_with_path(scores)
-        leaves = {path_str(path): leaf for path, leaf in flat}
+        treedef, leaves = jax.tree.structure(scores), dict(named_leaves(scores))
         ranked = sorted(leaves, key=order or _natural)
         middle = set(ranked[first : len(ranked) - last])
         if not middle:
@@ -356,12 +355,10 @@ def like(masks: Masks) -> Distribution:
       >>> {path: float(s) for path, s in rule({"a": jnp.ones(2), "b": jnp.ones(2)}, 0.9).items()}
       {'a': 0.5, 'b': 0.0}
     """
-    flat = jax.tree_util.tree_leaves_with_path(masks)
-    table = {path_str(path): _sparsity(mask) for path, mask in flat}
+    table = {path: _sparsity(mask) for path, mask in named_leaves(masks)}
 
     def distribution(scores: Scores, sparsity: Any) -> Sparsities:
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(scores)
-        paths = [path_str(path) for path, _ in leaves]
+        treedef, paths = jax.tree.structure(scores), [path for path, _ in named_leaves(scores)]
         missing = [path for path in paths if path not in table]
         if missing:
             raise ValueError(
@@ -462,8 +459,7 @@ def by_depth(
     """
 
     def distribution(scores: Scores, sparsity: Any) -> Sparsities:
-        flat, treedef = jax.tree_util.tree_flatten_with_path(scores)
-        paths = [path_str(path) for path, _ in flat]
+        treedef, paths = jax.tree.structure(scores), [path for path, _ in named_leaves(scores)]
         rank = {path: i for i, path in enumerate(sorted(paths, key=order or _natural))}
         last = max(len(paths) - 1, 1)
         values = [rule(rank[path] / last, sparsity) for path in paths]

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxprune.cost import cost, si
 from jaxprune.masks import check_masks
-from jaxprune.types import Masks, Params, path_str
+from jaxprune.types import Masks, Params, named_leaves
 
 _THEORETICAL = (
     "Theoretical FLOPs: those of the contractions that read a leaf, times its density. "
@@ -167,7 +167,7 @@ def summary(
       >>> s.density, s.flops
       (0.4, Flops(before=18, after=6))
     """
-    flat = jax.tree_util.tree_leaves_with_path(params)
+    flat = named_leaves(params)
     if not flat:
         raise ValueError("summary got an empty tree; pass the parameters: jp.summary(params)")
     if masks is not None:
@@ -217,12 +217,12 @@ def _with_flops(rows: Sequence[Row], counted: Any) -> Summary:
     return Summary(found, Flops(*whole), others, counted.notes)
 
 
-def _row(path: Any, leaf: Any, mask: Any) -> Row:
+def _row(path: str, leaf: Any, mask: Any) -> Row:
     shape = np.shape(leaf)
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     mask, size = np.asarray(mask), math.prod(shape)
     kept = int(np.count_nonzero(mask)) * size // mask.size if size else 0
-    return Row(path_str(path), shape, str(dtype), size, kept, size * dtype.itemsize)
+    return Row(path, shape, str(dtype), size, kept, size * dtype.itemsize)
 
 
 def _cells(row: Row, per_leaf: bool) -> list[str]:

@@ -8,7 +8,7 @@ structure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -41,6 +41,31 @@ def ending_in(path: str, names: Collection[str]) -> str | None:
     keys = path.split("/")
     endings = ("/".join(keys[start:]) for start in range(len(keys)))
     return next((name for name in endings if name and name in names), None)
+
+
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """(path, leaf) of all leaves of a tree, in order.
+
+    Raises:
+      ValueError: for two leaves with the same path, such as ``{"a/b": x, "a": {"b": y}}``.
+    """
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    named = [(path_str(path), leaf) for path, leaf in flat]
+    if len(dict(named)) < len(named):
+        _refuse_equal([path for path, _ in flat])
+    return named
+
+
+def _refuse_equal(paths: Sequence[tuple[Any, ...]]) -> None:
+    first: dict[str, Any] = {}
+    for path in paths:
+        if path_str(path) in first:
+            both = ", ".join(map(jax.tree_util.keystr, (first[path_str(path)], path)))
+            raise ValueError(
+                f"two leaves have the path {path_str(path)}; rename one, paths tell leaves apart: "
+                f"{both}"
+            )
+        first[path_str(path)] = path
 
 
 def path_str(path: tuple[Any, ...]) -> str:

@@ -475,3 +475,68 @@ def test_whole_scanned_layers_go_when_zero_makes_them_the_identity():
     structure = jp.infer_structure(decayed, params, ROWS)
     layers = next(d for d in structure.dims.values() if d.label == "layers")
     assert "each step changes what the next one gets" in layers.frozen
+
+
+def set_apart(count, inner=jax.nn.sigmoid):
+    """A detector's head: the first units get another activation than the others."""
+
+    def fn(p, x):
+        h = x @ p["a"]
+        return jnp.concatenate([inner(h[:, :count]), jax.nn.relu(h[:, count:])], -1) @ p["c"]
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = {"a": jax.random.normal(keys[0], (3, 16)), "c": jax.random.normal(keys[1], (16, 2))}
+    return fn, params
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_masked_unit_that_a_slice_sets_apart_stays_and_is_told(count):
+    fn, params = set_apart(count)
+    keep = jnp.arange(16) >= 8
+    masks = {"a": jnp.broadcast_to(keep, (3, 16)), "c": jnp.broadcast_to(keep[:, None], (16, 2))}
+    small = jp.compact(fn, params, masks, ROWS)
+    certificate = small.certificate
+    assert small.params["a"].shape == (3, 9) and not certificate.exact
+    assert "one (of zeros) stays so that none is empty" in str(certificate)
+    assert certificate.entries[0].name == "a:1.0" and certificate.entries[0].status == "kept"
+    assert certificate.check() < 1e-12
+
+
+def test_a_unit_that_a_slice_sets_apart_and_no_mask_covers_is_not_told():
+    fn, params = set_apart(1)
+    structure = jp.infer_structure(fn, params, ROWS)
+    small = jp.compact(fn, params, structure.masks({"a:1.1": np.arange(15) < 7}), ROWS)
+    assert small.certificate.exact and len(small.certificate.entries) == 1
+    assert small.params["a"].shape == (3, 8)
+
+
+def test_a_unit_that_a_slice_sets_apart_is_shown_as_fixed():
+    fn, params = set_apart(1)
+    structure = jp.infer_structure(fn, params, ROWS)
+    assert structure.dims["a:1.0"].label == "one unit of a"
+    assert "a single unit that a slice sets apart" in structure.dims["a:1.0"].frozen
+    assert structure.dims["a:1.1"].frozen is None and structure.dims["a:1.1"].label == "hidden"
+    with pytest.raises(ValueError, match="'a:1.0' can't be pruned: a single unit that a slice"):
+        structure.masks({"a:1.0": [False]})
+
+
+@pytest.mark.parametrize("part", ["a", "c"])
+def test_a_unit_set_apart_that_one_leaf_masks_is_told(part):
+    fn, params = set_apart(1)
+    masks = {name: jnp.ones(w.shape, bool) for name, w in params.items()}
+    masks[part] = masks[part].at[(slice(None), 0) if part == "a" else 0].set(False)
+    certificate = jp.compact(fn, params, masks, ROWS).certificate
+    assert not certificate.exact and [e.name for e in certificate.entries] == [
+        "a:1.0" if part == "a" else "c:0.0"
+    ]
+
+
+def test_a_unit_that_padding_and_two_slices_set_apart_is_told():
+    def fn(p, x):
+        h = jnp.pad(x @ p["a"], ((0, 0), (1, 0)))
+        return (h[:, 1:5] * h[:, 5:6] + h[:, :1]) @ p["c"]
+
+    params = {"a": jnp.ones((3, 5)), "c": jnp.ones((4, 2))}
+    masks = {"a": jnp.ones((3, 5), bool).at[:, 4].set(False), "c": jnp.asarray(True)}
+    certificate = jp.compact(fn, params, masks, ROWS).certificate
+    assert not certificate.exact and "a single unit that a slice sets apart" in str(certificate)

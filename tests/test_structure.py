@@ -1,5 +1,7 @@
 """Which dimensions are found, what they are called, and what is refused."""
 
+import collections
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -181,3 +183,34 @@ def test_a_training_step_follows_its_parameters():
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
 
     assert "up:1" in free(jp.infer_structure(step, mlp_params(), X))
+
+
+EQUAL = {"a/b": jnp.ones((5, 8)), "a": {"b": jnp.ones((8, 6))}, "c": jnp.ones((6, 3))}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda fn, p, x: jp.infer_structure(fn, p, x),
+        lambda fn, p, x: jp.compact(fn, p, jax.tree.map(lambda w: jnp.asarray(True), p), x),
+        lambda fn, p, x: jp.calibrate(fn, p, [x]),
+        lambda fn, p, x: jp.summary(p),
+        lambda fn, p, x: jp.unstructured()(jp.magnitude(p), 0.5),
+        lambda fn, p, x: jp.unstructured(where=lambda path, w: path == "c")(jp.magnitude(p), 0.5),
+        lambda fn, p, x: jp.distributions.like(p),
+        lambda fn, p, x: jp.distributions.without_ends(jp.uniform)(p, 0.5),
+    ],
+)
+def test_leaves_with_equal_paths_are_an_error_at_once(call):
+    def fn(p, x):
+        return jax.nn.relu(jax.nn.relu(x @ p["a/b"]) @ p["a"]["b"]) @ p["c"]
+
+    text = r"two leaves have the path a/b; rename one, .*: \['a'\]\['b'\], \['a/b'\]"
+    with pytest.raises(ValueError, match=text):
+        call(fn, EQUAL, jnp.ones((2, 5)))
+
+
+def test_keys_that_print_alike_are_an_error_at_once():
+    params = collections.OrderedDict({1: jnp.ones((3, 8)), "1": jnp.ones((8, 2))})
+    with pytest.raises(ValueError, match=r"two leaves have the path 1; .*: \[1\], \['1'\]"):
+        jp.infer_structure(lambda p, x: jnp.tanh(x @ p[1]) @ p["1"], params, X)

@@ -20,7 +20,7 @@ from jaxprune.masks import apply_masks
 from jaxprune.patterns import unstructured
 from jaxprune.structure.patterns import chosen_dims, structured
 from jaxprune.structure.structure import Structure
-from jaxprune.types import path_str
+from jaxprune.types import named_leaves
 
 Metric = Callable[[Any], Any]  # params, masked and at full size -> a number, larger = better
 
@@ -178,7 +178,7 @@ def _of_dimensions(structure: Structure, dims: str | Sequence[str]) -> dict[str,
 
 
 def _of_leaves(params: Any, where: Callable[[Any, Any], Any]) -> dict[str, Any]:
-    flat = [(path_str(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    flat = named_leaves(params)
     chosen = [path for path, leaf in flat if where(path, leaf)]
     if not chosen:
         raise ValueError("where chooses no leaf of params; there is no sensitivity to find")

@@ -15,7 +15,7 @@ from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.compact import certificate as _certificate
 from jaxprune.compact import counts as _counts
-from jaxprune.compact import plan, symbolic
+from jaxprune.compact import placing, plan, symbolic
 from jaxprune.compact.blocks import Split, View
 from jaxprune.compact.certificate import Certificate
 from jaxprune.compact.demand import Demand
@@ -28,7 +28,7 @@ from jaxprune.sharding import at_full_size, explicit_mesh, reshaped
 from jaxprune.structure import infer as _infer
 from jaxprune.structure.parents import obstacle
 from jaxprune.structure.structure import Structure, from_program
-from jaxprune.types import ending_in, path_str
+from jaxprune.types import path_str
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,21 +57,19 @@ class Compact:
     def restrict(self, tree: Any) -> Any:
         """Slices any tree shaped like params, or one that holds such trees (optimizer states).
 
-        A leaf is sliced when its path ends with a parameter's path and its shape is that
-        parameter's; scalars pass; other leaves pass when no parameter has their path.
+        A leaf is sliced when it stands where a parameter does: in a tree of params' structure, or
+        under a path that ends with the parameter's. Its shape is then the parameter's, with 1 for
+        axes that it lacks. Single numbers pass, and so do leaves that belong to no parameter.
 
         Raises:
-          ValueError: for a leaf with a parameter's path and another shape.
+          ValueError: for a leaf that belongs to a parameter and has another shape, such as
+            factored moments, accumulators per axis, or all parameters in one vector; names it.
         """
-        if jax.tree.structure(tree) == self._structure.treedef:
-            known = zip(jax.tree.leaves(tree), range(len(self._structure.paths)), strict=True)
-            leaves = [self._slice(leaf, i) for leaf, i in known]
-            return jax.tree.unflatten(self._structure.treedef, leaves)
-        return jax.tree_util.tree_map_with_path(self._restrict_leaf, tree)
-
-    def _restrict_leaf(self, path: Any, leaf: Any) -> Any:
-        name = ending_in(path_str(path), self._structure.paths)
-        return leaf if name is None else self._slice(leaf, self._structure.paths.index(name))
+        structure = self._structure
+        places = placing.places(tree, structure.treedef, structure.paths, structure.shapes)
+        leaves, treedef = jax.tree.flatten(tree)
+        small = [x if i is None else self._slice(x, i) for x, i in zip(leaves, places, strict=True)]
+        return jax.tree.unflatten(treedef, small)
 
     def restrict_masked(self, params: Any, masks: Any) -> Any:
         """``restrict(apply_masks(params, masks))`` without a masked copy at full size."""
@@ -94,21 +92,16 @@ class Compact:
         return jax.tree.unflatten(treedef, small)
 
     def _slice(self, leaf: Any, i: int) -> Any:
-        path, shape = self._structure.paths[i], self._structure.shapes[i]
-        if np.shape(leaf) == ():
-            return leaf
-        if np.shape(leaf) != shape:
-            raise ValueError(
-                f"restrict got shape {np.shape(leaf)} for {path}, wanted {shape}; for a state "
-                "that is not shaped like params (factored moments) call init(small.params)"
-            )
-        axs = self._structure.param_axes[i]
+        """The kept slices; axes along which the leaf repeats stay as they are."""
+        axs, shape = self._structure.param_axes[i], self._structure.shapes[i]
 
         def cut(leaf: Any) -> Any:
+            if np.shape(leaf) != shape and self._plan.orders:
+                leaf = jnp.broadcast_to(leaf, shape)
             for order in self._plan.orders.values():
                 leaf = order.apply(leaf, axs)
             for k, axis in enumerate(axs):
-                if self._view.size(axis) != axis.size:
+                if self._view.size(axis) != axis.size and np.shape(leaf)[k] == axis.size:
                     leaf = leaf.take(self._view.index(axis), axis=k)
             return leaf
 

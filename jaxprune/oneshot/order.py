@@ -16,12 +16,12 @@ from jax.extend import core
 
 from jaxprune.calibration import wish_for
 from jaxprune.jaxpr.inputs import Wish, read, read_rows
-from jaxprune.types import Params, Where, path_str
+from jaxprune.types import Params, Where, named_leaves
 
 
 def of_use(block: Callable[..., Any], p: Params, x: Any, where: Where | None) -> list[Where]:
     """Groups of the leaves that ``block(p, x)`` contracts, by what their inputs depend on."""
-    named = [(path_str(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(p)]
+    named = named_leaves(p)
     wish = wish_for(named, where, False, np.float32)
     levels = _levels(_needed(block, wish, p, x))
     _check(named, wish, levels, block, p, x)

@@ -98,7 +98,7 @@ class Constant(NamedTuple):
 
     axis: int  # of the operand
     place: int  # of the result
-    index: np.ndarray  # positions, each at most once
+    positions: np.ndarray  # each at most once
 
 
 def constant_gather(step: Step) -> Constant | None:
@@ -126,7 +126,7 @@ def couple_gather(step: Step) -> list[list[Axis]]:
     constant = constant_gather(step)
     if constant is not None:
         result = [a for k, a in enumerate(operand.axes) if k != constant.axis]
-        along = reordered(step, operand.axes[constant.axis], constant.index)
+        along = reordered(step, operand.axes[constant.axis], constant.positions)
         return [[*result[: constant.place], along, *result[constant.place :]]]
     windows, batch = _gather_windows(step)
     result = [axes.leaf(n) for n in step.eqn.outvars[0].aval.shape]
@@ -165,7 +165,7 @@ def zeros_gather(step: Step, known: list[Zeros]) -> list[Zeros]:
     vectors = [np.full(n, operand.all) for n in shape]
     constant = constant_gather(step)
     if constant is not None:
-        vectors[constant.place] = operand.along(constant.axis)[constant.index]
+        vectors[constant.place] = operand.along(constant.axis)[constant.positions]
     for k, vector in enumerate(_alongs(operand)):
         to = places[batch[k]] if k in batch else windows.get(k)
         if to is not None and len(vector) == shape[to]:
@@ -187,7 +187,7 @@ def evaluate_gather(view: View, step: Step, xs: list[Any]) -> list[Any]:
 def _kept_index(view: View, step: Step, constant: Constant) -> np.ndarray:
     """Where the kept positions of the result stand among the kept ones of the operand."""
     source, result = step.ins[0].axes[constant.axis], step.outs[0].axes[constant.place]
-    index, there = constant.index, step.ins[1].aval.dtype
+    index, there = constant.positions, step.ins[1].aval.dtype
     if view.size(source) != source.size:
         index = np.searchsorted(view.index(source), index[view.index(result)])
     return index.astype(there)[:, None]

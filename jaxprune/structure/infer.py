@@ -16,7 +16,7 @@ from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat, tape
 from jaxprune.jaxpr.tape import Tape, Value
 from jaxprune.rules import registry
-from jaxprune.types import ending_in, path_str
+from jaxprune.types import ending_in, named_leaves, path_str
 
 Shapes = Sequence[tuple[str, tuple[int, ...]]]  # (path, shape) of each leaf
 
@@ -112,7 +112,8 @@ def _freeze_ends(program: Program, params: Any, args: Any, out_shape: Any) -> No
     ):
         for axis in value.axes:
             axes.freeze(axis, f"input {path} of the function")
-    by_path = dict(zip(paths_of(params), program.param_values, strict=True))
+    named = named_leaves(params)
+    by_path = {path: v for (path, _), v in zip(named, program.param_values, strict=True)}
     outs = list(zip(paths_of(out_shape), program.tape.outputs, strict=True))
     updated = followed(
         [(path, v.shape) for path, v in outs], [(path, v.shape) for path, v in by_path.items()]

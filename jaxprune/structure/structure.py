@@ -22,6 +22,9 @@ from jaxprune.sharding import declared_layout, freely, host
 from jaxprune.structure import infer as _infer
 from jaxprune.structure import labels, parents, table, usage
 
+# A unit that a slice or a padding sets apart is no dimension: its axis would be gone with it.
+APART = "a single unit that a slice sets apart: one (of zeros) stays so that none is empty"
+
 
 class Slot(NamedTuple):
     """One place of a dimension: a leaf, one of its axes, and the piece of that axis."""
@@ -104,7 +107,11 @@ class Structure:
         """
         own, leaves = self._named(name), self.owners(name)
         few = min((self._within[i] for i in leaves), key=len)
-        beside = [n for n in few if n != name and set(leaves) <= set(self.owners(n))]
+        beside = [
+            n
+            for n in few
+            if n != name and self.dims[n].size > 1 and set(leaves) <= set(self.owners(n))
+        ]
         owned = [self.param_axes[i] for i in leaves]
         return [n for n in beside if parents.possible(owned, own.axis, self.dims[n].axis)]
 
@@ -407,7 +414,7 @@ def from_programs(programs: Sequence[_infer.Program], params: Any) -> Structure:
     sizes = dict(zip(paths, map(math.prod, shapes)))
     dims = {}
     for (leaf, found), label in zip(slots.items(), _labels(programs, slots, paths)):
-        why = "; ".join(map(str, leaf.reasons)) or None
+        why = "; ".join(map(str, leaf.reasons)) or (APART if leaf.size == 1 else None)
         if why is None and leaf not in used:
             why = "nothing in this trace reads it"
         governed = sum(sizes[path] for path in {s.path for s in found})
@@ -425,7 +432,7 @@ def _slots(
     for path, axs, when in zip(paths, param_axes, first_use, strict=True):
         for k, axis in enumerate(axs):
             for leaf, piece in _pieces(axis):
-                if leaf.size > 1:
+                if leaf.size > 1 or (leaf.size == 1 and piece):
                     makes = len(axs) > 1 and k == len(axs) - 1  # kernels are (..., in, out)
                     found.setdefault(leaf, []).append(((not makes, when), Slot(path, k, piece)))
     in_order = [(leaf, sorted(pairs)) for leaf, pairs in found.items()]
@@ -437,6 +444,12 @@ def _labels(
     programs: Sequence[_infer.Program], slots: Mapping[Axis, Sequence[Slot]], paths: Sequence[str]
 ) -> list[str]:
     """What each dimension is called, see :mod:`jaxprune.structure.labels`."""
+    alone = {leaf: found for leaf, found in slots.items() if leaf.size == 1}
+    if alone:
+        wide = {leaf: found for leaf, found in slots.items() if leaf not in alone}
+        known = dict(zip(wide, _labels(programs, wide, paths)))
+        one = {x: f"one unit of {labels.module_of(found[0].path)}" for x, found in alone.items()}
+        return [(known | one)[leaf] for leaf in slots]
     facts = [usage.facts_of(p.tape, p.num_params, slots) for p in programs]
     axes_of = dict(zip(paths, programs[0].param_values))
     places = [[_place(s, axes_of[s.path].axes) for s in found] for found in slots.values()]
