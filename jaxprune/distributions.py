@@ -63,10 +63,18 @@ def erk(scores: Scores, sparsity: Any, *, power: float = 1.0) -> Sparsities:
       {'a': 0.082, 'b': 0.908}
     """
     leaves, treedef = jax.tree.flatten(scores)
-    shapes = [np.shape(leaf) for leaf in leaves]
-    sizes = np.array([max(np.prod(shape), 1) for shape in shapes], np.float64)
-    raw = np.array([max(sum(shape), 1) for shape in shapes]) / sizes
-    raw = raw**power
+    shapes = [np.shape(leaf) for leaf in leaves if np.size(leaf)]
+    if not shapes:
+        return uniform(scores, sparsity)
+    densities = iter(_erk_densities(shapes, sparsity, power))
+    some = [1 - next(densities) if np.size(leaf) else np.zeros(()) for leaf in leaves]
+    return jax.tree.unflatten(treedef, some)
+
+
+def _erk_densities(shapes: Sequence[tuple[int, ...]], sparsity: Any, power: float) -> list[Any]:
+    """Of leaves that have entries."""
+    sizes = np.array([np.prod(shape) for shape in shapes], np.float64)
+    raw = (np.array([max(sum(shape), 1) for shape in shapes]) / sizes) ** power
     # With the leaves in order of raw, the first j of them capped, lambda solves a line; the mean
     # density is the lower envelope of these lines, so the largest of the solutions is the one.
     order = np.argsort(-raw)
@@ -77,8 +85,7 @@ def erk(scores: Scores, sparsity: Any, *, power: float = 1.0) -> Sparsities:
     scale = xp.max(
         (wanted - capped.astype(wanted.dtype)) / _suffix_sums(slopes).astype(wanted.dtype)
     )
-    density = [xp.clip(scale * xp.asarray(r, wanted.dtype), 0, 1) for r in raw]
-    return jax.tree.unflatten(treedef, [xp.asarray(1 - d) for d in density])
+    return [xp.asarray(xp.clip(scale * xp.asarray(r, wanted.dtype), 0, 1)) for r in raw]
 
 
 def _suffix_sums(x: np.ndarray) -> np.ndarray:

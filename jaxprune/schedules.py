@@ -1,7 +1,8 @@
 """Schedules: step -> sparsity, optax's own type. The curves are optax's where it has them.
 
 Each goes from ``init`` at step ``begin`` to ``final`` at step ``end``, both reached exactly, and
-holds its values before and after.
+holds its values before and after. Training methods make the last masks of such a ramp at step
+``end - 1``, so that a training of ``end`` steps, counted from 0, ends at ``final``.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def renewal_of(
 
     As :func:`is_due` says, for the sparsity of the step. Only where a ramp comes to rest at the
     next step its last masks are made now, so that after ``end`` updates params have the sparsity of
-    step ``end``. A ramp moves over this step, too: a jump, as of one-shot pruning, isn't one.
+    step ``end``. A ramp moves over this step, too, in one direction: a jump isn't one.
     """
     now = _value(sparsity, count)
     if not callable(sparsity):
@@ -147,7 +147,8 @@ def renewal_of(
         _value(sparsity, step) for step in (jnp.maximum(count - 1, 0), count + 1, count + 2)
     )
     rests = (after == later) & (after == _value(sparsity, _following(count, every)))
-    arrives = (before != now) & (now != after) & rests
+    moves_on = (before != now) & (now != after) & ((before < now) == (now < after))
+    arrives = moves_on & rests
     due = is_due(sparsity, count, last, every) | (arrives & (after != last))
     return due, jnp.where(arrives, after, now)
 
