@@ -171,7 +171,7 @@ def _stays(structure: Any, masks: Any, entries: Entries) -> Iterator[str]:
             if axis.size < 2 or not gone.size:
                 continue
             rest = tuple(i for i in range(gone.ndim) if i != k)
-            dead, left = ~alive.any(rest), ~gone.all(rest)
+            dead, left = np.asarray(~alive.any(rest)), np.asarray(~gone.all(rest))
             for leaf in dict.fromkeys(axes.leaves(axis)):
                 for units in axes.units_along(axis, leaf):
                     for u in range(leaf.size):

@@ -56,12 +56,20 @@ def random_program(seed: int) -> Program:
     draw = Draw(np.random.default_rng(seed))
     name = draw.one(list(WRAPPERS))
     draw.derivative, wrap = WRAPPERS[name]
-    first, x = _start(draw)
-    body = draw.layers(first.shape, draw.one([1, 2, 3, 4]))
-    rows = [first, *body, _head(draw, body[-1].shape)]
-    whole = chained(rows)
+    while True:
+        first, x = _start(draw)
+        body = draw.layers(first.shape, draw.one([1, 2, 3, 4]))
+        rows = [first, *body, _head(draw, body[-1].shape)]
+        whole = chained(rows)
+        if any(_counts(leaf) for leaf in jax.tree.leaves(whole.params)):
+            break
     steps = (*(one.text for one in rows), f"as a whole: {name}")
     return Program(seed, steps, wrap(whole.apply), whole.params, (x,), name in DIFFERENTIABLE)
+
+
+def _counts(leaf: Any) -> bool:
+    """Whether a leaf is something to prune and to differentiate by."""
+    return bool(leaf.size) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 # ------------------------------------------------------------------------------------ both ends

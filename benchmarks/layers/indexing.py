@@ -97,7 +97,7 @@ def updated(draw: Draw, shape: Shape) -> Layer:
     params = {"values": draw.weights(len(np.arange(c)[at].reshape(-1)))} if draw.maybe() else {}
 
     def apply(p: Params, x: Any) -> Any:
-        values = p["values"] if p else 0.3
+        values: Any = p["values"] if p else 0.3
         values = values[0] if p and isinstance(at, int) else values
         return getattr(x.at[..., at], how)(values)
 

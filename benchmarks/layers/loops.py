@@ -52,6 +52,10 @@ def over_columns(draw: Draw, shape: Shape) -> Layer:
     return Layer(f"over_columns {how}", params, apply, (*shape[:-1], width))
 
 
+def _fast_weights(i: Any, s: dict[str, Any]) -> dict[str, Any]:
+    return {"h": jnp.tanh(s["h"] @ s["w"]), "w": s["w"], "i": s["i"] + i}
+
+
 @layer(keeps=True)
 def kernel_in_carry(draw: Draw, shape: Shape) -> Layer:
     """The weights are in a loop's carry, and change in it: fast weights, powers of a kernel."""
@@ -61,11 +65,11 @@ def kernel_in_carry(draw: Draw, shape: Shape) -> Layer:
 
     def apply(p: Params, x: Any) -> Any:
         if how == "dictionary":
-            step = lambda i, s: {"h": jnp.tanh(s["h"] @ s["w"]), "w": s["w"], "i": s["i"] + i}  # noqa: E731
-            return lax.fori_loop(0, 2, step, {"h": x, "w": p["kernel"], "i": jnp.zeros(())})["h"]
+            start = {"h": x, "w": p["kernel"], "i": jnp.zeros(())}
+            return lax.fori_loop(0, 2, _fast_weights, start)["h"]
         if how == "swapped":
-            step = lambda i, s: (s[1], jnp.tanh(s[0] @ p["kernel"]))  # noqa: E731
-            return sum(lax.fori_loop(0, 3, step, (x, 0.5 * x)))
+            swap = lambda i, s: (s[1], jnp.tanh(s[0] @ p["kernel"]))  # noqa: E731
+            return sum(lax.fori_loop(0, 3, swap, (x, 0.5 * x)))
         turn = (lambda w: w @ p["kernel"]) if how == "powers" else (lambda w: 0.5 * w)
         w = lax.fori_loop(0, 2, lambda i, w: turn(w), p["kernel"])
         return x + x @ w

@@ -268,7 +268,7 @@ def reshaped(pool: Pool, m: int, n: int, depth: int) -> Kernel | None:
     k = pool.draw.factor(n)
     shapes = [(m * n,), (n, m)] + ([(m, k, n // k), (k, m, n // k)] if k else [])
     shape = pool.draw.one(shapes)
-    if len(shape) == 3 and shape[0] == k and shape != (m, k, n // k):
+    if k and shape == (k, m, n // k) and k != m:
         text = "moved axes of {}"
         return _one(text, pool.weight(*shape), lambda w: jnp.moveaxis(w, 0, 1).reshape(m, n))
     return _one(f"reshaped {shape} of {{}}", pool.weight(*shape), lambda w: w.reshape(m, n))
@@ -323,8 +323,8 @@ def put_together(pool: Pool, m: int, n: int, depth: int) -> Kernel | None:
     at = pool.draw.one([1, size // 2, size - 1])
     if not 0 < at < size:
         return None
-    shapes = [(at, n), (m - at, n)] if along == 0 else [(m, at), (m, n - at)]
-    a, b = (pool.kernel(*shape, depth) for shape in shapes)
+    first, second = ((at, n), (m - at, n)) if along == 0 else ((m, at), (m, n - at))
+    a, b = (pool.kernel(rows, columns, depth) for rows, columns in (first, second))
     return _two(f"[{{}}, {{}}] along {along}", a, b, lambda x, y: jnp.concatenate([x, y], along))
 
 
