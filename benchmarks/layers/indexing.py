@@ -99,7 +99,7 @@ def updated(draw: Draw, shape: Shape) -> Layer:
     def apply(p: Params, x: Any) -> Any:
         values: Any = p["values"] if p else 0.3
         values = values[0] if p and isinstance(at, int) else values
-        return getattr(x.at[..., at], how)(values)
+        return getattr(x.at[..., at], how)(values, unique_indices=True)  # a product needs it
 
     return Layer(f"updated {how} at {at}", params, apply, shape)
 
