@@ -161,7 +161,7 @@ def _unify_perm(a: Axis, b: Axis, reason: Any) -> None:
         unify(x, y, reason)
     elif x is y:
         return _conflict(a, b, lambda: f"{UNLIKE_ORDERS}: {_text(reason)}")
-    elif x.kind is LEAF:
+    elif x.kind is LEAF and (y.kind is not LEAF or y.order < x.order):  # the older stays
         _become(x, perm(y, q[np.argsort(p)]))
     elif y.kind is LEAF:
         _become(y, perm(x, p[np.argsort(q)]))

@@ -122,6 +122,14 @@ def test_orders_are_those_of_indexed_arrays(p, q, r, kept):
         assert axes.size_of(axis, {base: len(kept)}) == len(kept)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_older_leaf_stays_in_any_order(turned):
+    old, new = axes.leaf(3), axes.leaf(3)
+    order = np.array([2, 0, 1])
+    axes.unify(*((axes.perm(old, order), new) if turned else (old, axes.perm(new, order))))
+    assert axes.find(old) is old and axes.show(new) == "perm(3)"
+
+
 def test_a_leaf_in_an_order_of_its_own_is_cut_and_factored_below_it():
     turned = np.arange(6)[::-1]
     merged = axes.leaf(6)

@@ -2,8 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
 
 from jaxprune.jaxpr import compat, tape
+from jaxprune.jaxpr.content import COMPUTE, LARGEST, content
 from jaxprune.rules import registry
 
 X = jnp.arange(6.0).reshape(2, 3)
@@ -39,3 +43,44 @@ def test_a_conflict_of_layouts_names_the_users_line():
     tape.build(flat, inputs, registry.couple)
     for value in inputs:  # 2 x 3 and 3 x 2: no common layout
         assert "layouts that do not nest in add at test_jaxpr_tape.py:" in value.axes[0].reasons[0]
+
+
+IDS = jnp.array([3, -1, 0, 2], jnp.int32)
+HALF = jnp.array([0.5, -1.5, 2.0, 7.0], jnp.bfloat16)
+
+CONSTANTS = {
+    "iota": lambda: lax.broadcasted_iota(jnp.int32, (2, 3), 1),
+    "index from the end": lambda: jnp.where(IDS < 0, IDS + 4, IDS)[:, None],
+    "reversed run": lambda: (7 - jnp.arange(8)).reshape(2, 4).T[::-1],
+    "reshape of another order": lambda: lax.reshape(jnp.arange(6).reshape(2, 3), (6,), (1, 0)),
+    "stack": lambda: jnp.concatenate([IDS, jnp.arange(3), jnp.zeros(1, jnp.int32)])[1:7:2],
+    "clamp": lambda: lax.clamp(0, IDS, 2),
+    "remainder": lambda: lax.rem(IDS * 5, jnp.full(4, 3)),
+    "signs": lambda: -lax.max(IDS, 1 - IDS) * lax.min(IDS, jnp.int32(1)),
+    "comparisons": lambda: ((IDS > 1) & (IDS != 2)) | ~(IDS >= 0) | (IDS == 0) | (IDS <= -1),
+    "half precision": lambda: (HALF * 3 - HALF).astype(jnp.int32),
+    "overflow": lambda: jnp.array([200, 100], jnp.uint8) + jnp.array([100, 100], jnp.uint8),
+    "squeeze": lambda: jnp.squeeze(IDS[None, :, None], (0, 2)),
+    "called": lambda: jax.jit(lambda n: n + 1)(IDS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_numbers_that_a_program_is_written_with_are_those_that_jax_computes(name):
+    (output,) = taped(lambda x: CONSTANTS[name]()).outputs
+    found, expected = content(output), CONSTANTS[name]()
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: x + 1,
+        lambda x: jnp.sin(jnp.arange(3.0)),  # not in the table
+        lambda x: jnp.arange(LARGEST + 1),
+    ],
+)
+def test_other_numbers_are_not_known(fn):
+    (output,) = taped(fn).outputs
+    assert content(output) is None and "sin" not in COMPUTE

@@ -274,3 +274,25 @@ def test_a_leaf_without_removed_units_is_the_users_own():
     np.testing.assert_allclose(
         small.fn(small.params, x), fn({"w": full["w"], "o": params["o"]}, x), rtol=1e-12
     )
+
+
+def test_of_two_orders_the_one_that_brings_something_is_taken():
+    """Channel 1 of head 0 and channel 2 of head 1 go; channels have no order of heads to lose."""
+    params = random_params(0, w=(5, 8), o=(8, 3))
+    fn = lambda p, x: jnp.tanh((x @ p["w"]).reshape(-1, 2, 4)).reshape(-1, 8) @ p["o"]  # noqa: E731
+    kept = np.ones((5, 8), bool)
+    kept[:, [1, 6]] = False
+    x = np.random.default_rng(2).normal(size=(4, 5))
+    small = jp.compact(fn, params, {"w": kept, "o": True}, x)
+    assert small.params["w"].shape == (5, 6)
+    assert small.certificate.exact and small.certificate.check() < 1e-12
+
+
+def test_a_unit_masked_under_each_parent_goes_first():
+    params, kept = random_params(3, **OWN), np.ones((N, K), bool)
+    kept[:, 0] = False
+    kept[2, 1:3] = False
+    small = jp.compact(own, params, whole_units(kept), X)
+    assert small.params["up"].shape == (N, 3, K - 1)
+    np.testing.assert_array_equal(small.keep["up:2"], np.arange(K) > 0)
+    assert "between 1 and 3 units are masked under each of" in str(small.certificate)

@@ -104,6 +104,7 @@ ORDERS = {
     "beside itself": (lambda h, p: jnp.concatenate([h, h[..., ORDER]], 2), [8]),
     "normalised": (lambda h, p: jax.nn.standardize(h[..., ORDER], 2), [8]),
     "summed up": (lambda h, p: jnp.cumsum(h[..., ORDER], 2), [8]),
+    "beside positions": (lambda h, p: h[..., ORDER] * jnp.arange(8.0), [8]),
     "a few": (lambda h, p: h[..., np.array([6, 1, 3], np.int32)], [3, 5]),
     "a run": (lambda h, p: h[..., np.array([2, 3, 4], np.int32)], [2, 3, 3]),
     "deleted": (lambda h, p: jnp.delete(h, np.array([2, 5]), 2), [2, 6]),

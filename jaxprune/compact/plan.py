@@ -82,8 +82,11 @@ class Apart(NamedTuple):
 def find_orders(
     program: Program, structure: Structure, masks: Any, idle: Mapping[str, str]
 ) -> dict[str, Order]:
-    """Dimensions of which the masks remove other units under each unit of a parent, provably."""
-    leaves, found = structure.mask_leaves(masks), dict[str, Order]()
+    """Dimensions of which the masks remove other units under each unit of a parent, provably.
+
+    Each order is looked for among masks that those before it have moved.
+    """
+    leaves, found = _full_masks(structure, masks), dict[str, Order]()
     for name, above in _under(structure):
         if name in found or name in idle:
             continue
@@ -92,7 +95,13 @@ def find_orders(
         order = order_of(kept, own, parent)
         if order and obstacle(program.tape, own, parent) is None:
             found[name] = order
+            leaves = in_order(structure, {name: order}, leaves)
     return found
+
+
+def _full_masks(structure: Structure, masks: Any) -> list[np.ndarray]:
+    shapes = zip(structure.mask_leaves(masks), structure.shapes, strict=True)
+    return [np.broadcast_to(mask, shape) for mask, shape in shapes]
 
 
 def _under(structure: Structure) -> Iterator[tuple[str, str]]:
@@ -172,8 +181,7 @@ def decide(
     orders = find_orders(program, structure, masks, idle)
     moved = params, masks
     if orders:
-        shapes = zip(structure.mask_leaves(masks), structure.shapes, strict=True)
-        full = [np.broadcast_to(mask, shape) for mask, shape in shapes]
+        full = _full_masks(structure, masks)
         trees = (in_order(structure, orders, x) for x in (jax.tree.leaves(params), full))
         moved = tuple(jax.tree.unflatten(structure.treedef, leaves) for leaves in trees)
     planned = _decide(program, structure, *moved, semantics, orders)

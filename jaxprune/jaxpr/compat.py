@@ -106,7 +106,8 @@ def rule_operands(eqn: Any, operands: Sequence[Any]) -> list[Any]:
 
 def custom_jvp_jaxpr(eqn: Any) -> tuple[Any, Sequence[Any], Sequence[bool]]:
     """The jvp rule of a ``custom_jvp_call`` as (jaxpr, consts, which tangents are zero)."""
-    return eqn.params["jvp_jaxpr_fun"].call_wrapped(*_all_move(eqn))
+    with eqn.ctx.manager:
+        return eqn.params["jvp_jaxpr_fun"].call_wrapped(*_all_move(eqn))
 
 
 def _all_move(eqn: Any) -> list[bool]:
@@ -125,13 +126,15 @@ class CustomVjp(NamedTuple):
 def custom_vjp_parts(eqn: Any) -> CustomVjp:
     """Reads a ``custom_vjp_call``; must follow one call of its forward rule, made here."""
     p = eqn.params
-    jaxpr, consts = p["fwd_jaxpr_thunk"].call_wrapped(*_all_move(eqn))
+    with eqn.ctx.manager:
+        jaxpr, consts = p["fwd_jaxpr_thunk"].call_wrapped(*_all_move(eqn))
     forwarded = p["out_trees"]()[2]
 
     own = [v.aval for v in rule_operands(eqn, eqn.invars)]
 
     def bwd(*args: Any) -> list[Any]:
-        out = p["bwd"].call_wrapped(*args)
+        with eqn.ctx.manager:
+            out = p["bwd"].call_wrapped(*args)
         given = list(out[0] if isinstance(out, tuple) else out)  # 0.12 adds a second result
         found = iter(given)
         every = [next(found) if len(given) == len(own) or _moves(aval) else None for aval in own]

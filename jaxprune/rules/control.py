@@ -165,9 +165,9 @@ def zeros_scan(flow: Flow, step: Step, known: list[Zeros]) -> list[Zeros]:
 def demand_scan(needs: Needs, step: Step, outs: Blocks) -> Blocks:
     p, body = compat.scan_parts(step.eqn), step.subs[0]
     _check_length(needs, step, outs)
-    length = step_length(step)
+    along = _dimensions_along(step)
     carry, stacked = [set(b) for b in outs[: p.num_carry]], outs[p.num_carry :]
-    stacked = [{b for b in blocks if length not in b} for blocks in stacked]
+    stacked = [{b for b in blocks if not along & b} for blocks in stacked]
     while True:
         ins = needs.through(body, [*carry, *stacked])
         grown = _union(carry, ins[p.num_consts : p.num_consts + p.num_carry])
@@ -180,32 +180,46 @@ def demand_scan(needs: Needs, step: Step, outs: Blocks) -> Blocks:
 
 
 def step_length(step: Step) -> Axis | None:
-    """The dimension that a scan runs along, if anything is scanned or stacked."""
+    """The axis that a scan runs along, if anything is scanned or stacked."""
     p = compat.scan_parts(step.eqn)
     scanned = [*step.ins[p.num_consts + p.num_carry :], *step.outs[p.num_carry :]]
     return axes.find(scanned[0].axes[0]) if scanned else None
 
 
+def _dimensions_along(step: Step) -> Block:
+    """The dimensions that the axis of a scan is made of."""
+    length = step_length(step)
+    return KEPT if length is None else frozenset(axes.leaves(length))
+
+
 def _check_length(needs: Needs, step: Step, outs: Blocks) -> None:
     """Removed steps must leave the carry as it is, and nobody may need what they stack."""
-    length = step_length(step)
-    if length is None or not len(needs.removed(length)):
-        return
     at = f"{step.name} at {step.where}"
-    if any(length in block for blocks in outs for block in blocks):
-        needs.refuse(length, f"what the removed steps of {at} give is used")
-    units = [u for u in needs.removed(length) if not _skips(needs, step, int(u))]
-    if units:
-        needs.refuse(length, f"a removed step of {at} would change the carry", np.array(units))
+    for dimension in sorted(_dimensions_along(step), key=lambda d: d.order):
+        removed = needs.removed(dimension)
+        if len(removed) and any(dimension in block for blocks in outs for block in blocks):
+            needs.refuse(dimension, f"what the removed steps of {at} give is used")
+        units = [u for u in removed if not _skips(needs, step, dimension, int(u))]
+        if units:
+            needs.refuse(
+                dimension, f"a removed step of {at} would change the carry", np.array(units)
+            )
 
 
-def _skips(needs: Needs, step: Step, unit: int) -> bool:
-    """Whether one step of a scan is the identity, given the zeros in what it scans."""
+def _skips(needs: Needs, step: Step, dimension: Axis, unit: int) -> bool:
+    """Whether a scan's steps at one unit are the identity, given the zeros in what it scans."""
+    length = step_length(step)
+    assert length is not None
+    lines = [np.flatnonzero(units == unit) for units in axes.units_along(length, dimension)]
+    return all(_is_skipped(needs, step, int(at)) for at in np.concatenate(lines))
+
+
+def _is_skipped(needs: Needs, step: Step, position: int) -> bool:
     p, body = compat.scan_parts(step.eqn), step.subs[0]
     held = p.num_consts + p.num_carry
     known = [needs.known(v) for v in body.inputs[:held]]
     for v, row in zip(step.ins[held:], body.inputs[held:], strict=True):
-        gone = needs.known(v).along(0)[unit]
+        gone = needs.known(v).along(0)[position]
         known.append(zeros.everywhere(row.shape) if gone else needs.known(row))
     return is_identity(body, known, _carry_pairs(p, body))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step
 from jaxprune.rules import zeros
-from jaxprune.rules.registry import View, couple_opaque, register
+from jaxprune.rules.registry import View, register
 from jaxprune.rules.zeros import Zeros
 
 
@@ -112,40 +111,10 @@ def _permuted(step: Step, items: Sequence[Any]) -> list[Any]:
     return list(items) if order is None else [items[k] for k in order]
 
 
-def regroup(a: Sequence[int], b: Sequence[int]) -> list[tuple[list[int], list[int]]] | None:
-    """As :func:`reshape_groups`; axes of size 0 cut both shapes into stretches. None: unclear."""
-    if 0 not in a:
-        return reshape_groups(a, b)
-    stretches = list(zip(_between_zeros(a), _between_zeros(b)))
-    alike = list(a).count(0) == list(b).count(0) and all(
-        math.prod(a[i] for i in left) == math.prod(b[j] for j in right) for left, right in stretches
-    )
-    if not alike:
-        return None
-    return [
-        ([left[i] for i in i_s], [right[j] for j in j_s])
-        for left, right in stretches
-        for i_s, j_s in reshape_groups([a[i] for i in left], [b[j] for j in right])
-    ]
-
-
-def _between_zeros(shape: Sequence[int]) -> list[list[int]]:
-    stretches: list[list[int]] = [[]]
-    for k, n in enumerate(shape):
-        if n == 0:
-            stretches.append([])
-        else:
-            stretches[-1].append(k)
-    return stretches
-
-
 def couple_reshape(step: Step) -> Any:
     source, shape = _permuted(step, step.ins[0].axes), _out_shape(step)
-    groups = regroup([a.size for a in source], shape)
-    if groups is None:
-        return couple_opaque(step)
     result = [axes.leaf(n) for n in shape]
-    for left, right in groups:
+    for left, right in reshape_groups([a.size for a in source], shape):
         if len(left) == len(right) == 1:
             result[right[0]] = source[left[0]]
         else:
@@ -159,7 +128,7 @@ def zeros_reshape(step: Step, known: list[Zeros]) -> list[Zeros]:
         return [zeros.everywhere(shape)]
     source = _permuted(step, step.ins[0].shape)
     facts = _permuted(step, known[0].axes)
-    for left, right in regroup(source, shape) or []:
+    for left, right in reshape_groups(source, shape):
         flat = np.zeros([source[i] for i in left], bool)
         for k, i in enumerate(left):  # a flat position is zero if any of its slices is
             flat |= facts[i].reshape([-1 if j == k else 1 for j in range(len(left))])

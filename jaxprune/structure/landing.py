@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxprune.jaxpr.tape import Step
 from jaxprune.rules.contraction import free_axes
-from jaxprune.rules.layout import regroup
+from jaxprune.rules.layout import reshape_groups
 from jaxprune.rules.pointwise import POINTWISE, RESHARDING
 from jaxprune.rules.reduction import REDUCTIONS
 
@@ -96,7 +96,7 @@ def _broadcast(step: Step) -> list[Landing]:
 def _reshape(step: Step) -> list[Landing]:
     shape = step.ins[0].shape
     order = step.params.get("dimensions") or range(len(shape))
-    groups = regroup([shape[k] for k in order], step.outs[0].shape) or []
+    groups = reshape_groups([shape[k] for k in order], step.outs[0].shape)
     return [Landing(0, 0, [Way(tuple(order[k] for k in a), tuple(b)) for a, b in groups])]
 
 

@@ -245,15 +245,20 @@ def _take_along(leaf: Any) -> Callable[..., Any]:
 
 
 def order_of(kept: np.ndarray, dimension: Axis, parent: Axis) -> Order | None:
-    """The order for a matrix of what each unit of the parent keeps; None when all keep the same.
+    """The order for a matrix of what each unit of the parent keeps; None when it brings nothing.
 
-    A unit of the parent that is masked itself keeps nothing; it goes with any order.
+    It brings what all units of the parent have masked beyond the units that are masked under each.
+    Those go last, to be cut first. A unit of the parent that is masked itself keeps nothing and
+    goes with any order.
     """
     there: Any = kept.any(axis=1)
-    if not there.any() or (kept[there] == kept[there][0]).all():
+    if not there.any():
+        return None
+    whole: Any = ~kept[there].any(axis=0)
+    if (~kept[there]).sum(axis=1).min() <= whole.sum():
         return None
     kept = np.where(there[:, None], kept, kept[there][0])
-    return Order(dimension, parent, np.argsort(~kept, axis=1, kind="stable"))
+    return Order(dimension, parent, np.argsort(~kept + 1 * whole, axis=1, kind="stable"))
 
 
 class OwnedMask(NamedTuple):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
-from jaxprune import selection
+from jaxprune import axes, selection
 from jaxprune.distributions import ByPath, Rule, as_distribution, by_path, uniform
 from jaxprune.patterns import check_sparsity
-from jaxprune.sharding import on_meshes
+from jaxprune.sharding import on_meshes, parts
 from jaxprune.structure.structure import Dimension, Structure
 from jaxprune.types import Distribution, Pattern
 
@@ -55,7 +58,7 @@ def structured(
     *,
     dims: str | Sequence[str] = "*",
     distribution: Distribution | Mapping[str, Rule] = uniform,
-    round_to: int = 1,
+    round_to: int | Mesh = 1,
     reduce: str = "mean",
 ) -> Pattern:
     """A pattern that keeps or removes whole units of logical dimensions, in all their slots.
@@ -73,7 +76,9 @@ def structured(
         labels to sparsities, ``{"*heads": 0.25, "*hidden": 0.5}``, see
         :func:`jp.distributions.by_path`.
       round_to: the number of kept units is a multiple of it, rounded to the nearest, where the
-        dimension is at least that large; all of them at sparsity 0.
+        dimension is at least that large; all of them at sparsity 0. A mesh: widths that it divides,
+        along the axes that the params lie on with which the structure was inferred; for params
+        that lie on none, along all axes together.
       reduce: "mean" or "sum" over a unit's entries; "taylor" squares the sum, for the signed
         scores of ``jp.scores.taylor``.
 
@@ -82,7 +87,7 @@ def structured(
 
     Raises:
       ValueError: for dims or a pattern of the distribution that match nothing prunable, a
-        round_to that isn't a whole number from 1 on, and scores that hold NaN.
+        round_to that is neither a whole number from 1 on nor a mesh, and scores that hold NaN.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -93,9 +98,8 @@ def structured(
       >>> masks["up"].astype(int)
       Array([[0, 0, 0, 0, 1, 1, 1, 1]], dtype=int32)
     """
-    if round_to < 1 or round_to != int(round_to):
-        raise ValueError(f"round_to is {round_to}; wanted a whole number of units such as 8")
     names = chosen_dims(structure, dims)
+    steps = {name: _step(structure, structure.dims[name], round_to) for name in names}
     distribution = _by_name(distribution, [structure.dims[name] for name in names])
 
     @on_meshes(1)
@@ -108,13 +112,33 @@ def structured(
         wanted = distribution(units, sparsity)
         keep = {
             name: selection.keep_largest(
-                units[name], kept_count(structure.dims[name].size, wanted[name], round_to)
+                units[name], kept_count(structure.dims[name].size, wanted[name], steps[name])
             )
             for name in names
         }
         return structure.traced_masks(keep)
 
     return pattern
+
+
+def _step(structure: Structure, dim: Dimension, round_to: int | Mesh) -> int:
+    """What the number of a dimension's kept units is a multiple of."""
+    if not isinstance(round_to, Mesh):
+        if not isinstance(round_to, int | np.integer) or round_to < 1:
+            raise ValueError(
+                f"round_to is {round_to}; wanted a whole number of units such as 8, or the mesh "
+                "that is to divide them"
+            )
+        return int(round_to)
+    if not any(structure.layouts):
+        return round_to.size
+    steps = [1]
+    for axs, layout in zip(structure.param_axes, structure.layouts, strict=True):
+        for axis, (_, count) in zip(axs, parts(layout, len(axs)) if layout else ()):
+            if dim.axis in axes.leaves(axis):
+                alone = axes.find(axis).kind == axes.PROD
+                steps.append(count // math.gcd(count, axis.size // dim.size if alone else 1))
+    return math.lcm(*steps)
 
 
 def _by_name(
