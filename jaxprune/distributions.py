@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxprune.scores.weights import lamp_of_sorted, root_mean_square, widen
 from jaxprune.selection import apportion, keep_counts, kept_total, known
+from jaxprune.sharding import host
 from jaxprune.types import Distribution, Masks, Scores, Sparsities, named_leaves, path_str
 
 Rule = float | Callable[[Any], Any]  # a sparsity, or a function of the global one
@@ -379,7 +380,7 @@ def like(masks: Masks) -> Distribution:
 
 def _sparsity(mask: Any) -> Any:
     if known(mask):  # in float64: the count of a large leaf is recovered exactly
-        return np.asarray(1 - np.mean(np.asarray(mask, bool))) if np.size(mask) else np.zeros(())
+        return np.asarray(1 - np.mean(host(mask).astype(bool))) if np.size(mask) else np.zeros(())
     return 1 - jnp.mean(jnp.asarray(mask, jnp.float32))
 
 

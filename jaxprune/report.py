@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxprune.cost import cost, si
 from jaxprune.masks import check_masks
+from jaxprune.sharding import host
 from jaxprune.types import Masks, Params, named_leaves
 
 _THEORETICAL = (
@@ -220,7 +221,7 @@ def _with_flops(rows: Sequence[Row], counted: Any) -> Summary:
 def _row(path: str, leaf: Any, mask: Any) -> Row:
     shape = np.shape(leaf)
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-    mask, size = np.asarray(mask), math.prod(shape)
+    mask, size = host(mask), math.prod(shape)
     kept = int(np.count_nonzero(mask)) * size // mask.size if size else 0
     return Row(path, shape, str(dtype), size, kept, size * dtype.itemsize)
 

@@ -19,6 +19,7 @@ from jaxprune.patterns import unstructured
 from jaxprune.scores.flow import synflow, total_flow
 from jaxprune.scores.weights import is_float, random
 from jaxprune.selection import known
+from jaxprune.sharding import host
 from jaxprune.types import Masks, Params, path_str
 
 
@@ -128,7 +129,7 @@ def collapsed(masks: Masks, *, least: int = 1) -> list[Collapse]:
                 f"collapsed: the mask of {path} is traced; call it outside of jax.jit, on masks "
                 "that a step returned"
             )
-        kept, size = int(np.count_nonzero(np.asarray(mask))), int(np.size(mask))
+        kept, size = int(np.count_nonzero(host(mask))), int(np.size(mask))
         if kept < min(least, size):
             found.append(Collapse(path, kept, size))
     return found

@@ -1,8 +1,8 @@
 """All calls that see parameters, each as a row: a placement -> trees that a test compares.
 
 What one device gives is the oracle for what a mesh gives. JAX has to be asked for devices before it
-starts, so this is a program: ``python mesh_calls.py Explicit PATTERN [PROCESS PORT]`` prints how
-each row differs, as JSON. ``test_meshes.py`` runs it.
+starts, so this is a program: ``python mesh_calls.py PATTERN KINDS [PROCESS PORT]`` prints how each
+row differs on meshes of these kinds, as JSON. ``test_meshes.py`` runs it.
 """
 
 from __future__ import annotations
@@ -111,24 +111,19 @@ PATTERNS = {
     "threshold": jp.threshold(0.2),
 }
 
-METHODS = {
-    "prune": jp.prune(
-        optax.adam(0.1, eps=0.1), jp.magnitude, jp.schedules.cubic(0, 0.5, begin=0, end=2)
+SGD = optax.sgd(0.1, momentum=0.9)
+METHODS: dict[str, Any] = {  # made when asked for: processes have to meet before any array is
+    "prune": lambda: jp.prune(SGD, jp.magnitude, jp.schedules.cubic(0, 0.5, begin=0, end=2)),
+    "prune_global": lambda: jp.prune(
+        SGD, jp.saliency, 0.5, pattern=jp.unstructured(jp.global_threshold)
     ),
-    "prune_global": jp.prune(
-        optax.sgd(0.1), jp.saliency, 0.5, pattern=jp.unstructured(jp.global_threshold)
+    "keep_params_sparse": lambda: optax.chain(
+        SGD, jp.keep_params_sparse(jax.tree.map(lambda w: w > 0, PARAMS))
     ),
-    "prune_channels": jp.prune(optax.sgd(0.1), jp.magnitude, 0.5, pattern=jp.channel()),
-    "keep_params_sparse": optax.chain(
-        optax.adam(0.1, eps=0.1), jp.keep_params_sparse(jax.tree.map(lambda w: w > 0, PARAMS))
-    ),
-    "rigl": jp.training.rigl(optax.adam(0.1, eps=0.1), 0.5, every=1),
-    "set": jp.training.set(optax.adam(0.1, eps=0.1), 0.5, every=1),
-    "snfs": jp.training.snfs(optax.adam(0.1, eps=0.1), 0.5, every=1),
-    "static": jp.training.static(optax.adam(0.1, eps=0.1), 0.5, pattern=jp.n_m(2, 4)),
+    "rigl": lambda: jp.training.rigl(SGD, 0.5, every=1),
+    "top_kast": lambda: jp.training.top_kast(SGD, 0.5, backward=0.2),
+    "static_n_m": lambda: jp.training.static(SGD, 0.5, pattern=jp.n_m(2, 4)),
 }
-
-
 EAGER = ("prune", "keep_params_sparse", "rigl")
 
 
@@ -139,7 +134,7 @@ def patterns(name: str, place: Any) -> Any:
 
 def trained(name: str, place: Any, compiled: bool) -> Any:
     """Params and masks after three steps."""
-    tx, p, x = METHODS[name], place(PARAMS, SPECS), place(X, P("data", None))
+    tx, p, x = METHODS[name](), place(PARAMS, SPECS), place(X, P("data", None))
 
     def step(p: Any, state: Any, x: Any) -> Any:
         grads = jax.grad(lambda p: jnp.mean(mlp(p, x) ** 2))(p)
@@ -179,10 +174,10 @@ def compacted(model: str, width: str, place: Any) -> Any:
     if sharding.explicit_mesh(p):  # on Auto axes gradients lie where the compiler likes
         _check_layouts(specs, grads)
     assert small.certificate.exact, str(small.certificate)
-    assert small.certificate.check() < 1e-9
-    eager = small.fn(small.params, x)
+    _check_told(small, p, specs)
+    y = small.fn(small.params, x) if width == "odd" else jax.jit(small.fn)(small.params, x)
     many = jax.vmap(small.fn, (None, 0))(small.params, jnp.stack([x, x])) if model == "mlp" else 0
-    return small.params, jax.jit(small.fn)(small.params, x), eager, grads, state, full, many
+    return small.params, y, grads, state, full, many
 
 
 def _units(structure: Any, part: float) -> Any:
@@ -200,6 +195,20 @@ def _check_layouts(specs: Any, *trees: Any) -> None:
                 assert found.is_equivalent_to(wanted, leaf.ndim), (path, found.spec, wanted.spec)
 
 
+def _check_told(small: Any, params: Any, specs: Any) -> None:
+    """The certificate has a line for each cut axis that is no longer cut over devices."""
+    wanted = []
+    for path, leaf in small.params.items():
+        found = sharding.layout(params[path])
+        if found is not None:
+            pairs = zip(sharding.parts(found, leaf.ndim), leaf.shape)
+            wanted += [f"axis {k} of {path}," for k, ((_, n), size) in enumerate(pairs) if size % n]
+    told = small.certificate.replicated
+    assert len(told) == len(wanted), (told, wanted)
+    assert all(line.startswith(start) for line, start in zip(told, wanted)), (told, wanted)
+    assert all(f"no longer cut over devices: {line}" in str(small.certificate) for line in told)
+
+
 def calibrated(place: Any) -> Any:
     stats = jp.calibrate(mlp, place(PARAMS, SPECS), [place(X, P("data", None))])
     return stats.norms, stats.means, stats.grams
@@ -210,7 +219,7 @@ def oneshot(method: str, place: Any) -> Any:
     stats = jp.calibrate(mlp, p, [place(X, P("data", None))])
     if method == "refit":
         masks = jp.unstructured()(jp.wanda(p, input_norms=stats.norms), 0.5)
-        return jp.oneshot.refit(p, masks, stats), masks
+        return jp.oneshot.refit(p, masks, stats, damping=0.1), masks
     return getattr(jp.oneshot, method)(p, stats, 0.5)
 
 
@@ -243,7 +252,8 @@ ROWS = {
     **{f"{n}, eager": functools.partial(trained, n, compiled=False) for n in EAGER},
     **{f"{n}, jit": functools.partial(trained, n, compiled=True) for n in METHODS},
     **{f"structured {n}": functools.partial(structured, n) for n in MODELS},
-    **{f"compact {n} {w}": functools.partial(compacted, n, w) for n in MODELS for w in KEPT},
+    **{f"compact {n} wide": functools.partial(compacted, n, "wide") for n in MODELS},
+    **{f"compact {n} odd": functools.partial(compacted, n, "odd") for n in ("mlp", "attention")},
     "calibrate": calibrated,
     **{f"oneshot {n}": functools.partial(oneshot, n) for n in ("sparsegpt", "refit")},
     "search": searched,
@@ -254,6 +264,11 @@ ROWS = {
 
 def on_host(tree: Any) -> Any:
     return jax.tree.map(lambda x: sharding.host(x) if isinstance(x, jax.Array) else x, tree)
+
+
+@functools.cache
+def oracle(row: str) -> Any:
+    return outcome(row, one_device)
 
 
 def outcome(row: str, place: Any) -> Any:
@@ -278,7 +293,7 @@ def on_mesh(mesh: Any) -> Any:
 
 def differences(row: str, mesh: Any, explicit: bool) -> str:
     """'' where a mesh gives what one device gives: masks bitwise, floats to rounding."""
-    wanted = outcome(row, one_device)
+    wanted = oracle(row)
     with jax.set_mesh(mesh) if explicit else contextlib.nullcontext():
         got = outcome(row, on_mesh(mesh))
     pairs = zip(jax.tree.leaves_with_path(wanted), jax.tree.leaves(got), strict=True)
@@ -295,19 +310,19 @@ def _same(a: Any, b: Any) -> bool:
     return bool(np.allclose(a, b, rtol=1e-3, atol=1e-4 * scale))
 
 
-def main(kind: str, pattern: str, process: str = "", port: str = "") -> None:
+def main(pattern: str, kinds: str, process: str = "", port: str = "") -> None:
     if port:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", 2, int(process))
-    types = (getattr(jax.sharding.AxisType, kind),) * 2
-    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=types)
-    for row in ROWS:
-        if re.fullmatch(pattern, row):
+    for kind in kinds.split(","):
+        types = (getattr(jax.sharding.AxisType, kind),) * 2
+        mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=types)
+        for row in (row for row in ROWS if re.fullmatch(pattern, row)):
             try:
                 found = differences(row, mesh, kind == "Explicit")
             except Exception as error:
                 found = f"{type(error).__name__}: {error}"
-            print(json.dumps([row, found]), flush=True)
+            print(json.dumps([kind, row, found]), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What one device gives: on a mesh with Auto and with Explicit axes, and in two processes."""
+"""What one device gives: on meshes with Auto and with Explicit axes, and in two processes."""
 
 from __future__ import annotations
 
@@ -8,62 +8,113 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
 from jaxprune import sharding
 from tests import mesh_calls
 
-PROGRAM = Path(mesh_calls.__file__)
-IN_TWO = (  # rows that take little time, of each kind
+IN_TWO = (  # of each kind of call one that takes little time
     "pattern (global|per_output|n_m)|prune, (eager|jit)|rigl, jit|structured mlp|"
-    "compact (mlp odd|scanned wide)|calibrate|oneshot .*|search|density.*"
+    "compact mlp (wide|odd)|calibrate|oneshot .*|search|density.*"
 )
+Told = dict[tuple[str, str], str]  # (kind of mesh, row) -> how it differs
 
 
-def start(kind: str, pattern: str, devices: int, *more: str) -> subprocess.Popen[str]:
+def start(devices: int, *args: str) -> subprocess.Popen[str]:
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, str(PROGRAM), kind, pattern, *more]
-    pipe = subprocess.PIPE
+    command, pipe = [sys.executable, mesh_calls.__file__, *args], subprocess.PIPE
     return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
 
 
-def told(program: subprocess.Popen[str]) -> dict[str, str]:
+def told(program: subprocess.Popen[str]) -> Told:
     try:
-        out, err = program.communicate(timeout=600)
+        out, err = program.communicate(timeout=900)
     finally:
         program.kill()
-    rows = dict(json.loads(line) for line in out.splitlines() if line.startswith("["))
-    assert rows and program.returncode == 0, out + err[-2000:]
-    return rows
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith('["')]
+    assert lines and program.returncode == 0, out + err[-2000:]
+    return {(kind, row): found for kind, row, found in lines}
 
 
 @functools.cache
-def on_mesh(kind: str) -> dict[str, str]:
-    return told(start(kind, ".*", 8))
-
-
-@functools.cache
-def in_two_processes() -> list[dict[str, str]]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    both = [start("Auto", IN_TWO, 4, str(process), port) for process in (0, 1)]
-    return [told(program) for program in both]
+def on_meshes() -> Told:
+    return told(start(8, ".*", "Auto,Explicit"))
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 @pytest.mark.parametrize("row", mesh_calls.ROWS)
 def test_a_mesh_gives_what_one_device_gives(row: str, kind: str) -> None:
-    assert on_mesh(kind)[row] == ""
+    assert on_meshes()[kind, row] == ""
 
 
 def test_two_processes_give_what_one_device_gives() -> None:
-    for rows in in_two_processes():
-        assert len(rows) == 15
-        assert {row: found for row, found in rows.items() if found} == {}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    both = [start(4, IN_TWO, "Auto", process, port) for process in ("0", "1")]
+    for found in map(told, both):
+        assert len(found) == 14
+        assert {row: how for row, how in found.items() if how} == {}
+
+
+MESH = AbstractMesh((2, 4), ("data", "model"))
+
+
+def heads(p, x):
+    h = (x @ p["w"]).reshape(-1, 8, 6)
+    return jax.nn.relu(h).reshape(-1, 48) @ p["o"]
+
+
+def on(shape, *spec):
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(MESH, P(*spec)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps"),
+    [
+        ((None, "model"), {"heads": 2, "dim": 1}),  # 4 divides 2 heads of 6
+        ((None, "data"), {"heads": 1, "dim": 1}),
+        (("model", None), {"heads": 1, "dim": 1}),
+        ((None, ("data", "model")), {"heads": 4, "dim": 1}),
+    ],
+)
+def test_round_to_a_mesh_keeps_what_it_divides(spec, steps) -> None:
+    params = {"w": on((16, 48), *spec), "o": on((48, 4))}
+    structure = jp.infer_structure(heads, params, on((3, 16)))
+    scores = jax.tree.map(lambda w: jnp.arange(1.0, 1 + w.size).reshape(w.shape), params)
+    names = dict(zip(("heads", "dim"), (n for n, d in structure.dims.items() if not d.frozen)))
+    for sparsity in (0.1, 0.4, 0.6, 0.9):
+        wanted = {
+            k: jp.structured(structure, dims=[n], round_to=steps[k])(scores, sparsity)
+            for k, n in names.items()
+        }
+        for k, n in names.items():
+            found = jp.structured(structure, dims=[n], round_to=MESH)(scores, sparsity)
+            assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(wanted[k])))
+
+
+def test_round_to_a_mesh_for_params_on_none_is_its_size() -> None:
+    params = {"u": jnp.ones((4, 32)), "d": jnp.ones((32, 4))}
+    fn = lambda p, x: jnp.tanh(x @ p["u"]) @ p["d"]  # noqa: E731
+    structure = jp.infer_structure(fn, params, jnp.ones((1, 4)))
+    masks = jp.structured(structure, round_to=MESH)(params, 0.4)
+    assert int(masks["u"].sum()) == 16
+
+
+def test_what_fits_a_mesh() -> None:
+    named = NamedSharding(MESH, P("data", "model"))
+    assert sharding.fitting(named, (6, 12)).spec == P("data", "model")
+    assert sharding.fitting(named, (6, 10)).spec == P("data", None)
+    assert sharding.fitting(named, (5, 12)).spec == P(None, "model")
+    assert sharding.fitting(NamedSharding(MESH, P("data")), (6, 10)).spec == P("data")
+    assert sharding.alongside(named, (6, 12), (12,)).spec == P("model")
+    assert sharding.alongside(named, (6, 12), (1, 12)).spec == P(None, "model")
+    assert sharding.parts(named, 3) == [("data", 2), ("model", 4), (None, 1)]

@@ -13,6 +13,7 @@ from jaxprune.axes import Axis
 from jaxprune.budget.model import Model, dims_in
 from jaxprune.budget.solver import Term, Total, merged
 from jaxprune.scores.weights import is_float
+from jaxprune.sharding import host
 from jaxprune.structure.structure import Structure
 
 LEAST = 1e-3  # share: what is emptied is worth so little, and not minus infinity
@@ -57,7 +58,7 @@ def check_scores(
         wanted = dict(zip(structure.paths, structure.shapes))
     else:
         _check_names(structure, names, scores)
-        given = {name: np.asarray(scores[name], np.float64) for name in names}
+        given = {name: host(scores[name]).astype(np.float64) for name in names}
         wanted = {name: (structure.dims[name].size,) for name in names}
     for name, x in given.items():
         if x.shape != wanted[name]:
@@ -105,7 +106,7 @@ def _of_params(structure: Structure, scores: Any) -> bool:
 def _numbers(scores: Any) -> list[np.ndarray]:
     """Scores of all leaves; those that aren't floats, such as random keys, have none."""
     leaves = jax.tree.leaves(scores)
-    return [np.asarray(x, np.float64) if is_float(x) else np.zeros(np.shape(x)) for x in leaves]
+    return [host(x).astype(np.float64) if is_float(x) else np.zeros(np.shape(x)) for x in leaves]
 
 
 def _terms(
@@ -114,7 +115,7 @@ def _terms(
     if not _of_params(structure, scores):
         return _of_units(model, scores)
     units = structure.unit_scores(scores, "sum")
-    order = {n: _best_first(np.asarray(units[n])) for n in model.names}
+    order = {n: _best_first(host(units[n])) for n in model.names}
     return _of_entries(structure, model, _numbers(scores), order), order
 
 
@@ -161,7 +162,7 @@ def _share(
 def _of_units(model: Model, scores: Mapping[str, Any]) -> tuple[list[Term], dict[str, np.ndarray]]:
     terms, order = [], {}
     for k, name in enumerate(model.names):
-        units = np.asarray(scores[name], np.float64)
+        units = host(scores[name]).astype(np.float64)
         order[name] = _best_first(units)
         sums = np.concatenate([[0.0], np.cumsum(units[order[name]])])
         terms.append(Term((k,), sums[model.counts[k]]))

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxprune.budget.sensitivity import Sensitivity
 from jaxprune.report import Summary
+from jaxprune.sharding import host
 
 # Okabe and Ito, Color Universal Design (2008): https://jfly.uni-koeln.de/color/, yellow left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -260,7 +261,7 @@ def mask(mask: Any, *, ax: Any = None) -> Any:
       >>> jp.plot.mask(jnp.eye(4, dtype=bool)).get_title()
       'density 0.250: kept dark, pruned light'
     """
-    array = np.asarray(mask)
+    array = host(mask)
     if array.dtype != bool:
         raise TypeError(f"plot.mask wants booleans, True = kept, got {array.dtype}{array.shape}")
     if array.ndim == 0 or array.size == 0:

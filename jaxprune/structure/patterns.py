@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxprune import axes, selection
 from jaxprune.distributions import ByPath, Rule, as_distribution, by_path, uniform
@@ -58,7 +58,7 @@ def structured(
     *,
     dims: str | Sequence[str] = "*",
     distribution: Distribution | Mapping[str, Rule] = uniform,
-    round_to: int | Mesh = 1,
+    round_to: int | Mesh | AbstractMesh = 1,
     reduce: str = "mean",
 ) -> Pattern:
     """A pattern that keeps or removes whole units of logical dimensions, in all their slots.
@@ -121,9 +121,9 @@ def structured(
     return pattern
 
 
-def _step(structure: Structure, dim: Dimension, round_to: int | Mesh) -> int:
+def _step(structure: Structure, dim: Dimension, round_to: int | Mesh | AbstractMesh) -> int:
     """What the number of a dimension's kept units is a multiple of."""
-    if not isinstance(round_to, Mesh):
+    if not isinstance(round_to, Mesh | AbstractMesh):
         if not isinstance(round_to, int | np.integer) or round_to < 1:
             raise ValueError(
                 f"round_to is {round_to}; wanted a whole number of units such as 8, or the mesh "
