@@ -142,7 +142,7 @@ def _kept_by_threshold(
     shares = apportion(kept_total(sizes, sparsity), sizes)
     least = jnp.ceil(floor * shares.astype(jnp.float32)).astype(shares.dtype)
     least = jnp.clip(least, jnp.minimum(shares, 1), shares)
-    return jax.tree.unflatten(treedef, keep_counts(wide, list(shares), list(least)))
+    return jax.tree.unflatten(treedef, keep_counts(wide, shares, least))
 
 
 def _removed(scores: Scores, kept: Any) -> Sparsities:

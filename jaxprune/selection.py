@@ -198,7 +198,7 @@ def _equal(x: jax.Array, bits: jax.Array) -> jax.Array:
 def kth_largest(
     scores: Sequence[jax.Array],
     k: Any,
-    least: Sequence[Any] | None = None,
+    least: Any = 0,
     entries: int | None = None,
 ) -> Any:
     """The ordered bits of the k-th largest of several arrays together.
@@ -206,7 +206,7 @@ def kth_largest(
     Args:
       scores: float arrays of one type.
       k: an integer from 1 to the number of all entries, may be traced.
-      least: per array, a number that its count is raised to.
+      least: per array, a number that its count is raised to; or one for all.
       entries: under vmap, how many there are in all.
 
     Returns:
@@ -214,7 +214,6 @@ def kth_largest(
     """
     size = sum(x.size for x in scores)
     dtype = count_dtype(size)
-    least = [0] * len(scores) if least is None else least
 
     def enough(trials: list[jax.Array]) -> list[jax.Array]:
         each = [_counts([_at_least(x, t) for t in trials]) for x in scores]
@@ -268,9 +267,13 @@ def count(mask: jax.Array) -> jax.Array:
     return jnp.maximum(kept, mask.size - gone)  # both are the same, and both are used
 
 
-def _total(counts: Sequence[jax.Array], least: Sequence[Any], dtype: Any) -> jax.Array:
-    raised = [jnp.maximum(c, b).astype(dtype) for c, b in zip(counts, least, strict=True)]
-    return jnp.sum(jnp.stack(raised), dtype=dtype)
+def _total(counts: Sequence[jax.Array], least: Any, dtype: Any) -> jax.Array:
+    return jnp.sum(_raised(counts, least, dtype), dtype=dtype)
+
+
+def _raised(counts: Sequence[jax.Array], least: Any, dtype: Any) -> jax.Array:
+    """One vector: operations of single numbers for each array take long to compile."""
+    return jnp.maximum(jnp.stack(counts).astype(dtype), jnp.asarray(least, dtype))
 
 
 def count_dtype(total: int) -> Any:
@@ -321,34 +324,31 @@ def keep_largest(scores: jax.Array, k: Any, *, entries: int | None = None) -> ja
 
 
 @jax.jit
-def keep_counts(
-    scores: Sequence[jax.Array], shares: Sequence[Any], least: Sequence[Any]
-) -> list[jax.Array]:
+def keep_counts(scores: Sequence[jax.Array], shares: Any, least: Any) -> list[jax.Array]:
     """How many entries each array keeps when the largest of all arrays are kept.
 
     Args:
       scores: float arrays of one type.
-      shares: as many are kept as these sum to, may be traced.
-      least: per array, the least number that it keeps, at most its share.
+      shares: a vector; as many are kept as these sum to, may be traced.
+      least: a vector: per array, the least number that it keeps, at most its share.
 
     Returns:
       One int32 per array, of the same sum as ``shares``. Of equals the earlier array keeps more.
     """
-    none = [0] * len(scores)
     dtype = count_dtype(sum(x.size for x in scores))
-    wanted = _total([jnp.asarray(n) for n in shares], none, dtype)
+    least = jnp.asarray(least, dtype)
+    wanted = jnp.sum(jnp.asarray(shares, dtype), dtype=dtype)
     cut = kth_largest(scores, jnp.maximum(wanted, 1), least)
     over_cut = cut + cut.dtype.type(1)
     found = [_counts([_at_least(x, over_cut), _equal(x, cut)]) for x in scores]
-    over = [jnp.maximum(n, b) for (n, _), b in zip(found, least, strict=True)]
-    upto = [jnp.maximum(n + m, b) for (n, m), b in zip(found, least, strict=True)]
-    spare = wanted - _total(over, none, dtype)
-    kept = []
-    for low, high in zip(over, upto, strict=True):
-        more = jnp.clip(spare, 0, (high - low).astype(dtype))
-        spare -= more
-        kept.append(low + more.astype(jnp.int32))
-    return kept
+    over = jnp.stack([n for n, _ in found]).astype(dtype)
+    ties = jnp.stack([m for _, m in found]).astype(dtype)
+    low, high = jnp.maximum(over, least), jnp.maximum(over + ties, least)
+    room = high - low
+    before = jnp.cumsum(room, dtype=dtype) - room
+    spare = wanted - jnp.sum(low, dtype=dtype)
+    kept = low + jnp.clip(spare - before, 0, room)
+    return list(kept.astype(jnp.int32))
 
 
 @partial(jax.jit, static_argnames=("n", "axis"))

@@ -451,7 +451,7 @@ STRUCTURE = jp.infer_structure(
         (
             lambda: training.forward_params(W, ADAM.init(W)),
             ValueError,
-            "opt_state holds no masks; pass the state of an optimizer inside a training method",
+            "opt_state holds no masks, a tuple of .*; pass the state of an optimizer inside",
         ),
     ],
 )

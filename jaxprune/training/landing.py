@@ -81,7 +81,7 @@ def check_update(name: str, updates: PyTree, params: Params | None, state: Any) 
 
 def all_pruned(masks: Masks) -> Masks:
     """Masks that keep no entry of a leaf that may be pruned at all."""
-    return jax.tree.map(lambda mask: jnp.asarray(jnp.ndim(mask) == 0), masks)
+    return jax.tree.map(lambda mask: np.asarray(jnp.ndim(mask) == 0), masks)
 
 
 def check_finite(name: str, params: Params, masks: Masks) -> None:

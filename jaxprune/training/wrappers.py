@@ -71,10 +71,12 @@ def _head(frame: FrameType) -> str:
 
 def _later_links(frame: FrameType) -> Sequence[Callable[..., Any]]:
     """The ``init`` functions of the links after the one that a chain's frame is calling."""
-    here = frame.f_locals
-    if _head(frame) == "chain" and "fn" in here and frame.f_back is not None:
-        links, now = frame.f_back.f_locals.get("init_fns", ()), here["fn"]
-    elif _head(frame) == "named_chain" and "tx" in here and "transforms" in here:
+    if _head(frame) not in ("chain", "named_chain"):
+        return ()  # of no other frame locals are read: Python would keep what they hold
+    here, outer = frame.f_locals, frame.f_back
+    if "fn" in here and outer is not None and _head(outer) == "chain":
+        links, now = outer.f_locals.get("init_fns", ()), here["fn"]
+    elif "tx" in here and "transforms" in here:
         links, now = [tx.init for _, tx in here["transforms"]], here["tx"].init
     else:
         return ()
