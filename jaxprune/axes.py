@@ -285,13 +285,13 @@ _UNIFY_COMPOUND = {
 
 
 def size_of(axis: Axis, sizes: dict[Axis, int]) -> int:
-    """The size of ``axis`` when the leaves in ``sizes`` have those sizes."""
+    """The size of ``axis`` when the leaves in ``sizes`` have those sizes, numbers or arrays."""
     axis = find(axis)
     if axis.kind is LEAF:
         return sizes.get(axis, axis.size)
     of_kids = [size_of(kid, sizes) for kid in axis.kids]
-    if of_kids == [find(kid).size for kid in axis.kids]:
-        return axis.size  # may be a name, where those of its parts are numbers
+    if all(n is find(kid).size for n, kid in zip(of_kids, axis.kids)):
+        return axis.size  # untouched; may be a name, where those of its parts are numbers
     return _product(of_kids) if axis.kind is PROD else sum(of_kids)
 
 

@@ -153,3 +153,10 @@ def test_orders_of_compounds_that_differ_freeze_both():
     compounds = [axes.sum_([axes.leaf(2), axes.leaf(2)]) for _ in range(2)]
     axes.unify(compounds[0], axes.perm(compounds[1], np.array([1, 0, 2, 3])), "why")
     assert all(leaf.reasons == ["why"] for c in compounds for leaf in axes.leaves(c))
+
+
+def test_sizes_may_be_arrays_of_counts():
+    d, rest = axes.leaf(4), axes.leaf(2)
+    axis = axes.prod([axes.perm(axes.sum_([d, rest]), np.arange(6)[::-1]), axes.leaf(3)])
+    np.testing.assert_array_equal(axes.size_of(axis, {d: np.array([1, 4])}), [9, 18])
+    assert axes.size_of(axis, {}) == 18
