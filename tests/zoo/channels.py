@@ -192,7 +192,7 @@ def reparametrised_sample() -> Model:
     return fn, params, (ROWS, jax.random.key(3))
 
 
-@entry(42, prunable={"up:1": (), "down:0": (8,)}, refused="gather")
+@entry(42, prunable={"up:1": (8,), "down:0": (8,)})
 def permuted_channels() -> Model:
     order = np.array([3, 0, 5, 1, 7, 6, 2, 4], np.int32)
     return between(lambda x: jax.nn.relu(x)[:, order])
