@@ -287,8 +287,7 @@ def _call(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
     """What the equation calls; ``shard_map``'s program runs on each device of its manual axes."""
     program = _enter(compat.sub_jaxprs(step.eqn)[0], step.ins, step, facts)
     if step.name == "shard_map":
-        mesh = dict(step.params["mesh"].shape)
-        times *= math.prod(mesh[axis] for axis in step.params["newly_manual_axes"])
+        times *= compat.shard_map_parts(step.eqn).devices
     rows = _steps(program, times, facts)
     for out, inner in zip(step.outs, program.outputs, strict=True):
         facts.origin[out] = facts.source(inner)

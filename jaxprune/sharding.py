@@ -198,6 +198,7 @@ def bound(fun: Callable[..., list[Any]], xs: Sequence[Any], avals: Sequence[Any]
 
 def typed(x: Any, aval: Any) -> Any:
     """``x`` with the type that its program declares, as far as that fits its shape."""
+    x = varying_as(x, aval)
     declared = getattr(aval, "sharding", None)
     if declared is None or not declared.mesh.explicit_axes:
         return x
@@ -205,6 +206,19 @@ def typed(x: Any, aval: Any) -> Any:
         return x
     named = fitting(declared, np.shape(x))
     return x if jax.typeof(x).sharding == named else jax.sharding.reshard(x, named)
+
+
+def varying_as(x: Any, aval: Any) -> Any:
+    """``x`` as what may differ from device to device of a ``shard_map`` around, as declared."""
+    wanted = varying(aval)
+    missing = wanted - varying(jax.typeof(x)) if wanted else wanted
+    return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
+
+
+def varying(aval: Any) -> frozenset[str]:
+    """The mesh axes of a ``shard_map`` along which an array of this type may differ."""
+    kind = getattr(aval, "manual_axis_type", aval)
+    return frozenset(getattr(kind, "varying", None) or getattr(kind, "vma", None) or ())
 
 
 def abstract(aval: Any) -> jax.ShapeDtypeStruct:

@@ -280,7 +280,7 @@ OPAQUE = {
     "callbacks": ["io_callback", "pure_callback", "ffi_call"],
     "kernels": ["pallas_call", "custom_partitioning", "cudnn_fusion", "scaled_matmul",
                 "scaled_dot", "call_exported"],
-    "spread over devices": ["shard_map", "ragged_all_to_all", "psend", "precv"],
+    "spread over devices": ["ragged_all_to_all", "psend", "precv"],
     "mutable arrays": ["new_ref", "get", "swap", "addupdate", "freeze", "run_state"],
     "own function at each window": ["select_and_scatter"],
     "solvers": ["custom_linear_solve", "linear_call", "spsolve"],

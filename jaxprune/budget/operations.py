@@ -152,6 +152,8 @@ def programs(step: Step) -> Sequence[Tape]:
 
 def loop(step: Step) -> Repeats:
     """How often a step's programs run."""
+    if step.name == "shard_map":
+        return (compat.shard_map_parts(step.eqn).devices,)
     if step.name != "scan":
         return ()
     scanned = compat.scanned(step.eqn, step.ins)

@@ -25,7 +25,7 @@ from jaxprune.compact.demand import Demand, Part
 from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step, Tape, Value
 from jaxprune.rules.flow import CALLED_ONCE
-from jaxprune.rules.pointwise import POINTWISE, RESHARDING
+from jaxprune.rules.pointwise import ONLY_TYPE, POINTWISE, RESHARDING
 from jaxprune.rules.registry import KEPT, Block, Wire
 from jaxprune.sharding import host, layout, reshaped
 
@@ -248,6 +248,7 @@ def _convolve(step: Step, size: Size, xs: list[Any]) -> Any:
 
 FOLD: dict[str, Fold] = {
     **dict.fromkeys([*POINTWISE, *RESHARDING], Fold(_pointwise)),
+    **dict.fromkeys(ONLY_TYPE, Fold(lambda step, size, xs: xs[0])),
     "broadcast_in_dim": Fold(_broadcast),
     "transpose": Fold(_same),
     "dot_general": Fold(_dot),

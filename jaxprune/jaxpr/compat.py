@@ -8,6 +8,7 @@ readable message when a release renames what this module reads.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -94,6 +95,32 @@ def _bind_whole(eqn: Any, xs: Sequence[Any]) -> list[Any]:
     info = jax.make_jaxpr(lambda: ())().jaxpr.debug_info._replace(arg_names=None, result_paths=None)
     jaxpr = core.Jaxpr([], list(unique), list(eqn.outvars), [eqn], eqn.effects, debug_info=info)
     return jax.core.eval_jaxpr(jaxpr, [], *unique.values())
+
+
+class ShardMapParts(NamedTuple):
+    """How the operands and results of a ``shard_map`` lie on its mesh."""
+
+    mesh: Any
+    in_specs: Sequence[Any]
+    out_specs: Sequence[Any]
+    jaxpr: Any
+    manual_axes: frozenset[str]
+    check_vma: bool
+
+    @property
+    def devices(self) -> int:
+        """How many run the program, each on its own."""
+        sizes = dict(self.mesh.shape)
+        return math.prod(sizes[axis] for axis in self.manual_axes)
+
+
+def shard_map_parts(eqn: Any) -> ShardMapParts:
+    """Reads a ``shard_map`` equation."""
+    p = eqn.params
+    manual = frozenset(p["newly_manual_axes"] if "newly_manual_axes" in p else p["manual_axes"])
+    return ShardMapParts(
+        p["mesh"], p["in_specs"], p["out_specs"], p["jaxpr"], manual, p["check_vma"]
+    )
 
 
 def rule_operands(eqn: Any, operands: Sequence[Any]) -> list[Any]:

@@ -19,6 +19,7 @@ from jax.extend import core
 from jaxprune.jaxpr import compat, origins
 from jaxprune.jaxpr.origins import Layout, Origin
 from jaxprune.jaxpr.tape import INLINED
+from jaxprune.sharding import varying_as
 
 CALLS = INLINED | {"custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "remat2"}
 
@@ -404,10 +405,7 @@ def _cond(reader: Reader, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | Non
 
 def _zeros(shapes: Any) -> Any:
     def zeros(s: Any) -> jax.Array:
-        kind = getattr(s, "manual_axis_type", s)  # of a shard_map around this
-        varying = tuple(getattr(kind, "varying", None) or getattr(kind, "vma", None) or ())
-        x = jnp.zeros(s.shape, s.dtype)
-        return jax.lax.pcast(x, varying, to="varying") if varying else x
+        return varying_as(jnp.zeros(s.shape, s.dtype), s)
 
     return jax.tree.map(zeros, shapes)
 

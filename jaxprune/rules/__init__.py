@@ -16,6 +16,7 @@ from jaxprune.rules import linalg as linalg
 from jaxprune.rules import pointwise as pointwise
 from jaxprune.rules import random as random
 from jaxprune.rules import reduction as reduction
+from jaxprune.rules import shards as shards
 from jaxprune.rules import window as window
 from jaxprune.rules.named import elementwise as elementwise
 from jaxprune.rules.named import named_axes as named_axes

@@ -39,6 +39,12 @@ POINTWISE = [
 
 RESHARDING = {"mesh_cast", "reshard", "sharding_constraint"}  # only where entries lie changes
 
+# What may differ from device to device of a shard_map; entries stay as they are.
+ONLY_TYPE = {
+    "preduced", "pvary", "reduced_vary_cast", "reduced_vary_cast_p", "vary_unreduced_cast",
+    "vary_unreduced_cast_p",
+}  # fmt: skip
+
 ANY_ZERO = {"mul", "mulhi", "and"}  # one zero operand makes the result zero
 QUOTIENTS = {"div", "rem"}  # 0 / 0 is not zero
 SHIFTS = {"shift_left", "shift_right_arithmetic", "shift_right_logical"}
