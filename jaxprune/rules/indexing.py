@@ -175,7 +175,7 @@ def zeros_gather(step: Step, known: list[Zeros]) -> list[Zeros]:
 
 def evaluate_gather(view: View, step: Step, xs: list[Any]) -> list[Any]:
     constant = constant_gather(step)
-    if constant is not None:
+    if constant is not None and _is_cut(view, step.ins[0].axes[constant.axis]):
         xs = [xs[0], _kept_index(view, step, constant)]
     sizes = tuple(
         view.size(axis) if size == axis.size else size
@@ -187,10 +187,13 @@ def evaluate_gather(view: View, step: Step, xs: list[Any]) -> list[Any]:
 def _kept_index(view: View, step: Step, constant: Constant) -> np.ndarray:
     """Where the kept positions of the result stand among the kept ones of the operand."""
     source, result = step.ins[0].axes[constant.axis], step.outs[0].axes[constant.place]
-    index, there = constant.positions, step.ins[1].aval.dtype
-    if view.size(source) != source.size:
-        index = np.searchsorted(view.index(source), index[view.index(result)])
-    return index.astype(there)[:, None]
+    index = np.searchsorted(view.index(source), constant.positions[view.index(result)])
+    return index.astype(step.ins[1].aval.dtype)[:, None]
+
+
+def _is_cut(view: View, axis: Axis) -> bool:
+    """Whether units of an axis are gone; where none is, the program's own index may have names."""
+    return view.size(axis) != axes.find(axis).size
 
 
 register("gather", couple=couple_gather, zeros=zeros_gather, evaluate=evaluate_gather)

@@ -14,8 +14,9 @@ import jaxprune.rules  # noqa: F401  (fills the table)
 from jaxprune import axes
 from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat, tape
-from jaxprune.jaxpr.tape import Tape, Value
+from jaxprune.jaxpr.tape import Step, Tape, Value
 from jaxprune.rules import registry
+from jaxprune.rules.indexing import constant_gather
 from jaxprune.types import ending_in, named_leaves, path_str
 
 Shapes = Sequence[tuple[str, tuple[int, ...]]]  # (path, shape) of each leaf
@@ -155,11 +156,18 @@ def _collect_read(program: Tape, read: set[Axis]) -> None:
     for step in program.steps:
         for sub in step.subs:  # what a loop is given counts when its body reads it
             _collect_read(sub, read)
-        if not step.subs and step.name not in ("slice", "split"):
+        if not step.subs and not _selects(step):
             for value in step.ins:
                 read.update(value.axes)
         if step.name == "scan":  # runs along the first axis of what it scans
             read.update(value.axes[0] for value in compat.scanned(step.eqn, step.ins))
+
+
+def _selects(step: Step) -> bool:
+    """Whether a step only takes a part of its operand, whose rest nothing may read."""
+    if step.name == "gather":
+        return constant_gather(step) is not None
+    return step.name in ("slice", "split")
 
 
 def copy_axes(param_axes: Sequence[Sequence[Axis]]) -> tuple[list[list[Axis]], dict[Axis, Axis]]:
