@@ -103,7 +103,7 @@ def zeros_pointwise(step: Step, known: list[Zeros]) -> list[Zeros]:
         return [Zeros(any(z.all for z in args), tuple(vectors))]
     if step.name in QUOTIENTS:
         return [zeros.unknown(shape) if _knows_any(known[1]) else args[0]]
-    if step.name in SHIFTS:
+    if step.name in SHIFTS or step.name in ONLY_TYPE:
         return [args[0]]
     if step.name == "select_n":
         return [functools.reduce(zeros.both, args[1:])]
