@@ -92,6 +92,42 @@ def conv(p: Any, x: Any) -> jax.Array:
     return run(h * p["scale"], p["conv"], None, None, None, None)
 
 
+def _local(p: Any, x: Any) -> jax.Array:
+    return jax.nn.sigmoid(x @ p["up"] + p["bias"]) @ p["down"]
+
+
+def _over_model(p: Any, x: Any) -> jax.Array:
+    """A norm over a hidden axis that lies on several devices."""
+    h = x @ p["up"] + p["bias"]
+    mean = jax.lax.psum(jnp.sum(h, -1, keepdims=True), "model") / 32
+    spread = jax.lax.psum(jnp.sum((h - mean) ** 2, -1, keepdims=True), "model") / 32
+    return jax.lax.psum((h - mean) * jax.lax.rsqrt(spread + 1e-3) @ p["down"], "model")
+
+
+SHARDED = {name: PARAMS[name] for name in ("up", "bias", "down")}
+CUT = {"up": P(None, "model"), "bias": P("model"), "down": P("model", None)}
+WHOLE = {name: P() for name in SHARDED}
+
+
+def shard_mapped(body: Any, specs: Any, place: Any) -> Any:
+    """The same function within shard_map; one device is a mesh of one."""
+    fn = jax.shard_map(
+        body, mesh=place.mesh, in_specs=(specs, P("data", None)), out_specs=P("data", None)
+    )
+    p, x = place(SHARDED, specs), place(X, P("data", None))
+    structure = jp.infer_structure(fn, p, x)
+    (units,) = {d.size for d in structure.dims.values() if not d.frozen}
+    assert units == 32 // (place.mesh.shape["model"] if specs is CUT else 1)
+    kept = np.arange(32) % 8 < 3  # the same on each device, however many there are
+    masks = {"up": kept[None], "bias": kept, "down": kept[:, None]}
+    small = jp.compact(fn, p, masks, x)
+    assert small.certificate.exact and small.params["bias"].shape == (12,)
+    _check_layouts(specs, small.params)
+    assert small.certificate.check() < 1e-9
+    grads = jax.jit(jax.grad(lambda p, x: jnp.sum(small.fn(p, x) ** 2)))(small.params, x)
+    return small.params, jax.jit(small.fn)(small.params, x), grads
+
+
 MODELS = {
     "mlp": (mlp, PARAMS, SPECS, X, P("data", None)),
     "attention": (attention, HEADS, HEAD_SPECS, TOKENS, P()),
@@ -124,7 +160,7 @@ METHODS: dict[str, Any] = {  # made when asked for: processes have to meet befor
     "top_kast": lambda: jp.training.top_kast(SGD, 0.5, backward=0.2),
     "static_n_m": lambda: jp.training.static(SGD, 0.5, pattern=jp.n_m(2, 4)),
 }
-EAGER = ("prune", "keep_params_sparse", "rigl")
+EAGER = ("prune", "keep_params_sparse")
 
 
 def patterns(name: str, place: Any) -> Any:
@@ -254,6 +290,8 @@ ROWS = {
     **{f"structured {n}": functools.partial(structured, n) for n in MODELS},
     **{f"compact {n} wide": functools.partial(compacted, n, "wide") for n in MODELS},
     **{f"compact {n} odd": functools.partial(compacted, n, "odd") for n in ("mlp", "attention")},
+    "shard_map over data": functools.partial(shard_mapped, _local, WHOLE),
+    "shard_map over model": functools.partial(shard_mapped, _over_model, CUT),
     "calibrate": calibrated,
     **{f"oneshot {n}": functools.partial(oneshot, n) for n in ("sparsegpt", "refit")},
     "search": searched,
@@ -268,6 +306,8 @@ def on_host(tree: Any) -> Any:
 
 @functools.cache
 def oracle(row: str) -> Any:
+    if row.startswith("shard_map"):
+        return outcome(row, on_mesh(jax.make_mesh((1, 1), ("data", "model"), axis_types=ONE)))
     return outcome(row, one_device)
 
 
@@ -281,6 +321,9 @@ def one_device(tree: Any, specs: Any) -> Any:
     return jax.tree.map(jnp.asarray, tree)
 
 
+ONE = (jax.sharding.AxisType.Auto,) * 2
+
+
 def on_mesh(mesh: Any) -> Any:
     """Lays trees out; each process gives its own parts of what all of them know."""
 
@@ -288,7 +331,11 @@ def on_mesh(mesh: Any) -> Any:
         named = jax.NamedSharding(mesh, spec)
         return jax.make_array_from_callback(x.shape, named, lambda i: x[i])
 
-    return lambda tree, specs: jax.tree.map(one, tree, specs)
+    def place(tree: Any, specs: Any) -> Any:
+        return jax.tree.map(one, tree, specs)
+
+    place.mesh = mesh  # type: ignore[attr-defined]
+    return place
 
 
 def differences(row: str, mesh: Any, explicit: bool) -> str:

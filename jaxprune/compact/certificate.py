@@ -13,10 +13,15 @@ import numpy as np
 
 from jaxprune import axes
 from jaxprune.compact.blocks import View
+<<<<<<< HEAD
 from jaxprune.compact.plan import KEPT_ONLY, Decision, Plan
 from jaxprune.rules.flow import IN_GRADIENT
 from jaxprune.rules.registry import KEPT
 from jaxprune.sharding import host, parts
+=======
+from jaxprune.compact.plan import Plan
+from jaxprune.sharding import declared_layout, host, parts, put
+>>>>>>> meshes
 from jaxprune.structure.structure import Structure
 
 NOT_COMPARABLE = (
@@ -201,7 +206,8 @@ def draw(key: Any, args: Any, dtype: Any) -> Any:
 def _draw(key: Any, a: Any, dtype: Any) -> Any:
     if not jnp.issubdtype(a.dtype, jnp.floating):
         return jnp.zeros(a.shape, a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a
-    return jax.random.normal(key, a.shape, dtype or a.dtype)
+    drawn, found = jax.random.normal(key, a.shape, dtype or a.dtype), declared_layout(a)
+    return drawn if found is None else put(drawn, found)
 
 
 def _widen(leaf: Any) -> Any:

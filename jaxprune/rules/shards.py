@@ -46,7 +46,7 @@ def couple_shard_map(step: Step) -> list[list[Axis]]:
         local = list(v.axes)
         for k, (names, count) in enumerate(cuts):
             if count > 1:
-                local[k] = axes.leaf(var.aval.shape[k])
+                local[k] = axes.leaf(v.shape[k] // count)
                 step.unify(v.axes[k], axes.prod([_device(step, devices, names, count), local[k]]))
         inputs.append(Value(var.aval, local))
     step.subs = [build(step, p.jaxpr, inputs)]
@@ -63,7 +63,7 @@ def couple_shard_map(step: Step) -> list[list[Axis]]:
 def zeros_shard_map(flow: Flow, step: Step, known: list[Zeros]) -> list[Zeros]:
     p = compat.shard_map_parts(step.eqn)
     local = [
-        z._replace(axes=tuple(v.reshape(n, -1).all(0) for v, (_, n) in zip(z.axes, cuts)))
+        z._replace(axes=tuple(_common(v, n) for v, (_, n) in zip(z.axes, cuts)))
         for z, cuts in zip(known, _cuts(step, p.in_specs, step.ins), strict=True)
     ]
     results, outs = flow.run(step.subs[0], local), step.subs[0].outputs
@@ -71,6 +71,11 @@ def zeros_shard_map(flow: Flow, step: Step, known: list[Zeros]) -> list[Zeros]:
         z._replace(axes=tuple(np.tile(v, n) for v, (_, n) in zip(z.axes, cuts)))
         for z, cuts in zip(results, _cuts(step, p.out_specs, outs), strict=True)
     ]
+
+
+def _common(vector: np.ndarray, count: int) -> np.ndarray:
+    """What is zero on every device."""
+    return np.logical_and.reduce(vector.reshape(count, -1))
 
 
 def run_shard_map(
