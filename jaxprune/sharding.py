@@ -116,17 +116,10 @@ def like(x: Any, leaf: Any) -> Any:
 
 def over(mask: Any, leaf: Any) -> Any:
     """A mask as ``jnp.where(mask, leaf, ...)`` wants it on Explicit axes: laid out as the leaf."""
-<<<<<<< HEAD
-    named = layout(leaf)
-    if named is None or not (explicit_mesh(leaf) and explicit_mesh(mask) and np.ndim(mask)):
-        return mask
-    return put(jnp.broadcast_to(mask, np.shape(leaf)), named)
-=======
     found = layout(leaf)
     if found is None or not (explicit_mesh(leaf) and explicit_mesh(mask) and np.ndim(mask)):
         return mask
     return put(jnp.broadcast_to(mask, np.shape(leaf)), found)
->>>>>>> meshes
 
 
 def freely(fun: Callable[..., Any], *args: Any, as_in: Any = None) -> Any:

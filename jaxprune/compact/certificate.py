@@ -13,15 +13,10 @@ import numpy as np
 
 from jaxprune import axes
 from jaxprune.compact.blocks import View
-<<<<<<< HEAD
 from jaxprune.compact.plan import KEPT_ONLY, Decision, Plan
 from jaxprune.rules.flow import IN_GRADIENT
 from jaxprune.rules.registry import KEPT
-from jaxprune.sharding import host, parts
-=======
-from jaxprune.compact.plan import Plan
 from jaxprune.sharding import declared_layout, host, parts, put
->>>>>>> meshes
 from jaxprune.structure.structure import Structure
 
 NOT_COMPARABLE = (

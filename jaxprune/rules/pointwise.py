@@ -107,13 +107,8 @@ def zeros_pointwise(step: Step, known: list[Zeros]) -> list[Zeros]:
         vectors = [functools.reduce(np.logical_or, vs) for vs in zip(*(z.axes for z in args))]
         return [Zeros(any(z.all for z in args), tuple(vectors))]
     if step.name in QUOTIENTS:
-<<<<<<< HEAD
         return [zeros.unknown(shape) if knows_any(known[1]) else args[0]]
-    if step.name in SHIFTS:
-=======
-        return [zeros.unknown(shape) if _knows_any(known[1]) else args[0]]
     if step.name in SHIFTS or step.name in ONLY_TYPE:
->>>>>>> meshes
         return [args[0]]
     if step.name == "select_n":
         return [functools.reduce(zeros.both, _chosen(step, args[1:]))]
