@@ -160,7 +160,7 @@ METHODS: dict[str, Any] = {  # made when asked for: processes have to meet befor
     "top_kast": lambda: jp.training.top_kast(SGD, 0.5, backward=0.2),
     "static_n_m": lambda: jp.training.static(SGD, 0.5, pattern=jp.n_m(2, 4)),
 }
-EAGER = ("prune", "keep_params_sparse", "rigl")
+EAGER = ("prune", "keep_params_sparse")
 
 
 def patterns(name: str, place: Any) -> Any:
