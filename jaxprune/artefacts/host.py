@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxprune.sharding import host
+
 
 def is_key(leaf: Any) -> bool:
     return jnp.issubdtype(jax.typeof(leaf).dtype, jax.dtypes.prng_key)
@@ -19,13 +21,7 @@ def to_host(leaf: Any) -> np.ndarray:
 
     Where a leaf is spread over processes, all of them must call this, in the same order.
     """
-    if is_key(leaf):
-        leaf = jax.random.key_data(leaf)
-    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-        return np.asarray(leaf)
-    if leaf.is_fully_replicated:
-        return np.asarray(leaf.addressable_data(0))
-    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return host(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
 def agree(error: BaseException | None, what: str) -> None:
