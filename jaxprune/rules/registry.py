@@ -175,7 +175,9 @@ def rule_of(step: Step) -> Rule | Nested:
     name = step.name
     if name in compat.KERNEL_CALLS:
         name = kernel_key(name, compat.kernel_name(step.eqn))
-    return RULES.get(name, OPAQUE)
+    rule = RULES.get(name, OPAQUE)
+    unread = isinstance(rule, Nested) and step.outs and not step.subs
+    return OPAQUE if unread else rule
 
 
 def couple(step: Step) -> Sequence[Sequence[Axis]]:

@@ -17,7 +17,7 @@ from jaxprune.axes import Axis
 from jaxprune.jaxpr import compat
 from jaxprune.jaxpr.tape import Step, Value
 from jaxprune.rules.control import build, demand_called, typed
-from jaxprune.rules.registry import Flow, Runner, Wire, register_nested
+from jaxprune.rules.registry import Flow, Runner, Wire, couple_opaque, register_nested
 from jaxprune.rules.zeros import Zeros
 from jaxprune.sharding import parts
 
@@ -49,7 +49,10 @@ def couple_shard_map(step: Step) -> list[list[Axis]]:
                 local[k] = axes.leaf(v.shape[k] // count)
                 step.unify(v.axes[k], axes.prod([_device(step, devices, names, count), local[k]]))
         inputs.append(Value(var.aval, local))
-    step.subs = [build(step, p.jaxpr, inputs)]
+    try:
+        step.subs = [build(step, p.jaxpr, inputs)]
+    except Exception as error:  # JAX traces some gradient rules within its own shard_map only
+        return couple_opaque(step, f"its program can't be read ({str(error).splitlines()[0]:.80})")
     outs = step.subs[0].outputs
     return [
         [
