@@ -178,7 +178,7 @@ def _holds_data(atom: Any) -> bool:
 
 def is_empty(shape: Sequence[Any]) -> bool:
     """Whether an array of this shape has no entries; a size may be a name, which is not zero."""
-    return any(isinstance(n, int) and n == 0 for n in shape)
+    return 0 in shape
 
 
 def concrete(x: Any) -> np.ndarray | None:
