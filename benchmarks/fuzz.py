@@ -41,6 +41,7 @@ from jaxprune.jaxpr import compat
 TOLERANCE = 1e-9  # of the largest result
 SMALLEST = 1e-3  # results below this are compared with an absolute error of TOLERANCE times it
 ROUNDING = 100  # a larger error passes up to this times what one rounding of params makes
+MOVES = 8  # draws of such a rounding: a branch on a number that is zero but for rounding may jump
 COARSE, OF_COARSE = 1e-5, 8  # ... and up to this where programs compute in types as coarse as these
 PATIENCE = 120  # seconds of processor time for one program
 XLA_SHARE = 50  # one program in so many is run by XLA, too, to check numpy's evaluation
@@ -174,11 +175,17 @@ class Checker:
     def _rounding(self, small: Any, masked: Any, expected: Sequence[Any]) -> float:
         """How far a result may be off, since the masked model moves as its last digits do."""
         eps = rounding_of(self.full[0])
-        near = moved(masked, self.program.seed, eps)
+        moves = [self._moved_by(small, masked, expected, eps, k) for k in range(MOVES)]
+        return allowed(eps) * max(moves)
+
+    def _moved_by(
+        self, small: Any, masked: Any, expected: Sequence[Any], eps: float, draw: int
+    ) -> float:
+        near = moved(masked, self.program.seed + draw, eps)
         found = [small.restrict_outputs(run(self.full, near, *self.program.args))]
         if len(expected) > 1:
             found.append(small.restrict(run(self._steep(), near, *self.program.args)))
-        return allowed(eps) * max(difference(*pair)[0] for pair in zip(expected, found))
+        return max(difference(*pair)[0] for pair in zip(expected, found))
 
     def _steep(self) -> Any:
         if self.gradient is None:
