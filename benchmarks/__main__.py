@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import data, plots, results, run, table
+from benchmarks.common import data, plots, results, table
+from benchmarks.studies.main import run
 
 
 def arguments() -> argparse.Namespace:

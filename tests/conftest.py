@@ -11,9 +11,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
-import memory_maps
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.helpers import memory_maps
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 

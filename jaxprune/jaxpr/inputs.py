@@ -351,6 +351,9 @@ def _while(reader: Reader, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | No
     p = eqn.params
     c, b = p["cond_nconsts"], p["body_nconsts"]
     reader._lose(eqn, at[c + b :], "the loop carries the weight on, which may change it")
+    if p["cond_jaxpr"].out_avals[0].shape:  # under jax.vmap: one loop for each row
+        reader._lose(eqn, at[c : c + b], "each row has its own number of rounds")
+        return compat.bind(eqn, xs)
     trail = [*at[c : c + b], *[None] * (len(xs) - c - b)]
     layouts: dict[int, Layout] = {}
 

@@ -261,6 +261,10 @@ def couple_while(step: Step) -> list[tuple[Axis, ...]]:
     body = build(step, step.params["body_jaxpr"], _copies([*consts, *carry], len(consts)))
     step.subs = [test, body]
     tie(step, carry, body.outputs)
+    for k, axis in enumerate(test.outputs[0].axes):  # jax.vmap: one loop for each entry of the test
+        for value in carry:
+            step.unify(axis, value.axes[k])
+        step.freeze(axis, "each has its own number of rounds")
     return [v.axes for v in carry]
 
 
@@ -307,11 +311,26 @@ def run_while(
         wires = [w for w, _ in held] + [(i - shift, block) for (i, block), _ in carry]
         return runner.run(program, wires, [*(x for _, x in held), *values], wanted)
 
-    return lax.while_loop(
-        lambda values: go(test, tests, b, values, [(0, KEPT)])[0],
-        lambda values: go(body, consts, a, values, outs),
-        [x for _, x in carry],
-    )
+    def goes_on(values: Any) -> Any:
+        return go(test, tests, b, values, [(0, KEPT)])[0]
+
+    def once(values: Any) -> Any:
+        return go(body, consts, a, values, outs)
+
+    def once_each(values: Any) -> Any:
+        running = goes_on(values)
+        return [_where_rows(running, new, old) for new, old in zip(once(values), values)]
+
+    begin = [x for _, x in carry]
+    if test.outputs[0].shape:
+        return lax.while_loop(lambda values: goes_on(values).any(), once_each, begin)
+    return lax.while_loop(goes_on, once, begin)
+
+
+def _where_rows(running: Any, new: Any, old: Any) -> Any:
+    """What a loop of many does: an entry that is done stays as it is."""
+    rows = lax.broadcast_in_dim(running, new.shape, range(running.ndim))
+    return lax.select(rows, new, old)
 
 
 register_nested(

@@ -1,0 +1,1 @@
+"""What studies share: data, training, measuring, results, tables, pictures."""

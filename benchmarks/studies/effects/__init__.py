@@ -1,0 +1,1 @@
+"""Which published effects of pruning appear here."""

@@ -1,0 +1,1 @@
+"""One-shot pruning of a pretrained language model."""

@@ -1,0 +1,1 @@
+"""How fast pruned networks, and the library itself, are."""

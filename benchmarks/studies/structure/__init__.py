@@ -1,0 +1,1 @@
+"""How long finding the structure takes."""

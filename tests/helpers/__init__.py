@@ -1,0 +1,1 @@
+"""What tests share: oracles, coverings, memory maps."""

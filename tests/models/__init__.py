@@ -1,0 +1,1 @@
+"""Networks that tests share: ``zoo``, one for each kind of structure; ``outside``, by others."""

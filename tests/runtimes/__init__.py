@@ -1,0 +1,1 @@
+"""What needs engines, devices or processes of its own."""

@@ -1,0 +1,41 @@
+"""The code in docs/ runs, top to bottom, and prints what the page shows."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxprune.rules import registry
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = ["artefacts.md", "write_a_rule.md"]
+
+
+@pytest.fixture(autouse=True)
+def table():
+    before = dict(registry.RULES)
+    yield
+    registry.RULES.clear()
+    registry.RULES.update(before)
+
+
+def blocks(page):
+    """(line, code, what it prints or None)"""
+    text = (DOCS / page).read_text()
+    for found in re.finditer(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", text, re.S):
+        yield text[: found.start()].count("\n") + 2, found[1], found[2]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_prints_what_the_page_shows(page):
+    names, seen = {}, 0
+    for line, code, shown in blocks(page):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile("\n" * (line - 1) + code, str(DOCS / page), "exec"), names)
+        if shown is not None:
+            assert printed.getvalue() == shown
+        seen += 1
+    assert seen

@@ -1,0 +1,53 @@
+"""What the project's own files promise about each other: bounds, README commands, public names."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements():
+    extras = PROJECT["optional-dependencies"]
+    lines = [line for group in (PROJECT["dependencies"], *extras.values()) for line in group]
+    return [r for r in map(Requirement, lines) if r.name != PROJECT["name"]]
+
+
+def pins(name):
+    lines = (ROOT / "constraints" / name).read_text().splitlines()
+    return {k.lower().replace("_", "-"): v for k, v in (line.split("==") for line in lines)}
+
+
+def shell_blocks():
+    return re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_each_lower_bound_is_what_the_oldest_tested_python_runs(requirement):
+    assert str(requirement.specifier) == f">={pins('py311.txt')[requirement.name]}"
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_the_newest_tested_python_pins_within_the_bounds(requirement):
+    assert requirement.specifier.contains(pins("py313.txt")[requirement.name])
+
+
+def test_the_readme_opens_with_one_line_for_the_main_job_and_one_for_the_tests():
+    assert shell_blocks()[:2] == [
+        'pip install -e ".[bench]" && python -m benchmarks\n',
+        'pip install -e ".[test]" && python -m pytest\n',
+    ]
+
+
+def test_the_core_imports_no_framework():
+
+    code = "import sys, jaxprune; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    unwanted = {"flax", "equinox", "chex", "haiku", "matplotlib", "sklearn"}
+    assert not unwanted & set(done.stdout.split())
