@@ -1,90 +1,73 @@
-"""``python -m benchmarks``: trains, prunes, compacts and times a real network on this machine."""
+"""``python -m benchmarks [STUDY]``: the main job, or one of the studies that ``--list`` shows."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
+import importlib
+import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from benchmarks.common import data, plots, results, table
-from benchmarks.studies.main import run
+from benchmarks.common import results
+from benchmarks.studies import STUDIES
 
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description="Trains a residual CNN on real images, prunes it with unstructured masks, 2:4 "
-        "masks and whole channels at several operating points, compacts what can be compacted, "
-        "and measures accuracy, size, FLOPs and time against the dense network in one run.",
-        epilog="Writes DIR/<device>/main-quick.json (--full: main.json), with every raw timing, "
-        "and two pictures beside it. For README's table: python -m benchmarks.readme.",
-    )
-    parser.add_argument(
-        "--full", action="store_true", help="all operating points, longer training and 3 seeds"
-    )
-    parser.add_argument(
-        "--data",
-        choices=["auto", *data.SOURCES],
-        default="auto",
-        help="where the images come from; auto takes the first of the others that is there",
-    )
-    parser.add_argument(
-        "--results", type=Path, default=results.FOLDER, metavar="DIR", help="default: %(default)s"
-    )
-    return parser.parse_args()
+MINUTES = "minutes.json"  # of each study's last whole run, beside its results
 
 
-def main() -> None:
-    args = arguments()
-    settings = run.FULL if args.full else run.QUICK
-    # A pipe has no width of its own: one that fits the table.
-    console = Console() if Console().is_terminal else Console(width=180)
-    begin = time.perf_counter()
-    images = data.load(args.data)
-    for reason in images.passed_over:
-        console.print(f"[yellow]not used:[/] {reason}", highlight=False)
-    console.print(f"[bold]Data:[/] {images.describe()}", highlight=False)
-    rows = _rows(images, settings, console)
-    stem = "main" if args.full else "main-quick"
-    folder = results.folder(args.results)
-    seconds = time.perf_counter() - begin
-    results.save(_result(images, settings, rows, seconds), folder / f"{stem}.json")
-    title = f"{images.name}, residual CNN, {results.device_name()}"
-    console.print(table.rich_table(rows, title))
-    written = [folder / f"{stem}.json", *plots.save(rows, title, folder, stem)]
-    console.print(f"{seconds:.0f} s. Written:", *written, sep="\n  ", highlight=False)
+def main(argv: Sequence[str] | None = None) -> None:
+    args = list(sys.argv[1:] if argv is None else argv)
+    if "--list" in args:
+        return Console(width=110).print(listing())
+    named = bool(args) and not args[0].startswith("-")
+    run(args.pop(0) if named else "main", args)
 
 
-def _rows(images: data.Data, settings: run.Settings, console: Console) -> list[table.Row]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TextColumn("steps"), TimeElapsedColumn(), console=console) as progress:
-        bar = progress.add_task("", total=run.count_steps(settings))
-
-        def advance(what: str) -> Any:
-            progress.update(bar, description=f"{what:<50}")
-            return lambda: progress.advance(bar)
-
-        return list(run.rows(images, settings, advance))
+def run(name: str, args: list[str]) -> None:
+    """Runs one study; notes how long it took, unless it was only a look."""
+    if name not in STUDIES:
+        sys.exit(f"no study {name!r}; python -m benchmarks --list shows all: {', '.join(STUDIES)}")
+    options, begin = arguments(name, args), time.monotonic()
+    importlib.import_module(f"benchmarks.studies.{STUDIES[name].module}").main(options)
+    if not args:
+        note(name, (time.monotonic() - begin) / 60)
 
 
-def _result(
-    images: data.Data, settings: run.Settings, rows: list[table.Row], seconds: float
-) -> dict[str, Any]:
-    tested = min(len(images.test_x), settings.test_images)
-    about = {"name": images.name, "source": images.source, "passed_over": images.passed_over}
-    return results.header("main") | {
-        "command": "python -m benchmarks" + (" --full" if settings.mode == "full" else ""),
-        "seconds": round(seconds, 1),
-        "data": about | {"train_images": len(images.train_x), "test_images": tested},
-        "model": repr(run.build(images, settings)),
-        "settings": dataclasses.asdict(settings),
-        "rows": rows,
-    }
+def arguments(name: str, args: list[str]) -> list[str]:
+    """What a study is given: ``--quick`` becomes its options of a look, apart from the results."""
+    quick = STUDIES[name].quick
+    if "--quick" not in args:
+        return args
+    if quick is None:
+        sys.exit(f"{name} has no quick way: its options are python -m benchmarks {name} --help")
+    given = [arg for arg in args if arg != "--quick"]
+    if "--results" in given or name == "main":
+        return [*quick, *given]
+    folder = Path(tempfile.mkdtemp(prefix="jaxprune-"))
+    print(f"a look only: results go to {folder}")
+    return [*quick, *given, "--results", str(folder)]
+
+
+def note(name: str, minutes: float, root: Path = results.FOLDER) -> None:
+    """Saves how long a whole run took on this device."""
+    path = results.folder(root) / MINUTES
+    found = results.load(path) if path.exists() else {}
+    found[name] = {"minutes": round(minutes, 1), "date": results.today()}
+    results.save(dict(sorted(found.items())), path)
+
+
+def listing(root: Path = results.FOLDER) -> Table:
+    """Returns all studies: their questions, and the minutes of whole runs that are recorded."""
+    table = Table("study", "question", "minutes", "quick", title="python -m benchmarks STUDY")
+    noted = [results.load(path) for path in sorted(root.glob(f"*/{MINUTES}"))]
+    for name, study in STUDIES.items():
+        minutes = [f"{found[name]['minutes']:g}" for found in noted if name in found]
+        has_look = "" if study.quick is None else "--quick"
+        table.add_row(name, study.question, ", ".join(minutes) or "not recorded", has_look)
+    return table
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes tables and pictures of committed runs into README: ``python -m benchmarks.readme``.
+"""Writes tables and pictures of committed runs into README: ``python -m benchmarks.common.readme``.
 
 The first section comes from ``results/<device>/main.json`` (``python -m benchmarks --full``), and
 only where no device has one from ``main-quick.json``; the second from ``speed.json``, the third
@@ -55,12 +55,12 @@ def _between(begin: str, end: str, new: str, text: str) -> str:
 
 
 def speed_section() -> str:
-    """Returns the measured speeds of ``python -m benchmarks.speed``: for each device a table."""
+    """Returns the measured speeds of ``python -m benchmarks speed``: for each device a table."""
     return "\n\n".join([SPEED_BEGIN, *map(_speeds, _files("speed.json")), SPEED_END])
 
 
 def oneshot_section() -> str:
-    """Returns the perplexities of ``python -m benchmarks.oneshot``."""
+    """Returns the perplexities of ``python -m benchmarks oneshot``."""
     return "\n\n".join([ONESHOT_BEGIN, *map(_perplexities, _files("oneshot.json")), ONESHOT_END])
 
 
@@ -100,7 +100,7 @@ def _speed_row(name: str, rows: dict[str, Any]) -> list[str]:
 
 
 def units_section() -> str:
-    """Returns what ``python -m benchmarks.oneshot_structured`` found, and times on each device."""
+    """Returns what ``python -m benchmarks oneshot_structured`` found, and times on each device."""
     files = _files("oneshot_structured.json")
     return "\n\n".join([UNITS_BEGIN, *map(_units, files), UNITS_END])
 

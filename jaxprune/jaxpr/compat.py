@@ -1,7 +1,7 @@
 """What JAX doesn't promise, in one place: parameter names that change between versions.
 
 Everything here is read by attribute from equations that ``jax.make_jaxpr`` gave; nothing is
-imported from private modules. ``tests/test_jaxpr_compat.py`` is the canary: it fails with a
+imported from private modules. ``tests/unit/jaxpr/test_compat.py`` is the canary: it fails with a
 readable message when a release renames what this module reads.
 """
 

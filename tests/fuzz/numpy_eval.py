@@ -2,7 +2,7 @@
 
 A random program is run once and thrown away, so that compiling it costs a hundred times what it
 computes. What has no row here is bound as it is, through JAX, and counted in ``BOUND``.
-``benchmarks.fuzz`` runs a share of its programs under ``jax.jit`` as well and compares.
+``tests.fuzz`` runs a share of its programs under ``jax.jit`` as well and compares.
 
 All floats are evaluated in float64 and all complex numbers in complex128, whatever their types
 are: two programs that are equal stay so to the last digits, also where they compute in bfloat16.

@@ -1,9 +1,9 @@
-"""Random programs through ``jp.compact``: ``python -m benchmarks.fuzz --programs 10000``.
+"""Random programs through ``jp.compact``: ``python -m tests.fuzz --programs 10000``.
 
-Each program of ``benchmarks.programs`` is compacted under several masks of
-``benchmarks.fuzz_masks`` and compared with the masked model in float64. Whether all masked units
+Each program of ``tests.fuzz.programs`` is compacted under several masks of
+``tests.fuzz.masks`` and compared with the masked model in float64. Whether all masked units
 went or some had to stay, the results must be equal: a difference that the certificate does not
-announce is a silent one, and there may be none. So must every law of ``benchmarks.fuzz_laws``: a
+announce is a silent one, and there may be none. So must every law of ``tests.fuzz.laws``: a
 broken one counts as a difference, too, and is named. ``--show SEED`` prints one program, its
 dimensions and what becomes of it; 10,000 programs take about an hour on two cores.
 ``--again fuzz.json`` checks only the programs of which an earlier result names failures;
@@ -39,6 +39,7 @@ from tests.fuzz.masks import MASKS, draw_masks, masked_params
 from tests.fuzz.numpy_eval import BOUND, watching, widened
 from tests.fuzz.programs import Program, gradient, random_program
 
+RESULTS = results.ROOT / "tests" / "results"
 TOLERANCE = 1e-9  # of the largest result
 SMALLEST = 1e-3  # results below this are compared with an absolute error of TOLERANCE times it
 ROUNDING = 100  # a larger error passes up to this times what one rounding of params makes
@@ -457,7 +458,7 @@ def main() -> None:
     report = results.header("fuzz") | {"settings": settings, "counts": counts}
     report |= {"failures": bad, "excused": excused(found)}
     name = "fuzz_again.json" if args.again else "fuzz.json"
-    results.save(report, args.json or results.folder() / name)
+    results.save(report, args.json or results.folder(RESULTS) / name)
     sys.exit(bool(bad) or counts["numpy_differs_from_xla"] > 0)
 
 

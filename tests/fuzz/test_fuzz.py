@@ -1,7 +1,7 @@
 """Random programs: compact equals the masked model, or says what stayed. Never a silent difference.
 
-The programs are evaluated with numpy, see ``benchmarks.numpy_eval``: XLA would compile each.
-``python -m benchmarks.fuzz`` runs as many as one likes.
+The programs are evaluated with numpy, see ``tests.fuzz.numpy_eval``: XLA would compile each.
+``python -m tests.fuzz`` runs as many as one likes.
 """
 
 import collections

@@ -4,9 +4,11 @@ import dataclasses
 import gzip
 import hashlib
 import http.server
+import importlib
 import io
 import json
 import math
+import re
 import socket
 import subprocess
 import sys
@@ -21,10 +23,11 @@ import pytest
 from rich.console import Console
 
 import jaxprune as jp
-from benchmarks import __main__ as main_job
+from benchmarks import __main__ as command
 from benchmarks.common import data, measuring, plots, readme, results, table, train
 from benchmarks.models import transformers as native_models
 from benchmarks.models.resnet import ResNet
+from benchmarks.studies import STUDIES
 from benchmarks.studies.main import methods, run
 from benchmarks.studies.oneshot import report as oneshot_report
 from benchmarks.studies.speed import native
@@ -341,7 +344,7 @@ def test_the_command_writes_json_and_pictures(rows, digits, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--data", "digits", "--results", str(tmp_path)])
     monkeypatch.setattr(run, "QUICK", TINY)
     monkeypatch.setattr(run, "rows", lambda *args: iter(rows))
-    main_job.main()
+    command.main()
     folder = results.folder(tmp_path)
     assert sorted(path.name for path in folder.iterdir()) == [
         "main-quick.json",
@@ -415,7 +418,7 @@ def test_readme_shows_the_committed_run():
         pytest.skip("the main job ran here and its files are not committed: README shows others")
     text = readme.README.read_text()
     assert text.count(readme.BEGIN) == text.count(readme.END) == 1
-    assert readme.update(text) == text, "run python -m benchmarks.readme"
+    assert readme.update(text) == text, "run python -m benchmarks.common.readme"
 
 
 def test_readme_shows_perplexities_and_their_plot(tmp_path):
@@ -459,7 +462,7 @@ def test_readme_section_is_written_from_the_file(rows, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def beside_native():
-    """Every network of ``benchmarks.native``, as small as it gets: (case, its functions)."""
+    """Every network of the study ``native``, as small as it gets: (case, its functions)."""
     return [(case, native.build(case, batch=2)) for case in native_models.tiny_cases()]
 
 
@@ -511,8 +514,8 @@ def test_operations_are_read_with_their_shapes():
 
 
 def test_the_native_command_compares_and_writes(tmp_path, monkeypatch, capsys):
-    command = ["native", "--rounds", "2", "--repetitions", "1", "--results", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", command)
+    options = ["native", "--rounds", "2", "--repetitions", "1", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", options)
     monkeypatch.setattr(native, "BATCHES", (2,))
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # other tests' work
     monkeypatch.setattr(native_models, "cases", lambda: native_models.tiny_cases()[:1])
@@ -525,3 +528,36 @@ def test_the_native_command_compares_and_writes(tmp_path, monkeypatch, capsys):
     assert len(times["compact"]["samples_seconds"]) == 2
     assert len(found["load_average"]["before"]) == 3
     assert "forward, batch 2" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------- the command line
+
+
+def test_all_studies_are_listed_and_have_a_main(capsys):
+    command.main(["--list"])
+    listed = capsys.readouterr().out
+    for name, study in STUDIES.items():
+        assert name in listed and study.question in listed
+        assert callable(importlib.import_module(f"benchmarks.studies.{study.module}").main)
+
+
+def test_a_study_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(SystemExit, match="no study 'sped'.*speed_accuracy"):
+        command.main(["sped"])
+
+
+def test_a_quick_run_has_options_of_its_own_and_leaves_the_results_alone():
+    given = command.arguments("native", ["--quick"])
+    assert given[:2] == ["--rounds", "3"] and "--results" in given
+    assert str(results.FOLDER) not in given
+    with pytest.raises(SystemExit, match="oneshot_layer has no quick way"):
+        command.arguments("oneshot_layer", ["--quick"])
+
+
+def test_whole_runs_say_how_long_they_took(tmp_path):
+    command.note("native", 4.81, tmp_path)
+    command.note("main", 4.0, tmp_path)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(command.listing(tmp_path))
+    shown = console.export_text()
+    assert re.search(r"native .* 4\.8 ", shown) and shown.count("not recorded") == len(STUDIES) - 2

@@ -1,4 +1,4 @@
-"""Models as others write them, halved at random: ``python -m benchmarks.outside``.
+"""Models as others write them, halved at random: ``python -m tests.zoo``.
 
 For each model every prunable dimension loses a random half of its units. The compact model is
 held against its masked model in float32, and where that leaves it open in float64: in value, and
@@ -38,6 +38,7 @@ from tests.models.outside import GROUPS, PACKAGES
 from tests.zoo import check as outside_check
 from tests.zoo.check import Row
 
+RESULTS = results.ROOT / "tests" / "results"
 VERDICTS = {
     "equal": "certified exact, and equal",
     "refused": "equal; the certificate names units that stay",
@@ -55,7 +56,7 @@ def rows_of(group: str, names: str, seed: int, float64: bool) -> Iterator[tuple[
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_disable_most_optimizations", True)  # most of the time is compilation
     try:
-        models = importlib.import_module(f"benchmarks.outside_models.{group}").MODELS
+        models = importlib.import_module(f"tests.models.outside.{group}").MODELS
     except ImportError as reason:
         yield group, {"status": "skipped", "why": str(reason)}
         return
@@ -69,7 +70,7 @@ def in_process(group: str, names: str, seed: int, float64: bool) -> Iterator[tup
     """Measures the models of a group in a process of its own; its death is a row."""
     options = ["--group", group, "--filter", names, "--seed", str(seed)]
     options += ["--float64"] * float64
-    command = [sys.executable, "-m", "benchmarks.outside", *options]
+    command = [sys.executable, "-m", "tests.zoo", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -162,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = results.header("outside") | {"packages": versions(), "seed": options.seed}
     result |= {"seconds": round(time.perf_counter() - begin), "summary": summary(rows)}
     whole = options.filter == "*"
-    path = options.json or (results.folder() / "outside.json" if whole else None)
+    path = options.json or (results.folder(RESULTS) / "outside.json" if whole else None)
     if path:
         results.save(result | {"models": rows}, path)
 

@@ -1,4 +1,4 @@
-"""What the runs of ``benchmarks.effects`` say: each claim by one rule, as a table and a picture."""
+"""What the runs of this study say: each claim by one rule, as a table and a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Known effects of pruning while training, on real images: ``python -m benchmarks.effects``.
+"""Known effects of pruning while training, on real images: ``python -m benchmarks effects``.
 
 Every run is trained as long as the dense network, from the same initial weights and through the
 same batches as all others of its seed, and judged once, on the whole test set. The learning rate is
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import data, results
 from benchmarks.studies.effects import claims as effects_claims
 from benchmarks.studies.effects.claims import SPARSITIES, controlled, name
@@ -175,8 +176,8 @@ def opened(path: Path, settings: Settings, images: data.Data, again: bool) -> Re
     return results.header("effects") | here | {"collapse": {}, "networks": {}}
 
 
-def main() -> None:
-    args = _arguments()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _arguments(argv)
     images = data.load("digits" if args.quick else args.data)
     settings = QUICK if args.quick else Settings()
     stem = "effects-quick" if args.quick else "effects"
@@ -194,10 +195,8 @@ def main() -> None:
     print("written:", path, *effects_claims.draw(result, path.parent, stem), sep="\n  ")
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = studies.parser("effects", __doc__)
     parser.add_argument("--quick", action="store_true", help="tiny networks on digits, in seconds")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--networks", nargs="*", default=["perceptron"],
@@ -205,8 +204,4 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="forget what an earlier job has done")
     parser.add_argument("--data", choices=["auto", *data.SOURCES], default="auto")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()
+    return parser.parse_args(argv)

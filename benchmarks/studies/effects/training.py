@@ -1,4 +1,4 @@
-"""The runs behind ``benchmarks.effects``: two small networks, and how each method trains them.
+"""The runs behind the study: two small networks, and how each method trains them.
 
 All operating points and seeds of a method share one compiled program, an epoch long: the sparsity
 is an argument of it, and masks that were made before training lie in the optimizer's state.

@@ -1,19 +1,19 @@
-"""``python -m benchmarks.oneshot_drift``: how much of the drift pruned kernels should make up for.
+"""``python -m benchmarks oneshot_drift``: how much of the drift pruned kernels should make up for.
 
 Chosen on texts that nothing is fit to and no table reports: Python's language reference, and
 WordNet's adjectives. Of single weights (``jp.oneshot.sequential(drift=)``) and of hidden units
-(:mod:`benchmarks.oneshot_stream`). Rows that the result file has are kept.
+(:mod:`benchmarks.studies.oneshot.stream`). Rows that the result file has are kept.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import studies
 from benchmarks.common import results, texts
 from benchmarks.models import smollm2
 from benchmarks.studies.oneshot import stream as oneshot_stream
@@ -49,11 +49,11 @@ def units(params: Any, tokens: np.ndarray, share: float) -> Any:
 WAYS: dict[str, Build] = {"50 %, Wanda + refit": weights, "hidden units -20 %, FLAP": units}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot_drift", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = studies.parser("oneshot_drift", __doc__)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     path = results.begun("oneshot_drift.json", args.results)
     result = results.load(path) if path.exists() else results.header("oneshot_drift")
     params, tokenizer = smollm2.load()
@@ -69,7 +69,3 @@ def main() -> None:
                 rows[name] = oneshot.measure(pruned, texts_unseen) | {"date": results.today()}
                 results.save(result, path)
                 print(name, rows[name], flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.oneshot_layer``: methods on one linear layer, by held-out output error.
+"""``python -m benchmarks oneshot_layer``: methods on one linear layer, by held-out output error.
 
 Inputs are correlated (few directions carry most of their energy) and some features are outliers.
 The relative output error ||XW - XV||^2 / ||XW||^2 is measured on the calibration tokens and on
@@ -7,9 +7,9 @@ fresh ones; means over three draws.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import results
 
 POINTS = {"2:4": jp.n_m(2, 4), "50%": jp.unstructured(per_output=True)}
@@ -86,10 +87,10 @@ def _methods(params: Any, stats: Any, pattern: Any, exact: bool) -> dict[str, An
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot_layer", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = studies.parser("oneshot_layer", __doc__)
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     runs = [study(seed, exact=seed == 0) for seed in range(3)]
     path = results.folder(args.results) / "oneshot_layer.json"
     results.save(results.header("oneshot_layer") | {"seeds": runs, "mean": _means(runs)}, path)
@@ -106,7 +107,3 @@ def _means(runs: list[Any]) -> dict[str, Any]:
         }
         for at, rows in runs[0].items()
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What ``benchmarks.oneshot`` measured: README's table, and a plot of perplexity per method."""
+"""What the study ``oneshot`` measured: README's table, and a plot of perplexity per method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ METHODS = (
     "magnitude", "ria", "wanda", "sparsegpt", "magnitude + refit", "ria + refit", "wanda + refit",
     "sparsegpt + refit", "alps", "wanda + permutation",
 )  # fmt: skip
-DRIFT = 0.25  # that is shown: chosen by benchmarks.oneshot_drift
+DRIFT = 0.25  # The study oneshot_drift chose the share that is shown.
 LARGEST = 1000  # perplexity that is drawn: all beyond is noise
 # Okabe and Ito's colours; the marker tells points apart, too.
 STYLES = {

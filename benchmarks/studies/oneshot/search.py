@@ -7,13 +7,12 @@ dense ones (Kullback-Leibler divergence, which scatters less over texts than the
 the solver of ``jp.search`` takes what costs least divergence for the time that it saves, all
 blocks are cut and refit, one after another, and the next stage begins.
 
-``python -m benchmarks.oneshot_search`` adds a row per stage to ``oneshot_structured.json``, and
+``python -m benchmarks oneshot_search`` adds a row per stage to ``oneshot_structured.json``, and
 goes on after the last one that is there.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import results
 from benchmarks.models import smollm2
 from benchmarks.studies.oneshot import structured
@@ -187,12 +187,12 @@ def _above(y: np.ndarray, a: int, b: int, c: int) -> bool:
     return (y[b] - y[a]) * (c - a) >= (y[c] - y[a]) * (b - a)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot_search")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = studies.parser("oneshot_search", __doc__)
     parser.add_argument("--until", type=float, default=2.0, help="the last speed-up")
     parser.add_argument("--streamed", nargs="*", type=float, help="stages; default: all there are")
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     path = results.begun("oneshot_structured.json", args.results)
     result = results.load(path)
     params, tokenizer = smollm2.load()
@@ -243,7 +243,3 @@ def _unpacked(saved: list[dict[str, str]], like: Keep) -> Keep:
         return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:size].astype(bool)
 
     return [{d: units(text[d], block[d].size) for d in block} for text, block in zip(saved, like)]
-
-
-if __name__ == "__main__":
-    main()

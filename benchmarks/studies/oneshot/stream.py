@@ -26,7 +26,7 @@ from tqdm import tqdm
 import jaxprune as jp
 from benchmarks.models import smollm2
 
-SHARE = 0.25  # chosen by benchmarks.oneshot_drift, on unseen texts
+SHARE = 0.25  # The study oneshot_drift chose it on unseen texts.
 DAMPING = 0.01  # of the mean diagonal of X^T X
 # kernels that write into the stream -> their inputs
 PARTS = {"o": jax.jit(smollm2.attention_inputs), "down": jax.jit(smollm2.hidden)}

@@ -1,19 +1,19 @@
-"""``python -m benchmarks.oneshot_structured``: SmolLM2 with fewer hidden units, heads and blocks.
+"""``python -m benchmarks oneshot_structured``: SmolLM2 with fewer hidden units, heads and blocks.
 
 Nothing is trained. Block by block, calibrated on what the blocks before it give, whole units go and
 their consumers' kept rows are refit. Here units go by known recipes; hidden units, heads and blocks
-are chosen together in :mod:`benchmarks.oneshot_search`, which adds its rows to the same file.
+are chosen together in the study
+oneshot_search, which adds its rows to the same file.
 
-Rows that the result file has are kept. :mod:`benchmarks.oneshot_structured_time` times them.
+Rows that the result file has are kept. The study oneshot_structured_time times them.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import results
 from benchmarks.models import smollm2
 from benchmarks.studies.oneshot import stream as oneshot_stream
@@ -270,11 +271,11 @@ def row(
     return oneshot.measure(pruned, evaluated) | about, pruned
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot_structured")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = studies.parser("oneshot_structured", __doc__)
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS)
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     path = results.begun("oneshot_structured.json", args.results)
     result = results.load(path) if path.exists() else results.header("oneshot_structured")
     params, tokenizer = smollm2.load()
@@ -292,7 +293,3 @@ def main() -> None:
 
 def _short(found: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in found.items() if k != "kept"}
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.oneshot_structured_time``: how fast the cut models are on this device.
+"""``python -m benchmarks oneshot_structured_time``: how fast the cut models are on this device.
 
 All rows of ``oneshot_structured.json`` in one interleaved run, beside what the search's table of
 single operations predicts. A network of the same widths stands for each row: values don't change a
@@ -7,9 +7,8 @@ time. The result is per device: ``oneshot_structured_time.json``, and a plot.
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from matplotlib.ticker import NullLocator
 from scipy.interpolate import interpn
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import results
 from benchmarks.common.machine import load_average
 from benchmarks.models import smollm2
@@ -105,11 +105,11 @@ def family(name: str) -> str:
     return re.sub(r" (-[\d/]+( %)?|[\d.]+ x)", "", name)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot_structured_time")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = studies.parser("oneshot_structured_time", __doc__)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     cut = results.load(results.begun("oneshot_structured.json", args.results))
     path = results.folder(args.results) / "oneshot_structured_time.json"
     params, _ = smollm2.load()
@@ -121,7 +121,3 @@ def main() -> None:
         row["prefill"]["predicted"] = round(predicted(table, kept[name]), 4)
     results.save(result, path)
     plot(cut, result["rows"], path.with_suffix(".png"))
-
-
-if __name__ == "__main__":
-    main()

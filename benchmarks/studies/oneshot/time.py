@@ -1,4 +1,4 @@
-"""``python -m benchmarks.oneshot_time``: SparseGPT beside the products that it can't do without.
+"""``python -m benchmarks oneshot_time``: SparseGPT beside the products that it can't do without.
 
 The Gram matrix of the tokens and its Cholesky factorisation, in one interleaved run; how the time
 to compile grows with the number of inputs; and time and memory of the largest kernel of a network
@@ -7,8 +7,8 @@ of 7 billion parameters.
 
 from __future__ import annotations
 
-import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import results
 from jaxprune.oneshot.sparsegpt import _matrix
 
@@ -78,18 +79,14 @@ def large(shape: tuple[int, int] = LARGE) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot_time", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = studies.parser("oneshot_time", __doc__)
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
     parser.add_argument("--rounds", type=int, default=10)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     found = study(rounds=args.rounds)
     found["compile_seconds"] = {str(n): compile_seconds(n) for n in COMPILED}
     found["large"] = large()
     path = results.folder(args.results) / "oneshot_time.json"
     results.save(results.header("oneshot_time") | found, path)
     print(found)
-
-
-if __name__ == "__main__":
-    main()

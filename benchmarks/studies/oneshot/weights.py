@@ -1,4 +1,4 @@
-"""``python -m benchmarks.oneshot``: prunes SmolLM2 in one shot, and measures perplexities.
+"""``python -m benchmarks oneshot``: prunes SmolLM2 in one shot, and measures perplexities.
 
 Block by block: each block is calibrated on what the already pruned blocks before it give, on pages
 of Python's documentation and on WordNet's verb glosses: fit to one domain alone, reconstruction
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import results, texts
 from benchmarks.models import smollm2
 
@@ -173,8 +174,8 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
     return *(row[k] for k in names), row.get("seed", SEED)
 
 
-def main() -> None:
-    args = arguments()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(argv)
     params, tokenizer = smollm2.load()
     evaluated = corpora(tokenizer)
     count = args.sequences or SEQUENCES * (2 if args.mixed else 1)
@@ -215,8 +216,8 @@ def measure(params: Any, evaluated: dict[str, np.ndarray]) -> dict[str, float]:
     return {k: round(smollm2.perplexity(params, x), 3) for k, x in evaluated.items()}
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot", description=__doc__)
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = studies.parser("oneshot", __doc__)
     parser.add_argument("--at", nargs="+", choices=PATTERNS, default=["50%", "2:4"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--damping", type=float, default=0.01)
@@ -235,8 +236,4 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, help=f"default: {SEQUENCES} of each domain")
     parser.add_argument("--seed", type=int, default=SEED, help="of the pages that are drawn")
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()
+    return parser.parse_args(argv)

@@ -1,6 +1,6 @@
 """At the same measured speed, whose network is the most accurate after fine-tuning?
 
-``python -m benchmarks.speed_accuracy`` trains a network on Fashion-MNIST, prunes it to 2 and 3
+``python -m benchmarks speed_accuracy`` trains a network on Fashion-MNIST, prunes it to 2 and 3
 times its measured speed, and fine-tunes all results alike. Score, objective, solver and widths are
 the same everywhere; what differs is what the solver limits: *time*, the tables of ``jp.search``;
 *FLOPs*; or *uniform*, one fraction for all dimensions, whatever the objective. Each way's budget is
@@ -13,12 +13,11 @@ may share the machine, ``plan`` and ``time`` want it for themselves.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import data, results, train
 from benchmarks.common.machine import load_average
 from benchmarks.models.resnet import ResNet
@@ -373,8 +373,8 @@ def picture(networks: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = studies.parser("speed_accuracy", __doc__)
     parser.add_argument("--quick", action="store_true", help="a look: one seed, hardly trained")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
@@ -383,7 +383,7 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     parser.add_argument("--weights", type=Path, default=Path.home() / ".cache" / "jaxprune")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     images, settings = data.load(), QUICK if args.quick else Settings()
     images = dataclasses.replace(
         images,
@@ -421,7 +421,3 @@ def _kept(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     found = results.load(path) if path.exists() else {}
     same = json.loads(json.dumps(settings)) == found.get("settings")
     return found["networks"] if same else {}
-
-
-if __name__ == "__main__":
-    main()

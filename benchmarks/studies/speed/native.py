@@ -1,6 +1,6 @@
 """Is a compact program as fast as the same module written at the small size by hand?
 
-``python -m benchmarks.native`` halves every dimension of the networks in ``native_models.py``
+``python -m benchmarks native`` halves every dimension of the networks in ``native_models.py``
 (random weights suffice for time) and sets the compact program beside the native module: FLOPs,
 operations of the optimized program, seconds to trace and to compile, seconds to run forward and
 with the gradient. Every time is a ratio to the native module's, taken within an interleaved round
@@ -9,7 +9,6 @@ of one run. The native module runs twice, under two names: the second one shows 
 
 from __future__ import annotations
 
-import argparse
 import re
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import results
 from benchmarks.common.machine import load_average
 from benchmarks.models import transformers as native_models
@@ -203,12 +203,12 @@ def _line(what: str, rows: Mapping[str, Any]) -> str:
     return "   ".join(cells)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = studies.parser("native", __doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of compilations")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     before, start, rows = load_average(), time.perf_counter(), {}
     for case in native_models.cases():
         rows[case.name] = measure(case, args.rounds, args.repetitions, BATCHES)
@@ -222,7 +222,3 @@ def main() -> None:
     path = results.folder(args.results) / "native.json"
     results.save(results.header("native") | about | {"networks": rows}, path)
     print(f"{about['seconds']:.0f} s, load average {before} before; written to {path}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What a mask update costs against sorting: ``python -m benchmarks.selection``.
+"""What a mask update costs against sorting: ``python -m benchmarks selection``.
 
 One leaf of scores becomes a mask, at a traced sparsity of 90 %: by the pattern of this library, by
 the cut that its counting finds (ties beyond the count are kept), by a full argsort (exact, like
@@ -11,9 +11,8 @@ the masks, |w| included, as XLA has compiled them, and how long that took.
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import results
 from jaxprune import selection
 
@@ -202,13 +202,13 @@ def show(title: str, rows: dict[str, Any]) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = studies.parser("selection", __doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--huge", type=int, default=HUGE, help="entries of the last leaf; 0: none")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     found: dict[str, Any] = {}
     for size in args.sizes:
         for dtype in (jnp.float32, jnp.bfloat16):
@@ -235,7 +235,3 @@ def main() -> None:
     path = results.folder(args.results) / "selection.json"
     results.save(results.header("selection") | {"settings": settings} | measured, path)
     print(f"written to {path}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,12 @@
-"""``python -m benchmarks.solver_speed``: how long choosing the widths of a deep network takes.
+"""``python -m benchmarks solver_speed``: how long choosing the widths of a deep network takes.
 
-The transformer of :mod:`benchmarks.structure_speed_models`, from shapes alone, with an H100's
+The transformer of :mod:`benchmarks.studies.structure.networks`, from shapes alone, with an H100's
 published peaks in place of measured times: what is timed is building the tables once, and the
 solver for each speed-up, in seconds of the processor.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import results
 from benchmarks.studies.structure.networks import of_transformer
 from jaxprune.budget.search import Search
@@ -49,18 +49,14 @@ def _solved(search: Search, speedup: float) -> float:
     return time.process_time() - begin
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.solver_speed")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = studies.parser("solver_speed", __doc__)
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     found = study(args.layers)
     results.save(
         results.header("solver_speed") | found,
         results.folder(args.results) / "solver_speed.json",
     )
     print(found)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Ask for speed: how fast are the networks that ``jp.search`` finds, and what do others keep?
 
-``python -m benchmarks.speed`` times networks of published sizes (random weights suffice for time)
+``python -m benchmarks speed`` times networks of published sizes (random weights suffice for time)
 in one interleaved run each: dense; masks applied at run time; half of the FLOPs by the largest
 magnitudes, widths as they fall; every width halved, by ``jp.compact`` and written by hand; and
 what ``jp.search`` finds for 1.25, 1.5, 2 and 3 times the speed, beside one fraction for all
@@ -12,7 +12,6 @@ Rows are kept in ``speed.json`` one network at a time, so that the job can go on
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import glob
 import time
@@ -31,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import results
 from benchmarks.common.machine import load_average
 from benchmarks.models.speed import CASES, QUICK, Case
@@ -299,14 +299,14 @@ def picture(networks: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = studies.parser("speed", __doc__)
     parser.add_argument("--quick", action="store_true", help="small networks")
     parser.add_argument("--only", default="*", help="networks whose names match, with wildcards")
     parser.add_argument("--dtype", default="float32", choices=list(SPEEDUPS))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--results", type=Path, default=results.FOLDER)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     path = results.folder(args.results) / ("speed-quick.json" if args.quick else "speed.json")
     kept = results.load(path)["networks"] if path.exists() else {}
     for name, make in (QUICK if args.quick else CASES).items():
@@ -328,7 +328,3 @@ def main() -> None:
     results.save(results.header("speed") | {"rounds": args.rounds, "networks": kept}, path)
     picture(kept, path.with_suffix(".png"))
     print(path)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What training methods cost: ``python -m benchmarks.training``.
+"""What training methods cost: ``python -m benchmarks training``.
 
 First the whole train step of a multilayer perceptron under plain AdamW, and under each method
 around the same AdamW, at a step that leaves the masks alone and at one that renews them. Rounds are
@@ -8,8 +8,7 @@ Then a mask update alone, against a full argsort and a full sort, in time and in
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import results
 from benchmarks.studies.speed import selection
 from jaxprune import training
@@ -155,14 +155,14 @@ def show(found: dict[str, Any]) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = studies.parser("training", __doc__)
     parser.add_argument("--rounds", type=int, default=51)
     parser.add_argument("--update-rounds", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="of mask updates")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--results", type=Path, default=results.FOLDER)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     steps = measure(tuple(args.methods), args.rounds)
     show(steps)
     updates: dict[str, Any] = {}
@@ -188,7 +188,3 @@ def main() -> None:
     found = {"settings": settings, "steps": steps, "updates": updates}
     results.save(results.header("training") | found, path)
     print(f"written to {path}")
-
-
-if __name__ == "__main__":
-    main()

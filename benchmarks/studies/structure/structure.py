@@ -1,6 +1,6 @@
 """How long finding the structure takes: by the number of equations, and beside Torch-Pruning.
 
-``python -m benchmarks.structure_speed`` infers an unrolled transformer of about 5,000, 10,000 and
+``python -m benchmarks structure_speed`` infers an unrolled transformer of about 5,000, 10,000 and
 20,000 equations from shapes alone, with the tracing apart. With ``--torch-python PATH`` (a Python
 that has torch and torch-pruning) it also takes turns with Torch-Pruning on ResNet-18 and ViT-S/16.
 
@@ -14,7 +14,6 @@ machine is doing counts for neither, and two cores would shorten PyTorch's run o
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -29,6 +28,7 @@ from typing import Any
 import jax
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import results
 from benchmarks.studies.structure.networks import NETWORKS, Case, of_flax, of_transformer
 from jaxprune.structure import infer
@@ -175,13 +175,13 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = studies.parser("structure_speed", __doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--layers", type=int, nargs="+", default=LAYERS)
     parser.add_argument("--torch-python", help="a Python with torch and torch-pruning")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     found = results.header("structure_speed") | {"rounds": args.rounds}
     found |= by_size(args.layers, args.rounds)
     if args.torch_python:
@@ -190,7 +190,3 @@ def main() -> None:
     path = results.folder(args.results) / "structure_speed.json"
     results.save(found, path)
     print(f"written to {path}")
-
-
-if __name__ == "__main__":
-    main()

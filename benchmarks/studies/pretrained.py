@@ -1,4 +1,4 @@
-"""``python -m benchmarks.pretrained``: a text and a speech model pruned by the same calls.
+"""``python -m benchmarks pretrained``: a text and a speech model pruned by the same calls.
 
 MiniLM embeds WordNet glosses; a ridge probe, trained for each row on the pruned model's embeddings,
 tells 26 supersenses apart. Silero VAD says for each 32 ms of real prompts whether there is speech.
@@ -11,10 +11,9 @@ run: a network of the same widths stands for each, for values don't change a tim
 
 from __future__ import annotations
 
-import argparse
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxprune as jp
+from benchmarks import studies
 from benchmarks.common import results, sounds, texts
 from benchmarks.common.machine import load_average
 from benchmarks.models import minilm, silero
@@ -324,14 +324,14 @@ def _time(found: dict[str, Any]) -> tuple[str, str]:
     return f"{found['median_seconds'] * 1e3:.2f}", f"{found['speedup']['median']:.2f} x"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pretrained", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = studies.parser("pretrained", __doc__)
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rows", nargs="*", default=list(jobs()), metavar="NAME", help="to add")
     parser.add_argument("--time", action="store_true", help="time all rows that are there")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="DIR")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     path = results.folder(args.results) / "pretrained.json"
     result = results.load(path) if path.exists() else results.header("pretrained")
     for name in args.models:
@@ -363,7 +363,3 @@ def fill(model: Model, rows: dict[str, Any], names: Iterable[str]) -> Iterator[N
         rows[name] = row(model, stats, *job)
         print(name, {k: v for k, v in rows[name].items() if k != "kept"}, flush=True)
         yield
-
-
-if __name__ == "__main__":
-    main()

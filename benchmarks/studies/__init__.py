@@ -1,0 +1,65 @@
+"""One module or package per question, and the table of them all.
+
+A study is a module with ``main(argv)``: it reads its options, measures, and saves
+``results/<device>/<name of the study>.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import NamedTuple
+
+
+class Study(NamedTuple):
+    """A question, the module that answers it, and the options of a look that takes minutes."""
+
+    question: str
+    module: str
+    quick: tuple[str, ...] | None = ()  # beside ``--quick`` itself; None: has no short way
+
+
+QUICK = ("--quick",)  # of studies that know what that means
+
+STUDIES = {
+    "main": Study("What does pruning do to a real network?", "main.job"),
+    "speed": Study("How fast are the networks that jp.search finds?", "speed.speed", QUICK),
+    "speed_accuracy": Study(
+        "Which way to a speed keeps most accuracy?", "speed.accuracy", QUICK),
+    "native": Study(
+        "Is a compact program as fast as one written small?", "speed.native",
+        ("--rounds", "3", "--repetitions", "1")),
+    "training": Study(
+        "What do training methods cost per step?", "speed.training",
+        ("--rounds", "5", "--update-rounds", "2", "--sizes", "100000")),
+    "selection": Study(
+        "What does a mask update cost beside a sort?", "speed.selection",
+        ("--rounds", "2", "--sizes", "100000", "--huge", "0")),
+    "solver_speed": Study(
+        "How long does choosing the widths take?", "speed.solver", ("--layers", "4")),
+    "structure_speed": Study(
+        "How long does finding the structure take?", "structure.structure",
+        ("--rounds", "2", "--layers", "4")),
+    "effects": Study("Which published effects appear here?", "effects.effects", QUICK),
+    "pretrained": Study(
+        "What is left of pretrained text and speech models?", "pretrained",
+        ("--models", "minilm", "--rounds", "3")),
+    "oneshot": Study(
+        "What does one-shot pruning leave of a language model?", "oneshot.weights",
+        ("--at", "50%", "--methods", "magnitude", "wanda", "--sequences", "4")),
+    "oneshot_layer": Study("Which method keeps one layer's output?", "oneshot.layer", None),
+    "oneshot_drift": Study("How much drift should be made up for?", "oneshot.drift", None),
+    "oneshot_time": Study(
+        "How long does SparseGPT take?", "oneshot.time", ("--rounds", "2")),
+    "oneshot_structured": Study(
+        "What do fewer heads, units and blocks cost?", "oneshot.structured", None),
+    "oneshot_search": Study(
+        "Which units go for a measured speed, in stages?", "oneshot.search", None),
+    "oneshot_structured_time": Study(
+        "How fast are the cut language models?", "oneshot.structured_time", ("--rounds", "3")),
+}  # fmt: skip
+
+
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Returns a parser that names a study's command and opens with the first line of its text."""
+    title = (doc or "").partition("\n")[0].replace("``", "")
+    return argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=title)
