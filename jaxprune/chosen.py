@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune.distributions import Rule, as_distribution, counts_of
 from jaxprune.scores.weights import is_float, leaf_name
 from jaxprune.selection import kept_count, known
-from jaxprune.types import Distribution, Masks, Scores, Where, named_leaves
+from jaxprune.typing import Distribution, Masks, Scores, Where, named_leaves
 
 _NO_KERNELS = ("bias", "scale", "mean", "var")
 _NUMBERS = (int, float, np.number, np.ndarray, jax.Array)

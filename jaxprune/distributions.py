@@ -21,7 +21,7 @@ import numpy as np
 from jaxprune.scores.weights import lamp_of_sorted, root_mean_square, widen
 from jaxprune.selection import apportion, keep_counts, kept_total, known
 from jaxprune.sharding import host
-from jaxprune.types import Distribution, Masks, Scores, Sparsities, named_leaves, path_str
+from jaxprune.typing import Distribution, Masks, Scores, Sparsities, named_leaves, path_str
 
 Rule = float | Callable[[Any], Any]  # a sparsity, or a function of the global one
 

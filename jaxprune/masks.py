@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxprune.selection import count
 from jaxprune.sharding import over
-from jaxprune.types import Masks, Params, PyTree, path_str
+from jaxprune.typing import Masks, Params, PyTree, path_str
 
 
 def check_structure(what: str, tree: PyTree, params: Params, instead: str) -> None:

@@ -29,7 +29,7 @@ from jaxprune.distributions import Rule, uniform
 from jaxprune.scores.weights import widen
 from jaxprune.selection import keep_largest, keep_n_of_m, kept_count, known
 from jaxprune.sharding import on_meshes
-from jaxprune.types import Distribution, Masks, Pattern, Scores, Where
+from jaxprune.typing import Distribution, Masks, Pattern, Scores, Where
 
 
 def _of_units(

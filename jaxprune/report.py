@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune.cost import cost, si
+from jaxprune.costs.api import cost, si
 from jaxprune.masks import check_masks
 from jaxprune.sharding import host
-from jaxprune.types import Masks, Params, named_leaves
+from jaxprune.typing import Masks, Params, named_leaves
 
 _THEORETICAL = (
     "Theoretical FLOPs: those of the contractions that read a leaf, times its density. "

@@ -16,11 +16,11 @@ import numpy as np
 from jaxprune.distributions import like
 from jaxprune.masks import apply_masks, check_masks, overlap
 from jaxprune.patterns import unstructured
-from jaxprune.scores.flow import synflow, total_flow
+from jaxprune.scores.synaptic_flow import synflow, total_flow
 from jaxprune.scores.weights import is_float, random
 from jaxprune.selection import known
 from jaxprune.sharding import host
-from jaxprune.types import Masks, Params, path_str
+from jaxprune.typing import Masks, Params, path_str
 
 
 def shuffle(masks: Masks, *, key: jax.Array) -> Masks:

@@ -15,7 +15,7 @@ import optax
 
 from jaxprune.chosen import is_number
 from jaxprune.selection import known
-from jaxprune.types import Schedule
+from jaxprune.typing import Schedule
 
 
 def polynomial(init: Any, final: Any, *, begin: int, end: int, power: float = 3) -> Schedule:

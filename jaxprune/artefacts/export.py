@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxprune.artefacts import files, leaves, tensors
 from jaxprune.artefacts.checks import Size, conform
-from jaxprune.compact.compact import Compact
+from jaxprune.compaction.api import Compact
 
 FORMAT, VERSION = "jaxprune exported program", 2
 FILE = "exported.safetensors"

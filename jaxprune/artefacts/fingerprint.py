@@ -22,7 +22,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxprune.artefacts.host import is_key, to_host
-from jaxprune.jaxpr import compat
+from jaxprune.ir import compat
 
 # Parameters of equations that don't change what is computed (labels, where and how it is run), and
 # the functions that make rules of derivatives, which are read by ``_rules``.

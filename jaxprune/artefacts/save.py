@@ -15,13 +15,13 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from jaxprune import axes
 from jaxprune.artefacts import files, functions, leaves, tensors
 from jaxprune.artefacts.checks import Size, conform
 from jaxprune.artefacts.host import to_host
-from jaxprune.axes import Axis
-from jaxprune.compact import compact as _compact
-from jaxprune.compact import plan
+from jaxprune.compaction import api as _compact
+from jaxprune.compaction import plan
+from jaxprune.ir import axes
+from jaxprune.ir.axes import Axis
 from jaxprune.rules.registry import KEPT
 from jaxprune.structure import infer as _infer
 from jaxprune.structure.parents import Order

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxprune import axes
-from jaxprune.axes import Axis
 from jaxprune.budget.groups import Group, name_of
 from jaxprune.budget.latency import LatencyTable, Progress, Timer, time_group
-from jaxprune.budget.operations import Operation, bypassed
-from jaxprune.jaxpr.tape import Step
+from jaxprune.costs.operations import Operation, bypassed
+from jaxprune.ir import axes
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Step
 from jaxprune.structure import infer
 
 CANDIDATES = 32  # of one dimension, at most

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import axes, flops
-from jaxprune.axes import Axis
-from jaxprune.budget import operations
-from jaxprune.budget.operations import Repeats, Sizes
-from jaxprune.compact.blocks import View
-from jaxprune.compact.evaluate import restrict_const
-from jaxprune.jaxpr.tape import Step, Tape, Value
+from jaxprune.compaction.blocks import View
+from jaxprune.compaction.evaluate import restrict_const
+from jaxprune.costs import flops, operations
+from jaxprune.costs.operations import Repeats, Sizes
+from jaxprune.ir import axes
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules import registry
 from jaxprune.rules.registry import KEPT, Rule, Wire
 

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.axes import Axis
 from jaxprune.budget.groups import Group, evaluate
-from jaxprune.compact.blocks import View
-from jaxprune.measure import environment
+from jaxprune.compaction.blocks import View
+from jaxprune.ir.axes import Axis
+from jaxprune.measuring import environment
 
 PASSES = 4  # timings of one group, of which the least counts: noise only ever adds
 ROUND = 0.004  # seconds of one timing, at least

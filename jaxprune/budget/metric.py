@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxprune.budget.latency import Progress
-from jaxprune.budget.plan import SearchPlan, Unreachable
+from jaxprune.budget.result import SearchPlan, Unreachable
 from jaxprune.budget.search import Search
 from jaxprune.budget.sensitivity import Metric, several, value_of
 from jaxprune.budget.target import Target

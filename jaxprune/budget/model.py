@@ -12,16 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune import axes
-from jaxprune.axes import Axis
-from jaxprune.budget import operations
 from jaxprune.budget.candidates import aligned_step, candidates, fastest_steps
 from jaxprune.budget.groups import Group, groups, name_of
 from jaxprune.budget.latency import LatencyTable, Progress, time_group
-from jaxprune.budget.operations import Operation, grid
 from jaxprune.budget.roofline import Device
 from jaxprune.budget.solver import Problem, Term, Total, merged
-from jaxprune.cost import cost
+from jaxprune.costs import operations
+from jaxprune.costs.api import cost
+from jaxprune.costs.operations import Operation, grid
+from jaxprune.ir import axes
+from jaxprune.ir.axes import Axis
 from jaxprune.structure import infer
 from jaxprune.structure.structure import Structure
 

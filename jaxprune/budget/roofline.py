@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.budget.operations import Operation, Sizes
 from jaxprune.budget.target import positive
+from jaxprune.costs.operations import Operation, Sizes
 
 
 @dataclass(frozen=True)

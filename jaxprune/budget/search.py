@@ -13,18 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.budget import kept
+from jaxprune.budget import score_tables as kept
 from jaxprune.budget.latency import LatencyTable, Progress
 from jaxprune.budget.limits import Limits, check_kinds, limits_of
 from jaxprune.budget.model import add_latency, build
-from jaxprune.budget.plan import SearchPlan, Unreachable
+from jaxprune.budget.result import SearchPlan, Unreachable
 from jaxprune.budget.roofline import Device
 from jaxprune.budget.roofline import device as device_of
 from jaxprune.budget.solver import Problem, cheapest, first_uniform, solve
 from jaxprune.budget.target import Costs, Target
-from jaxprune.compact.compact import Compact, compact
-from jaxprune.cost import cost
-from jaxprune.measure import benchmark, compare
+from jaxprune.compaction.api import Compact, compact
+from jaxprune.costs.api import cost
+from jaxprune.measuring import benchmark, compare
 from jaxprune.structure.patterns import chosen_dims
 from jaxprune.structure.structure import Structure
 

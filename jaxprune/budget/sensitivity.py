@@ -20,7 +20,7 @@ from jaxprune.masks import apply_masks
 from jaxprune.patterns import unstructured
 from jaxprune.structure.patterns import chosen_dims, structured
 from jaxprune.structure.structure import Structure
-from jaxprune.types import named_leaves
+from jaxprune.typing import named_leaves
 
 Metric = Callable[[Any], Any]  # params, masked and at full size -> a number, larger = better
 

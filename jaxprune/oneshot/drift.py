@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.calibration import Stats
-from jaxprune.jaxpr.inputs import Wish, read_rows
+from jaxprune.calibration.api import Stats
+from jaxprune.calibration.reader import Wish, read_rows
 from jaxprune.oneshot.layers import damped, layer_of, matmul
-from jaxprune.types import Params, path_str
+from jaxprune.typing import Params, path_str
 
 DAMPING = 0.01  # of the mean diagonal of X^T X
 

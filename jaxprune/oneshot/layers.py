@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.calibration import Stats, statistic_shape
+from jaxprune.calibration.api import Stats, statistic_shape
+from jaxprune.calibration.origins import Layout
+from jaxprune.calibration.reader import GROUPED, UNREAD
 from jaxprune.chosen import is_number
-from jaxprune.jaxpr.inputs import GROUPED, UNREAD
-from jaxprune.jaxpr.origins import Layout
 from jaxprune.masks import apply_masks
 from jaxprune.patterns import unstructured
 from jaxprune.scores.activations import wanda
 from jaxprune.selection import count, known
 from jaxprune.sharding import whole
-from jaxprune.types import Masks, Params, Pattern, path_str
+from jaxprune.typing import Masks, Params, Pattern, path_str
 
 SINGLE_ENTRIES = unstructured()  # what methods choose by default
 

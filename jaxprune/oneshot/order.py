@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from jaxprune.calibration import wish_for
-from jaxprune.jaxpr.inputs import Wish, read, read_rows
-from jaxprune.types import Params, Where, named_leaves
+from jaxprune.calibration.api import wish_for
+from jaxprune.calibration.reader import Wish, read, read_rows
+from jaxprune.typing import Params, Where, named_leaves
 
 
 def of_use(block: Callable[..., Any], p: Params, x: Any, where: Where | None) -> list[Where]:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import axes
+from jaxprune.ir import axes
 from jaxprune.structure.patterns import chosen_dims
 from jaxprune.structure.structure import Structure
-from jaxprune.types import PyTree
+from jaxprune.typing import PyTree
 
 Orders = dict[str, np.ndarray]  # dimension -> for each new place, the unit that comes there
 TOLERANCE = 1e-3  # of the largest output: roundings of sums in another order

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.calibration import Stats
+from jaxprune.calibration.api import Stats
 from jaxprune.masks import check_masks, check_structure
 from jaxprune.oneshot.layers import check_stats
 from jaxprune.scores.weights import is_float, widen
 from jaxprune.sharding import on_meshes
-from jaxprune.types import Masks, Params, Scores, path_str
+from jaxprune.typing import Masks, Params, Scores, path_str
 
 
 @on_meshes(1)

@@ -5,6 +5,7 @@ alone. Each function draws on ``ax`` (a new figure if None) and returns it. Need
 ``pip install "jaxprune[plot]"``.
 """
 
+from jaxprune.plot._widths import widths as widths
 from jaxprune.plot.curves import accuracy_density as accuracy_density
 from jaxprune.plot.curves import accuracy_speedup as accuracy_speedup
 from jaxprune.plot.curves import densities as densities
@@ -13,4 +14,3 @@ from jaxprune.plot.curves import measured_theoretical as measured_theoretical
 from jaxprune.plot.curves import over_steps as over_steps
 from jaxprune.plot.curves import sensitivity as sensitivity
 from jaxprune.plot.dimensions import structure as structure
-from jaxprune.plot.widths import widths as widths

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxprune import axes
-from jaxprune.axes import Axis
+from jaxprune.ir import axes
+from jaxprune.ir.axes import Axis
 from jaxprune.plot.curves import COLOURS, as_patterns, new_axes
 from jaxprune.structure.structure import Dimension, Slot, Structure
 from jaxprune.structure.table import pattern_of

@@ -18,9 +18,9 @@ from jaxprune.rules import random as random
 from jaxprune.rules import reduction as reduction
 from jaxprune.rules import shards as shards
 from jaxprune.rules import window as window
-from jaxprune.rules.named import elementwise as elementwise
-from jaxprune.rules.named import named_axes as named_axes
-from jaxprune.rules.own import register as register
+from jaxprune.rules.declared import elementwise as elementwise
+from jaxprune.rules.declared import named_axes as named_axes
+from jaxprune.rules.registered import register as register
 from jaxprune.rules.registry import Mix as Mix
 from jaxprune.rules.registry import Rule as Rule
 from jaxprune.rules.zeros import Zeros as Zeros

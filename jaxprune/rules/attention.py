@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxprune import axes
-from jaxprune.axes import Axis
-from jaxprune.jaxpr.tape import Step, Value
+from jaxprune.ir import axes
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Step, Value
 from jaxprune.rules import zeros
 from jaxprune.rules.registry import register
 from jaxprune.rules.zeros import Zeros

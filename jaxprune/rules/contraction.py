@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import axes
-from jaxprune.axes import Axis
-from jaxprune.jaxpr import compat
-from jaxprune.jaxpr.tape import Step
+from jaxprune.ir import axes, compat
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Step
 from jaxprune.rules import zeros
 from jaxprune.rules.registry import Mix, View, couple_opaque, register
 from jaxprune.rules.zeros import Zeros

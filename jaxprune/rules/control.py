@@ -14,14 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune import axes
-from jaxprune.axes import Axis
-from jaxprune.jaxpr import compat, tape
-from jaxprune.jaxpr.content import content
-from jaxprune.jaxpr.tape import Step, Value
+from jaxprune.ir import axes, compat, tape
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.content import content
+from jaxprune.ir.tape import Step, Value
 from jaxprune.rules import registry, zeros
-from jaxprune.rules.flow import is_identity
 from jaxprune.rules.registry import KEPT, Block, Flow, Needs, Runner, Wire, register_nested
+from jaxprune.rules.zero_flow import is_identity
 from jaxprune.rules.zeros import Zeros
 
 Blocks = list[set[Block]]

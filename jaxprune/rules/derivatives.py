@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.axes import Axis
-from jaxprune.jaxpr import compat
-from jaxprune.jaxpr.tape import Step, Tape, Value
+from jaxprune.ir import compat
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules import zeros
 from jaxprune.rules.control import Blocks, build, demand_called, tie, typed, zeros_called
 from jaxprune.rules.registry import Flow, Needs, Runner, Wire, register_nested

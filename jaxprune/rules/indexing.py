@@ -8,11 +8,10 @@ import jax
 import numpy as np
 from jax.lax import GatherScatterMode
 
-from jaxprune import axes
-from jaxprune.axes import Axis
-from jaxprune.jaxpr import compat
-from jaxprune.jaxpr.content import content
-from jaxprune.jaxpr.tape import Step
+from jaxprune.ir import axes, compat
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.content import content
+from jaxprune.ir.tape import Step
 from jaxprune.rules import zeros
 from jaxprune.rules.layout import reordered
 from jaxprune.rules.registry import Mix, View, register

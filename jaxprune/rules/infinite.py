@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.jaxpr.content import content
-from jaxprune.jaxpr.tape import Step, Value
+from jaxprune.ir.content import content
+from jaxprune.ir.tape import Step, Value
 from jaxprune.rules.linalg import MATRICES, VECTORS
 from jaxprune.rules.pointwise import POINTWISE, knows_any, plain_params
 from jaxprune.rules.zeros import Zeros

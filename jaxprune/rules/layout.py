@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from jax import lax
 
-from jaxprune import axes
-from jaxprune.axes import Axis
-from jaxprune.jaxpr import compat
-from jaxprune.jaxpr.tape import Step
+from jaxprune.ir import axes, compat
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Step
 from jaxprune.rules import zeros
 from jaxprune.rules.registry import View, register
 from jaxprune.rules.zeros import Zeros

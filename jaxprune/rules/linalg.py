@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxprune import axes
-from jaxprune.axes import Axis
-from jaxprune.jaxpr.tape import Step
+from jaxprune.ir import axes
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Step
 from jaxprune.rules import zeros
 from jaxprune.rules.registry import register
 from jaxprune.rules.zeros import Zeros

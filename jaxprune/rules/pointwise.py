@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxprune import axes
-from jaxprune.axes import Axis
-from jaxprune.jaxpr import compat
-from jaxprune.jaxpr.content import content
-from jaxprune.jaxpr.tape import Step, concrete
+from jaxprune.ir import axes, compat
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.content import content
+from jaxprune.ir.tape import Step, concrete
 from jaxprune.rules import zeros
 from jaxprune.rules.registry import View, register
 from jaxprune.rules.zeros import Zeros

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxprune import axes
-from jaxprune.axes import Axis
-from jaxprune.jaxpr import compat
-from jaxprune.jaxpr.tape import Step
+from jaxprune.ir import axes, compat
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Step
 from jaxprune.rules.pointwise import couple_pointwise
 from jaxprune.rules.registry import View, register
 

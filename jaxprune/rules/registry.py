@@ -15,10 +15,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxprune import axes
-from jaxprune.axes import Axis
-from jaxprune.jaxpr import compat
-from jaxprune.jaxpr.tape import Step, Tape, Value
+from jaxprune.ir import axes, compat
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules import zeros
 from jaxprune.rules.zeros import Zeros
 

@@ -12,10 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune import axes
-from jaxprune.axes import Axis
-from jaxprune.jaxpr import compat
-from jaxprune.jaxpr.tape import Step, Value
+from jaxprune.ir import axes, compat
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Step, Value
 from jaxprune.rules.control import build, demand_called, typed
 from jaxprune.rules.registry import Flow, Runner, Wire, couple_opaque, register_nested
 from jaxprune.rules.zeros import Zeros

@@ -1,6 +1,7 @@
 """Scores: ``(params, **evidence) -> scores``, the same tree; larger = keep."""
 
 from jaxprune.scores import evidence as evidence
+from jaxprune.scores._ria import ria as ria
 from jaxprune.scores.activations import Activity as Activity
 from jaxprune.scores.activations import activity as activity
 from jaxprune.scores.activations import apoz as apoz
@@ -14,14 +15,13 @@ from jaxprune.scores.curvature import adam_fisher as adam_fisher
 from jaxprune.scores.curvature import fisher as fisher
 from jaxprune.scores.curvature import obd as obd
 from jaxprune.scores.curvature import woodfisher as woodfisher
-from jaxprune.scores.flow import synflow as synflow
 from jaxprune.scores.gradients import grasp as grasp
 from jaxprune.scores.gradients import movement as movement
 from jaxprune.scores.gradients import saliency as saliency
 from jaxprune.scores.gradients import snip as snip
 from jaxprune.scores.gradients import taylor as taylor
-from jaxprune.scores.ria import ria as ria
 from jaxprune.scores.rounds import in_rounds as in_rounds
+from jaxprune.scores.synaptic_flow import synflow as synflow
 from jaxprune.scores.weights import l2 as l2
 from jaxprune.scores.weights import lamp as lamp
 from jaxprune.scores.weights import magnitude as magnitude

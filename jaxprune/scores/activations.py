@@ -15,7 +15,7 @@ import numpy as np
 from jaxprune.scores.evidence import Batches, check_batches
 from jaxprune.scores.required import required
 from jaxprune.scores.weights import is_float, widen
-from jaxprune.types import Params, PyTree, Scores, path_str
+from jaxprune.typing import Params, PyTree, Scores, path_str
 
 
 class Activity(NamedTuple):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.scores.weights import is_float, leaf_name, map_floats, widen
-from jaxprune.types import Params, Scores, Where, path_str
+from jaxprune.typing import Params, Scores, Where, path_str
 
 
 def is_norm_scale(path: str, leaf: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxprune.scores.weights import map_floats, widen
-from jaxprune.types import Params, ScoreFn, Scores
+from jaxprune.typing import Params, ScoreFn, Scores
 
 
 def smallest(params: Params, **evidence: Any) -> Scores:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxprune.masks import check_structure
 from jaxprune.scores.required import required, required_tree
 from jaxprune.scores.weights import is_float, widen
-from jaxprune.types import Params, Scores, path_str
+from jaxprune.typing import Params, Scores, path_str
 
 _EIGH_AT_ONCE = 256  # blocks that are factorised together
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.scores.weights import is_float, widen
-from jaxprune.types import Params, PyTree
+from jaxprune.typing import Params, PyTree
 
 Loss = Callable[..., Any]  # (params, *batch) -> scalar
 Batches = Sequence[tuple[Any, ...]]

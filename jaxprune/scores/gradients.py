@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxprune.scores.required import required_tree
 from jaxprune.scores.weights import is_float, map_floats, widen
-from jaxprune.types import Params, Scores
+from jaxprune.typing import Params, Scores
 
 GRAD = "grad=jax.grad(loss)(params)"
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxprune.masks import check_structure
-from jaxprune.types import Params, path_str
+from jaxprune.typing import Params, path_str
 
 
 def required(score: str, name: str, value: Any, how: str) -> None:

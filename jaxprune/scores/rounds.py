@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxprune.masks import apply_masks
 from jaxprune.scores.weights import is_float
-from jaxprune.types import Masks, Params, Pattern, ScoreFn
+from jaxprune.typing import Masks, Params, Pattern, ScoreFn
 
 
 def in_rounds(score: ScoreFn, pattern: Pattern, *, rounds: int = 100) -> Callable[..., Masks]:

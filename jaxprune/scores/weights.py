@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.scores.required import required
-from jaxprune.types import Params, Scores
+from jaxprune.typing import Params, Scores
 
 
 def is_float(leaf: Any) -> bool:

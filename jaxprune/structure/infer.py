@@ -11,13 +11,12 @@ from typing import Any
 import jax
 
 import jaxprune.rules  # noqa: F401  (fills the table)
-from jaxprune import axes
-from jaxprune.axes import Axis
-from jaxprune.jaxpr import compat, tape
-from jaxprune.jaxpr.tape import Step, Tape, Value
+from jaxprune.ir import axes, compat, tape
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules import registry
 from jaxprune.rules.indexing import constant_gather
-from jaxprune.types import ending_in, named_leaves, path_str
+from jaxprune.typing import ending_in, named_leaves, path_str
 
 Shapes = Sequence[tuple[str, tuple[int, ...]]]  # (path, shape) of each leaf
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.jaxpr.tape import Step
+from jaxprune.ir.tape import Step
 from jaxprune.rules.contraction import free_axes
 from jaxprune.rules.layout import reshape_groups
 from jaxprune.rules.pointwise import POINTWISE, RESHARDING

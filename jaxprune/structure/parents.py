@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune import axes
-from jaxprune.axes import Axis
-from jaxprune.jaxpr.tape import Step, Tape, Value
+from jaxprune.ir import axes
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules.control import step_length
 from jaxprune.structure.landing import Way, flat, landed, landings
 

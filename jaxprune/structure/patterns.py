@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxprune import axes, selection
+from jaxprune import selection
 from jaxprune.distributions import ByPath, Rule, as_distribution, by_path, uniform
+from jaxprune.ir import axes
 from jaxprune.patterns import check_sparsity
 from jaxprune.sharding import on_meshes, parts
 from jaxprune.structure.structure import Dimension, Structure
-from jaxprune.types import Distribution, Pattern
+from jaxprune.typing import Distribution, Pattern
 
 
 def chosen_dims(

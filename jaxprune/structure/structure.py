@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import axes
-from jaxprune.axes import Axis
+from jaxprune.ir import axes
+from jaxprune.ir.axes import Axis
 from jaxprune.masks import fits
 from jaxprune.selection import known
 from jaxprune.sharding import declared_layout, freely, host

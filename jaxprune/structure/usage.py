@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from jaxprune import axes
-from jaxprune.axes import Axis
-from jaxprune.jaxpr import compat
-from jaxprune.jaxpr.tape import Step, Tape, Value
+from jaxprune.ir import axes, compat
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Step, Tape, Value
 
 # The facts. A kernel is an operand that depends on parameters only.
 READ = "contracted with a kernel"

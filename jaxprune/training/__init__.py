@@ -21,7 +21,14 @@ Where params hold all weights, the network computes with ``forward_params(params
 What is evaluated, saved and served is ``masked_params(params, opt_state)``.
 """
 
-from jaxprune.training.admm import admm as admm
+from jaxprune.training._admm import admm as admm
+from jaxprune.training._movement import movement as movement
+from jaxprune.training._movement import soft_movement as soft_movement
+from jaxprune.training._prune import prune as prune
+from jaxprune.training._soft_threshold import SoftThresholds as SoftThresholds
+from jaxprune.training._soft_threshold import soft_threshold as soft_threshold
+from jaxprune.training._static import one_shot as one_shot
+from jaxprune.training._static import static as static
 from jaxprune.training.alternating import ac_dc as ac_dc
 from jaxprune.training.core import MaskState as MaskState
 from jaxprune.training.core import method as method
@@ -39,8 +46,6 @@ from jaxprune.training.dynamic import set as set
 from jaxprune.training.dynamic import snfs as snfs
 from jaxprune.training.forward import forward_params as forward_params
 from jaxprune.training.forward import masked_params as masked_params
-from jaxprune.training.movement import movement as movement
-from jaxprune.training.movement import soft_movement as soft_movement
 from jaxprune.training.packing import packed as packed
 from jaxprune.training.penalties import AddPenaltyState as AddPenaltyState
 from jaxprune.training.penalties import add_penalty as add_penalty
@@ -48,16 +53,11 @@ from jaxprune.training.penalties import group_lasso as group_lasso
 from jaxprune.training.penalties import l1 as l1
 from jaxprune.training.penalties import network_slimming as network_slimming
 from jaxprune.training.penalties import regularised as regularised
-from jaxprune.training.prune import prune as prune
 from jaxprune.training.rewinding import Round as Round
 from jaxprune.training.rewinding import iterative as iterative
 from jaxprune.training.rewinding import set_masks as set_masks
-from jaxprune.training.soft_threshold import SoftThresholds as SoftThresholds
-from jaxprune.training.soft_threshold import soft_threshold as soft_threshold
 from jaxprune.training.sparse_params import KeepParamsSparseState as KeepParamsSparseState
 from jaxprune.training.sparse_params import keep_params_sparse as keep_params_sparse
-from jaxprune.training.static import one_shot as one_shot
-from jaxprune.training.static import static as static
 from jaxprune.training.straight_through import sr_ste as sr_ste
 from jaxprune.training.straight_through import ste as ste
 from jaxprune.training.straight_through import top_kast as top_kast

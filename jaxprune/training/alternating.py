@@ -12,7 +12,7 @@ from jaxprune.patterns import unstructured
 from jaxprune.scores.weights import magnitude
 from jaxprune.training.core import Moments, check_score, method, scored
 from jaxprune.training.renewal import check_number
-from jaxprune.types import Masks, Pattern, ScoreFn
+from jaxprune.typing import Masks, Pattern, ScoreFn
 
 _UNSTRUCTURED = unstructured()
 

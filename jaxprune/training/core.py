@@ -37,7 +37,7 @@ from jaxprune.training.renewal import (
     strong,
 )
 from jaxprune.training.wrappers import warn_of_wrappers
-from jaxprune.types import Masks, Params, Pattern, Schedule, ScoreFn, Scores, path_str
+from jaxprune.typing import Masks, Params, Pattern, Schedule, ScoreFn, Scores, path_str
 
 Renew = Callable[..., Masks]  # (params, masks, sparsity, **evidence) -> masks
 Due = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (step, sparsity, last) -> bool

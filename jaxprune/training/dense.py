@@ -25,7 +25,7 @@ from jaxprune.training.renewal import (
     is_due,
     scheduled,
 )
-from jaxprune.types import Masks, Params, Pattern, Schedule, ScoreFn
+from jaxprune.typing import Masks, Params, Pattern, Schedule, ScoreFn
 
 Chosen = tuple[Masks, Any]  # masks for the next forward pass, and the method's memory
 

@@ -17,11 +17,11 @@ from jaxprune.patterns import unstructured
 from jaxprune.scores.weights import is_float, magnitude, random, widen
 from jaxprune.selection import count, keep_largest, kept_total, known
 from jaxprune.sharding import freely, over
+from jaxprune.training._static import or_random
 from jaxprune.training.core import NOTHING, Moments, Renew, check_renewed, method
 from jaxprune.training.landing import hold
 from jaxprune.training.renewal import final, scheduled
-from jaxprune.training.static import or_random
-from jaxprune.types import Distribution, Masks, Pattern, Schedule, ScoreFn, Scores, Where
+from jaxprune.typing import Distribution, Masks, Pattern, Schedule, ScoreFn, Scores, Where
 
 _UNSTRUCTURED = unstructured()
 

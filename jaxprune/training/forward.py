@@ -10,10 +10,10 @@ import optax
 
 from jaxprune.masks import apply_masks, check_masks, check_structure
 from jaxprune.scores.weights import is_float
+from jaxprune.training._soft_threshold import shrink
 from jaxprune.training.packing import unpacked
-from jaxprune.training.soft_threshold import shrink
 from jaxprune.training.states import Average, Held, averages, held, hung_on
-from jaxprune.types import Masks, Params
+from jaxprune.typing import Masks, Params
 
 
 def forward_params(params: Params, opt_state: Any) -> Params:

@@ -17,7 +17,7 @@ from jaxprune.masks import check_masks, check_structure
 from jaxprune.scores.weights import is_float
 from jaxprune.selection import known
 from jaxprune.sharding import over
-from jaxprune.types import Masks, Params, PyTree, Scores, path_str
+from jaxprune.typing import Masks, Params, PyTree, Scores, path_str
 
 _RESTORE = "restore a checkpoint with jax.eval_shape(tx.init, params) as its target"
 

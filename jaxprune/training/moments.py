@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxprune.sharding import over
-from jaxprune.types import Masks
+from jaxprune.typing import Masks
 
 
 def forget_pruned(inner: Any, state: optax.OptState, masks: Masks) -> optax.OptState:

@@ -11,7 +11,7 @@ from jaxprune.masks import PackedMask, pack, unpack
 from jaxprune.training.core import MaskState, as_transform
 from jaxprune.training.landing import is_placeholder
 from jaxprune.training.sparse_params import KeepParamsSparseState
-from jaxprune.types import Masks, PyTree
+from jaxprune.typing import Masks, PyTree
 
 _STATES = (MaskState, KeepParamsSparseState)
 

@@ -16,11 +16,11 @@ from jaxprune.scores.channels import batch_norm_scale, is_norm_scale
 from jaxprune.scores.weights import l2, magnitude, widen
 from jaxprune.structure.patterns import chosen_dims, structured
 from jaxprune.structure.structure import Structure
+from jaxprune.training._static import one_shot
 from jaxprune.training.core import as_transform
 from jaxprune.training.renewal import scheduled
-from jaxprune.training.static import one_shot
 from jaxprune.training.straight_through import check_rate
-from jaxprune.types import Params, Pattern, Schedule, ScoreFn, Where
+from jaxprune.typing import Params, Pattern, Schedule, ScoreFn, Where
 
 _UNSTRUCTURED = unstructured()
 Penalty = Callable[[Params], jax.Array]  # params -> a number

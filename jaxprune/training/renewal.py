@@ -14,7 +14,7 @@ from jaxprune.selection import known
 from jaxprune.sharding import like
 from jaxprune.structure.patterns import structured
 from jaxprune.training.landing import is_placeholder
-from jaxprune.types import Masks, Params, Pattern, Schedule
+from jaxprune.typing import Masks, Params, Pattern, Schedule
 
 _FACTORIES: dict[Any, str] = {
     unstructured: "jp.unstructured()",

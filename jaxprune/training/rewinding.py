@@ -17,7 +17,7 @@ from jaxprune.training.core import MaskState, check_renewed, check_score, scored
 from jaxprune.training.landing import hold
 from jaxprune.training.renewal import strong
 from jaxprune.training.sparse_params import KeepParamsSparseState
-from jaxprune.types import Masks, Params, Pattern, ScoreFn
+from jaxprune.typing import Masks, Params, Pattern, ScoreFn
 
 _UNSTRUCTURED = unstructured()
 Train = Callable[[Params, Any, int, int], tuple[Params, Any]]

@@ -16,7 +16,7 @@ from jaxprune.training.landing import (
     land_on_masked,
 )
 from jaxprune.training.wrappers import warn_of_wrappers
-from jaxprune.types import Masks
+from jaxprune.typing import Masks
 
 
 class KeepParamsSparseState(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jaxprune.masks import PackedMask
-from jaxprune.types import Masks, Params, PyTree
+from jaxprune.typing import Masks, Params, PyTree
 
 _SCHEDULE_FREE = {"b1", "weight_sum", "step_count", "max_lr", "base_optimizer_state", "z"}
 

@@ -15,7 +15,7 @@ from jaxprune.training.core import MaskState, scored
 from jaxprune.training.dense import Chosen, dense_method, same_gradient
 from jaxprune.training.landing import is_placeholder
 from jaxprune.training.renewal import final, scheduled
-from jaxprune.types import Masks, Params, Pattern, Schedule, ScoreFn
+from jaxprune.typing import Masks, Params, Pattern, Schedule, ScoreFn
 
 _UNSTRUCTURED = unstructured()
 _TWO_OF_FOUR = n_m(2, 4)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import jaxprune as jp
-from jaxprune import axes
+from jaxprune.ir import axes
 from tests.fuzz.numpy_eval import evaluate, widened
 
 Entries = list[np.ndarray]  # for each leaf, a boolean for each of its entries

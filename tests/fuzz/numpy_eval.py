@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from scipy import special
 
-from jaxprune.jaxpr import compat
+from jaxprune.ir import compat
 
 Evaluate = Callable[[Any, list[Any]], Any]
 TABLE: dict[str, Evaluate] = {}  # primitive -> (equation, operands) -> a result, or a list of them

@@ -32,7 +32,7 @@ import numpy as np
 
 import jaxprune as jp
 from benchmarks.common import results
-from jaxprune.jaxpr import compat
+from jaxprune.ir import compat
 from tests.fuzz import laws as fuzz_laws
 from tests.fuzz.laws import Case, run, trace
 from tests.fuzz.masks import MASKS, draw_masks, masked_params

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.compact import plan
-from jaxprune.compact.certificate import Certificate
-from jaxprune.compact.compact import Compact
+from jaxprune.compaction import plan
+from jaxprune.compaction.api import Compact
+from jaxprune.compaction.certificate import Certificate
 from jaxprune.rules import registry, zeros
 from tests.fuzz import laws as fuzz_laws
 from tests.fuzz import masks as fuzz_masks
@@ -236,7 +236,7 @@ def meeting_itself():
 
 
 def test_the_masks_find_orders_that_are_not_proved(monkeypatch):
-    for module in (plan, sys.modules["jaxprune.compact.compact"]):
+    for module in (plan, sys.modules["jaxprune.compaction.api"]):
         monkeypatch.setattr(module, "obstacle", lambda *_: None)
     checker, found = fuzz.Checker(meeting_itself()), set()
     for seed in range(12):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune import axes
+from jaxprune.ir import axes
 
 
 def test_fused_qkv_with_grouped_queries_nests_both_ways():

@@ -13,7 +13,7 @@ from scipy import special
 import jaxprune as jp
 from benchmarks.common import sounds
 from benchmarks.models import minilm, silero, smollm2
-from benchmarks.studies.pretrained import pretrained as job
+from benchmarks.studies import pretrained as job
 
 SIZES = {"width": 16, "heads": 4 * minilm.HEAD, "hidden": 24, "words": 40, "positions": 12}
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import jaxprune as jp
 from benchmarks import studies
 from benchmarks.common import results
-from jaxprune.oneshot.sparsegpt import _matrix
+from jaxprune.oneshot._sparsegpt import _matrix
 
 TOKENS, SIZE, COMPILED = 4096, 2048, (512, 1024, 2048)
 LARGE = (11008, 4096)  # in, out

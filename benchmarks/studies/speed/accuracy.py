@@ -35,7 +35,7 @@ from benchmarks.common import data, results, train
 from benchmarks.common.machine import load_average
 from benchmarks.models.resnet import ResNet
 from benchmarks.studies.main import methods
-from jaxprune.budget.kept import OBJECTIVES
+from jaxprune.budget.score_tables import OBJECTIVES
 from jaxprune.budget.search import Search
 from jaxprune.budget.solver import first_uniform, solve
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.types import path_str
+from jaxprune.typing import path_str
 
 Model = tuple[Callable[..., Any], Any, tuple[Any, ...]]  # (fn, params, args)
 

@@ -17,7 +17,7 @@ import jaxprune as jp
 from benchmarks.models.speed import LSTM, BottleneckResNet
 from benchmarks.models.transformers import GPT, ViT, Widths
 from jaxprune.budget import candidates, groups, latency, model
-from jaxprune.budget.kept import score_total
+from jaxprune.budget.score_tables import score_total
 from jaxprune.budget.search import Search, rising, uncertainty
 from jaxprune.budget.sensitivity import Sensitivity
 from jaxprune.structure import infer

@@ -251,7 +251,7 @@ def test_without_grams_the_error_says_so():
 
 
 def test_compilation_does_not_grow_with_the_inputs():
-    from jaxprune.oneshot.sparsegpt import _matrix
+    from jaxprune.oneshot._sparsegpt import _matrix
 
     def equations(n):
         shapes = jnp.ones((n, 4)), jnp.eye(n)

@@ -11,7 +11,7 @@ import pytest
 import jaxprune as jp
 from jaxprune.oneshot import order as orders
 from jaxprune.oneshot.drift import Corrector, _cross
-from jaxprune.types import path_str
+from jaxprune.typing import path_str
 
 
 def block(p, x):

@@ -8,8 +8,7 @@ from jax import lax
 from jax.extend.core import Primitive
 
 import jaxprune as jp
-from jaxprune import axes
-from jaxprune.jaxpr import tape
+from jaxprune.ir import axes, tape
 from jaxprune.rules import registry
 
 X = jax.random.normal(jax.random.key(0), (4, 3, 5))

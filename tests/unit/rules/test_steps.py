@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxprune import axes
-from jaxprune.jaxpr import compat, tape
+from jaxprune.ir import axes, compat, tape
 from jaxprune.rules import registry, zeros
 
 KEY = jax.random.key(3)

@@ -135,7 +135,7 @@ def test_soft_thresholds_match_numpy() -> None:
 
 def test_the_threshold_follows_the_gradient_of_the_shrunk_weights() -> None:
     """That of the loss with respect to s, by automatic differentiation."""
-    from jaxprune.training.soft_threshold import shrink
+    from jaxprune.training._soft_threshold import shrink
 
     w = jnp.asarray(START)
     loss = lambda w: jnp.sum(jnp.sin(w))  # noqa: E731

@@ -1,0 +1,169 @@
+"""How much score counts of dimensions keep, as tables for the solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprune.budget.model import Model, dims_in
+from jaxprune.budget.solver import Term, Total, merged
+from jaxprune.ir import axes
+from jaxprune.ir.axes import Axis
+from jaxprune.scores.weights import is_float
+from jaxprune.sharding import host
+from jaxprune.structure.structure import Structure
+
+LEAST = 1e-3  # share: what is emptied is worth so little, and not minus infinity
+# What a leaf (or dimension) of score ``whole`` is worth that keeps a ``share`` of it.
+OBJECTIVES: dict[str, Callable[[float, np.ndarray], np.ndarray]] = {
+    "sum": lambda whole, share: whole * share,
+    "proportional": lambda whole, share: whole * np.log(np.maximum(share, LEAST)),
+    "balanced": lambda whole, share: np.sqrt(share),
+}
+
+
+def score_total(
+    structure: Structure, model: Model, scores: Any, objective: str = "sum"
+) -> tuple[Total, dict[str, np.ndarray], Total]:
+    """What is to be large, per dimension its units with the best first, and the score kept.
+
+    Scores per entry: a leaf keeps its sum times, for each of its dimensions, the share of that sum
+    in the units kept. That is exact for one dimension in a leaf, and for several it takes their
+    shares as independent. Scores per unit (``{dimension: vector}``) simply add.
+    """
+    terms, order = _terms(structure, model, scores)
+    total = Total(merged(terms), len(model.names))
+    if objective == "sum":
+        return total, order, total
+    worth = [_worth(t, OBJECTIVES[objective]) for t in terms]
+    return Total(merged(worth), len(model.names)), order, total
+
+
+def _worth(term: Term, of: Callable[[float, np.ndarray], np.ndarray]) -> Term:
+    whole = max(float(term.table.max()), 1e-300)
+    return Term(term.dims, of(whole, term.table / whole))
+
+
+def check_scores(
+    structure: Structure, names: Sequence[str], scores: Any, objective: str = "sum"
+) -> None:
+    """Raises unless the scores are numbers that add up, of entries or of the units of ``names``."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective is {objective!r}; wanted one of {list(OBJECTIVES)}")
+    if _of_params(structure, scores):
+        given = dict(zip(structure.paths, _numbers(scores)))
+        wanted = dict(zip(structure.paths, structure.shapes))
+    else:
+        _check_names(structure, names, scores)
+        given = {name: host(scores[name]).astype(np.float64) for name in names}
+        wanted = {name: (structure.dims[name].size,) for name in names}
+    for name, x in given.items():
+        if x.shape != wanted[name]:
+            raise ValueError(
+                f"the scores of {name} have shape {x.shape}, wanted {wanted[name]}: one number for "
+                "each entry of params, or for each unit of a dimension"
+            )
+        _check_sums(name, x)
+    if not any(x.sum() > 0 for x in given.values()):
+        raise ValueError("all scores are 0, so that nothing tells one unit from another")
+
+
+def _check_sums(name: str, x: np.ndarray) -> None:
+    bad = x[~(np.isfinite(x) & (x >= 0))]
+    if bad.size:
+        raise ValueError(
+            f"the scores of {name}, shape {x.shape}, are {bad[0]} somewhere; what is kept adds up, "
+            "so wanted are finite numbers >= 0: take jnp.abs of negative ones, and look for NaN "
+            "and infinities in params, gradients and calibration data"
+        )
+
+
+def _check_names(structure: Structure, names: Sequence[str], scores: Any) -> None:
+    known = isinstance(scores, Mapping) and set(scores) & set(structure.dims)
+    if not known:
+        raise ValueError(
+            f"scores have the structure {jax.tree.structure(scores)}; wanted one like params, "
+            f"{structure.treedef}, such as jp.magnitude(params), or {{dimension name: scores of "
+            f"its units}} for each of {list(names)[:8]}"
+        )
+    unknown = [name for name in scores if name not in structure.dims]
+    missing = [name for name in names if name not in scores]
+    if unknown or missing:
+        raise ValueError(
+            f"scores of units are wanted for each dimension that may change; there are none for "
+            f"{missing[:8]}, and {unknown[:8]} name no dimension; give them, as "
+            "structure.unit_scores does, or leave dimensions out by dims=[...]"
+        )
+
+
+def _of_params(structure: Structure, scores: Any) -> bool:
+    return bool(jax.tree.structure(scores) == structure.treedef)
+
+
+def _numbers(scores: Any) -> list[np.ndarray]:
+    """Scores of all leaves; those that aren't floats, such as random keys, have none."""
+    leaves = jax.tree.leaves(scores)
+    return [host(x).astype(np.float64) if is_float(x) else np.zeros(np.shape(x)) for x in leaves]
+
+
+def _terms(
+    structure: Structure, model: Model, scores: Any
+) -> tuple[list[Term], dict[str, np.ndarray]]:
+    if not _of_params(structure, scores):
+        return _of_units(model, scores)
+    units = structure.unit_scores(scores, "sum")
+    order = {n: _best_first(host(units[n])) for n in model.names}
+    return _of_entries(structure, model, _numbers(scores), order), order
+
+
+def _best_first(units: np.ndarray) -> np.ndarray:
+    return np.argsort(-units, kind="stable")
+
+
+def _of_entries(
+    structure: Structure,
+    model: Model,
+    leaves: Sequence[np.ndarray],
+    order: Mapping[str, np.ndarray],
+) -> list[Term]:
+    own = [axes.find(structure.dims[n].axis) for n in model.names]
+    index = {axis: i for i, axis in enumerate(own)}
+    terms = []
+    for axs, leaf in zip(structure.param_axes, leaves):
+        dims = dims_in(axs, index)
+        table = np.asarray(leaf.sum())
+        for d in dims:
+            k = index[d]
+            share = _share(axs, leaf, d, order[model.names[k]], model.counts[k])
+            table = table[..., None] * share
+        terms.append(Term(tuple(index[d] for d in dims), table))
+    return terms
+
+
+def _share(
+    axs: Sequence[Axis], leaf: np.ndarray, dim: Axis, order: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """For each count, the share of a leaf's score that its best units keep."""
+    kept = np.ones(len(counts))
+    for k, axis in enumerate(axs):
+        others = tuple(i for i in range(leaf.ndim) if i != k)
+        for units in axes.units_along(axis, dim):
+            line = leaf.sum(others)
+            inside = units >= 0
+            of_units = np.bincount(units[inside], line[inside], minlength=dim.size)
+            sums = np.concatenate([[0.0], np.cumsum(of_units[order])]) + line[~inside].sum()
+            kept = kept * sums[counts] / max(line.sum(), 1e-300)
+    return kept
+
+
+def _of_units(model: Model, scores: Mapping[str, Any]) -> tuple[list[Term], dict[str, np.ndarray]]:
+    terms, order = [], {}
+    for k, name in enumerate(model.names):
+        units = host(scores[name]).astype(np.float64)
+        order[name] = _best_first(units)
+        sums = np.concatenate([[0.0], np.cumsum(units[order[name]])])
+        terms.append(Term((k,), sums[model.counts[k]]))
+    return terms, order

@@ -1,0 +1,1 @@
+"""Statistics of what each weight multiplies, read off the jaxpr."""

@@ -1,0 +1,280 @@
+"""Constants that removed units leave behind, folded into what reads them.
+
+Where only the weights that make a unit are masked, its bias remains: the unit is the same for all
+inputs, as is the sigmoid of a zero. Its removed slices of parameters become constants of the
+compact program, and all that depends on nothing else is computed while it is traced, with every
+axis along which it does not vary at size 1. What is left of a unit is then a vector that is added
+to what reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.compaction.blocks import View
+from jaxprune.compaction.demand import Demand, Part
+from jaxprune.ir import compat
+from jaxprune.ir.tape import Step, Tape, Value
+from jaxprune.rules.pointwise import ONLY_TYPE, POINTWISE, RESHARDING
+from jaxprune.rules.registry import KEPT, Block, Wire
+from jaxprune.rules.zero_flow import CALLED_ONCE
+from jaxprune.sharding import host, layout, reshaped
+
+Key = tuple[Value, Block]
+
+
+class Folded(NamedTuple):
+    """A constant; axes along which it does not vary have size 1."""
+
+    array: Any
+
+    def whole(self, shape: Sequence[Any]) -> Any:
+        return jnp.broadcast_to(self.array, shape)
+
+
+class Constants:
+    """Which removed blocks depend on nothing but removed slices of parameters, and zeros.
+
+    Attributes:
+      known: the blocks that do.
+      leftovers: the removed slices of parameters themselves.
+      misread: removed slices that some equation reads together with what varies.
+    """
+
+    def __init__(self, demand: Demand, tape: Tape, leftovers: set[Key]):
+        self._demand, self.leftovers = demand, leftovers
+        self.known: set[Key] = set(leftovers)
+        self.misread: set[Key] = set()
+        self._walk(tape)
+
+    def is_constant(self, step: Step, part: Part) -> bool:
+        """Whether an evaluation at removed units reads nothing but constants and zeros."""
+        if step.name not in FOLD or not part.block or not FOLD[step.name].fits(step):
+            return False
+        return all(
+            v.const is not None or (v, b) in self.known or self._demand.is_zero(v, b)
+            for v, b in self._operands(step, part.block)
+        )
+
+    def _operands(self, step: Step, block: Block) -> list[Key]:
+        return [(v, block & self._demand.split.dims(v)) for v in step.ins]
+
+    def _walk(self, tape: Tape) -> None:
+        for step in tape.steps:
+            if step in self._demand.wires:
+                self._nested(step)
+                continue
+            for block, parts in self._demand.parts.get(step, {}).items():
+                constant = [self.is_constant(step, part) for part in parts]
+                self._note(step, [p for p, c in zip(parts, constant) if not c])
+                if parts and all(constant):
+                    mine = (out for out in step.outs if block <= self._demand.split.dims(out))
+                    self.known |= {(out, block) for out in mine}
+            self.known |= {(step.outs[0], b) for b, key in self._passed(step) if key in self.known}
+
+    def _note(self, step: Step, varying: Sequence[Part]) -> None:
+        for part in varying:
+            self.misread |= self.leftovers & set(self._operands(step, part.block))
+
+    def _nested(self, step: Step) -> None:
+        ins, outs = self._demand.wires[step]
+        if step.name not in CALLED_ONCE:
+            self.misread |= self.leftovers & {(step.ins[i], block) for i, block in ins}
+            return
+        before = set(self.known)
+        self._walk(step.subs[0])
+        inner = step.subs[0].outputs
+        constant = [(j, b) for j, b in outs if (inner[j], b) in self.known]
+        varying = [(i, b) for i, b in ins if (step.ins[i], b) not in self.known]
+        if self._moves(step, varying, constant):
+            self.known = before
+            self.misread |= self.leftovers & {(step.ins[i], block) for i, block in ins}
+        else:
+            self.known |= {(step.outs[j], b) for j, b in constant}
+
+    def _moves(self, step: Step, varying: Sequence[Wire], constant: Sequence[Wire]) -> bool:
+        """Whether a gradient rule ties constant results to operands that vary.
+
+        A rule need not be the derivative: the cotangent of a constant may be passed straight on.
+        """
+        if step.name not in DERIVATIVES or len(step.subs) == 1 or not constant:
+            return False
+        rule, sources, targets = DERIVATIVES[step.name](step, varying, constant)
+        return bool(targets & self._reached(rule, sources))
+
+    def _reached(self, tape: Tape, sources: set[Key]) -> set[Key]:
+        """What is computed from blocks of a program's inputs."""
+        reached = set(sources)
+        for step in tape.steps:
+            if step in self._demand.wires:
+                ins, outs = self._demand.wires[step]
+                if any((step.ins[i], b) in reached for i, b in ins):
+                    reached |= {(step.outs[j], b) for j, b in outs}
+                continue
+            for block, parts in self._demand.parts.get(step, {}).items():
+                if any(reached & set(self._operands(step, part.block)) for part in parts):
+                    reached |= {(out, block) for out in step.outs}
+            reached |= {(step.outs[0], b) for b, key in self._passed(step) if key in reached}
+        return reached
+
+    def _passed(self, step: Step) -> list[tuple[Block, Key]]:
+        """Blocks of the result that are a block of an operand."""
+        passed = self._demand.passed.get(step, {}).items()
+        return [(block, (v, block & self._demand.split.dims(v))) for block, v in passed]
+
+
+Ends = tuple[Tape, set[Key], set[Key]]  # a rule, what goes in, and what it may come out as
+
+
+def _forward_ends(step: Step, varying: Sequence[Wire], constant: Sequence[Wire]) -> Ends:
+    """Tangents of operands that vary, tangents of constant results."""
+    rule = step.subs[1]
+    moving, still = rule.inputs[len(step.ins) :], compat.custom_jvp_jaxpr(step.eqn)[2]
+    moved = dict(zip((j for j, s in enumerate(still) if not s), rule.outputs[len(step.outs) :]))
+    sources = {(moving[i], block) for i, block in varying}
+    return rule, sources, {(moved[j], block) for j, block in constant if j in moved}
+
+
+def _backward_ends(step: Step, varying: Sequence[Wire], constant: Sequence[Wire]) -> Ends:
+    """Cotangents of constant results, cotangents of operands that vary."""
+    rule = step.subs[2]
+    grads = dict(zip(compat.rule_operands(step.eqn, range(len(step.ins))), rule.outputs))
+    sources = {(rule.inputs[j - len(step.outs)], block) for j, block in constant}
+    return rule, sources, {(grads[i], block) for i, block in varying if i in grads}
+
+
+DERIVATIVES: dict[str, Callable[[Step, Sequence[Wire], Sequence[Wire]], Ends]] = {
+    "custom_jvp_call": _forward_ends,
+    "custom_vjp_call": _backward_ends,
+}
+
+
+# ---------------------------------------------------------------------------------- computing
+
+
+def now(function: Callable[..., Any], *args: Any) -> Any:
+    """Computes while tracing, where the arguments are known."""
+    known = not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+    with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+        return function(*args)
+
+
+Size = Callable[[int, int], Any]  # (operand, axis) -> how many positions are meant
+
+
+def fold(step: Step, view: View, part: Part, xs: Sequence[Any]) -> Folded:
+    """One equation on constants."""
+    picked = {(i, k): len(positions) for i, k, positions in part.picks}
+    compute = FOLD[step.name].compute
+
+    def size(i: int, k: int) -> Any:
+        return picked[i, k] if (i, k) in picked else view.size(step.ins[i].axes[k])
+
+    return Folded(now(lambda xs: compute(step, size, [jnp.asarray(x) for x in xs]), list(xs)))
+
+
+def _always(step: Step) -> bool:
+    return True
+
+
+class Fold(NamedTuple):
+    """How a primitive acts on constants whose unvarying axes have size 1."""
+
+    compute: Callable[[Step, Size, list[Any]], Any]
+    fits: Callable[[Step], bool] = _always
+
+
+def _pointwise(step: Step, size: Size, xs: list[Any]) -> Any:
+    shape = np.broadcast_shapes(*(x.shape for x in xs))
+    return compat.bind(step.eqn, [jnp.broadcast_to(x, shape) for x in xs])[0]
+
+
+def _broadcast(step: Step, size: Size, xs: list[Any]) -> Any:
+    places, rank = step.params["broadcast_dimensions"], len(step.outs[0].axes)
+    sizes = dict(zip(places, xs[0].shape))
+    return lax.broadcast_in_dim(xs[0], [sizes.get(k, 1) for k in range(rank)], places)
+
+
+def _same(step: Step, size: Size, xs: list[Any]) -> Any:
+    return compat.bind(step.eqn, xs)[0]
+
+
+def _dot(step: Step, size: Size, xs: list[Any]) -> Any:
+    (lc, rc), (lb, rb) = step.params["dimension_numbers"]
+    shapes = [list(x.shape) for x in xs]
+    for i, j in zip((*lc, *lb), (*rc, *rb)):
+        shapes[0][i] = shapes[1][j] = size(0, i)
+    return compat.bind(step.eqn, [jnp.broadcast_to(x, s) for x, s in zip(xs, shapes)])[0]
+
+
+def _reduce(step: Step, size: Size, xs: list[Any], times: bool = False) -> Any:
+    over = step.params["axes"]
+    folded = [k for k in over if xs[0].shape[k] == 1]
+    count = prod(size(0, k) for k in folded) if times else 1
+    return compat.bind(step.eqn, xs)[0] * np.asarray(count, xs[0].dtype)
+
+
+def _counts_numbers(step: Step) -> bool:
+    return all(isinstance(step.ins[0].axes[k].size, int) for k in step.params["axes"])
+
+
+def _no_border(step: Step) -> bool:
+    """At a border that is padded with zeros, a constant image gives another value."""
+    p = step.params
+    spread = all(d == 1 for d in p["lhs_dilation"]) and p["batch_group_count"] == 1
+    return spread and all(pad == (0, 0) for pad in p["padding"])
+
+
+def _convolve(step: Step, size: Size, xs: list[Any]) -> Any:
+    """One position of the result, from as much of the image as the window covers."""
+    numbers, (image, kernel) = step.params["dimension_numbers"], xs
+    shape = list(image.shape)
+    for k, j, d in zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], step.params["rhs_dilation"]):
+        if shape[k] == 1:
+            shape[k] = (kernel.shape[j] - 1) * d + 1
+    features = numbers.lhs_spec[1]
+    shape[features] = size(0, features)
+    return compat.bind(step.eqn, [jnp.broadcast_to(image, shape), kernel])[0]
+
+
+FOLD: dict[str, Fold] = {
+    **dict.fromkeys([*POINTWISE, *RESHARDING], Fold(_pointwise)),
+    **dict.fromkeys(ONLY_TYPE, Fold(lambda step, size, xs: xs[0])),
+    "broadcast_in_dim": Fold(_broadcast),
+    "transpose": Fold(_same),
+    "dot_general": Fold(_dot),
+    "reduce_max": Fold(_reduce),
+    "reduce_min": Fold(_reduce),
+    "reduce_sum": Fold(functools.partial(_reduce, times=True), _counts_numbers),
+    "conv_general_dilated": Fold(
+        _convolve, lambda step: step.params["feature_group_count"] == 1 and _no_border(step)
+    ),
+}
+
+
+def leftover(demand: Demand, value: Value, block: Block, leaf: Any) -> Any:
+    """The removed slices of a parameter that a block holds."""
+    view = demand.split.view(block)
+
+    def cut(leaf: Any) -> Any:
+        for k, axis in enumerate(value.axes):
+            if view.size(axis) != axis.size:
+                leaf = leaf.take(view.index(axis), axis=k)
+        return leaf
+
+    found = reshaped(cut, leaf)
+    at_hand = layout(found) and not isinstance(found, jax.core.Tracer)
+    return jnp.asarray(host(found)) if at_hand else found
+
+
+def leftovers_of(demand: Demand, values: Sequence[Value], needed: Sequence[set[Block]]) -> set[Key]:
+    return {(v, b) for v, blocks in zip(values, needed) for b in blocks if b != KEPT}

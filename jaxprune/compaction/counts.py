@@ -1,0 +1,77 @@
+"""Counts that a program holds as literals: the 768.0 by which a mean divides.
+
+The masked model divides by the full count. A module written at the small size divides by what is
+left; ``semantics="kept"`` does the same, and these are the literals that it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxprune.compaction.blocks import Split, View
+from jaxprune.ir import axes
+from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Step, Tape, Value, concrete
+
+# Operations that hand a sum on, entry by entry.
+PASSED = {
+    "broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reduce_precision",
+    "reshape", "squeeze", "transpose",
+}  # fmt: skip
+
+
+class Count(NamedTuple):
+    """An operand that is the number of summed entries, less ``ddof``, or one over it."""
+
+    operand: int
+    summed: tuple[Axis, ...]
+    ddof: int
+
+    def put(self, xs: Sequence[Any], view: View) -> list[Any]:
+        left = prod(view.size(axis) for axis in self.summed) - self.ddof
+        old = np.asarray(xs[self.operand])
+        number = np.asarray(left if old > 1 else 1 / left, old.dtype)
+        return [number if i == self.operand else x for i, x in enumerate(xs)]
+
+
+Counts = dict[Step, Count]
+
+
+def find(tape: Tape, split: Split) -> Counts:
+    """Divisions of a sum over pruned axes by the number of its entries."""
+    found: Counts = {}
+    summed: dict[Value, tuple[Axis, ...]] = {}
+    made_by: dict[Value, Step] = {}
+    for step in tape.steps:
+        for sub in step.subs:
+            found |= find(sub, split)
+        made_by |= dict.fromkeys(step.outs, step)
+        before = summed.get(step.ins[0], ()) if step.ins else ()
+        if step.name == "reduce_sum":
+            over = tuple(step.ins[0].axes[k] for k in step.params["axes"])
+            summed[step.outs[0]] = (*before, *over)
+        elif step.name in PASSED and before:
+            summed[step.outs[0]] = before
+        elif step.name in ("div", "mul"):
+            for i, other in [(1, 0)] if step.name == "div" else [(0, 1), (1, 0)]:
+                over = summed.get(step.ins[other], ())
+                if any(split.pruned(axis) for axis in over):
+                    found |= _count(step, i, over, made_by)
+    return found
+
+
+def _count(step: Step, i: int, over: tuple[Axis, ...], made_by: dict[Value, Step]) -> Counts:
+    """Whether operand ``i`` of a step is the count; ``n - ddof`` may be computed from it."""
+    number, full = concrete(step.ins[i].const), prod(axes.find(axis).size for axis in over)
+    maker = made_by.get(step.ins[i])
+    if number is None and maker is not None and maker.name == "sub":
+        return _count(maker, 0, over, {})
+    for ddof in (0, 1):
+        wanted = 1 / max(full - ddof, 1) if step.name == "mul" else full - ddof
+        if number is not None and number.size == 1 and np.isclose(number.item(), wanted, 1e-6):
+            return {step: Count(i, over, ddof)}
+    return {}

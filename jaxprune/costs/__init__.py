@@ -1,0 +1,1 @@
+"""What operations cost: FLOPs, bytes and parameters of each, and their sum over a program."""

@@ -1,1 +1,0 @@
-"""Reading a function's jaxpr: the tape of its equations, once per call instance."""

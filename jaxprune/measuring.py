@@ -1,0 +1,319 @@
+"""Timing: jitted, warmed up, synchronised; several functions interleaved in one run.
+
+What makes a timing wrong, and what is done here: compilation (two calls before the clock starts);
+asynchronous dispatch (each round ends when its results are there); a coarse clock (a round makes
+as many calls as it takes to be long); arguments copied to the device in each call (placed once);
+constant folding (arrays are arguments, an empty list of them is an error); a machine that is slower
+for a while (functions take turns, in a new order each round, and ratios are taken within a round).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jaxlib
+import numpy as np
+
+from jaxprune.costs.api import check_call
+from jaxprune.typing import path_str
+
+Fn = Callable[..., Any]
+
+
+class Ratio(NamedTuple):
+    """Quartiles of a ratio; ``median`` is the one to quote."""
+
+    low: float
+    median: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call of one function, by :func:`benchmark` or :func:`compare`.
+
+    Attributes:
+      samples: one per round, in their order: the mean over its calls, in seconds.
+      calls: calls per round.
+      device: kind of the device that ran it, "NVIDIA H100 80GB HBM3".
+      arguments: what each argument was, "float32[256,28,28,1]".
+    """
+
+    samples: tuple[float, ...]
+    calls: int
+    device: str
+    arguments: tuple[str, ...]
+
+    @property
+    def median(self) -> float:
+        """Of the rounds, in seconds."""
+        return float(np.median(self.samples))
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The first and the third one of the rounds, in seconds."""
+        low, high = np.quantile(self.samples, [0.25, 0.75])
+        return float(low), float(high)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain lists and numbers."""
+        return {
+            "median_seconds": self.median,
+            "quartiles_seconds": list(self.quartiles),
+            "samples_seconds": list(self.samples),
+            "calls_per_round": self.calls,
+            "device": self.device,
+            "arguments": list(self.arguments),
+        }
+
+    def __str__(self) -> str:
+        low, high = (q * 1e3 for q in self.quartiles)
+        return (
+            f"{self.median * 1e3:.4g} ms [{low:.4g}, {high:.4g}] on {self.device}, "
+            f"{len(self.samples)} rounds of {self.calls} calls"
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Timings of one interleaved run, by :func:`compare`; ``print`` it to see the table.
+
+    Attributes:
+      timings: name -> :class:`Timing`.
+      ratios: name -> :class:`Ratio`, the speed-up: the baseline's time over its own, within each
+        round, as (first quartile, median, third quartile).
+      baseline: name of the baseline.
+    """
+
+    timings: dict[str, Timing]
+    ratios: dict[str, Ratio]
+    baseline: str
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain lists and numbers, with the machine and the versions."""
+        return {
+            "environment": environment(),
+            "baseline": self.baseline,
+            "timings": {
+                name: {**timing.to_json(), "speedup": self.ratios[name]._asdict()}
+                for name, timing in self.timings.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        width = max(map(len, [*self.timings, "function"]))
+        head = f"{'function':<{width}}  {'median [ms]':>11}  {'quartiles':>18}"
+        lines = [f"{head}  speed-up over {self.baseline} [quartiles]"]
+        for name, t in self.timings.items():
+            spread = "{:.4g} - {:.4g}".format(*(q * 1e3 for q in t.quartiles))
+            low, mid, high = self.ratios[name]
+            lines.append(
+                f"{name:<{width}}  {t.median * 1e3:>11.4g}  {spread:>18}"
+                f"  {mid:.2f} x [{low:.2f}, {high:.2f}]"
+            )
+        t = self.timings[self.baseline]
+        return "\n".join([*lines, f"{t.device}, {len(t.samples)} interleaved rounds"])
+
+
+def benchmark(fn: Fn, *args: Any, rounds: int = 15, min_round: float = 0.01) -> Timing:
+    """Returns how long one call ``fn(*args)`` takes, in seconds; compilation excluded.
+
+    On a CPU each call is waited for. On an accelerator the calls of a round are queued, so that the
+    time is the device's wherever a call keeps it busy for longer than Python takes to queue it.
+
+    Args:
+      fn: a function of arrays: plain (it is jitted), jitted, or compiled.
+      *args: arrays; they are placed on the device once.
+      rounds: number of samples.
+      min_round: seconds that a round lasts at least; it makes as many calls as that takes.
+
+    Returns:
+      A :class:`Timing`.
+
+    Raises:
+      TypeError: when fn isn't callable, or an argument holds something that isn't an array.
+      ValueError: for rounds < 1, without arguments, or for a function that donates them.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> t = jp.benchmark(jnp.sin, jnp.ones(8), rounds=3)
+      >>> 0 < t.quartiles[0] <= t.median <= t.quartiles[1], len(t.samples)
+      (True, 3)
+    """
+    _check_rounds("jp.benchmark", rounds)
+    ready = _prepare("jp.benchmark", "jp.benchmark(fn, params, x)", fn, args, min_round)
+    return ready.timing([ready.round() for _ in range(rounds)])
+
+
+def compare(
+    entries: Mapping[str, tuple[Fn, tuple[Any, ...]]],
+    *,
+    rounds: int = 15,
+    baseline: str | None = None,
+    min_round: float = 0.01,
+) -> Comparison:
+    """Returns the timings of several functions and their speed-ups, from one interleaved run.
+
+    Each round times every function once, in a new random order. Ratios are taken within a round,
+    so that what slows the machine for a while slows both sides.
+
+    Args:
+      entries: ``{name: (fn, args)}``, args the tuple of fn's arguments.
+      rounds: number of rounds.
+      baseline: the name that the others are compared with; the first one if None.
+      min_round: seconds that each function's part of a round lasts at least.
+
+    Returns:
+      A :class:`Comparison`.
+
+    Raises:
+      TypeError: when an entry isn't (fn, args), and as :func:`benchmark`.
+      ValueError: for no entries, rounds < 1 or an unknown baseline, and as :func:`benchmark`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> x = jnp.ones((4, 4))
+      >>> c = jp.compare({"two": (lambda x: x @ x, (x,)), "one": (jnp.sin, (x,))}, rounds=3)
+      >>> c.baseline, c.ratios["two"]
+      ('two', Ratio(low=1.0, median=1.0, high=1.0))
+    """
+    _check_entries(entries)
+    _check_rounds("jp.compare", rounds)
+    base = next(iter(entries)) if baseline is None else baseline
+    if base not in entries:
+        raise ValueError(f"baseline {base!r} of jp.compare is not among {list(entries)}")
+    ready = {
+        name: _prepare(
+            f"entry {name!r} of jp.compare",
+            f"jp.compare({{{name!r}: (fn, (params, x))}})",
+            *(fn, args, min_round),
+        )
+        for name, (fn, args) in entries.items()
+    }
+    samples = _interleave(ready, rounds)
+    timings = {name: ready[name].timing(found) for name, found in samples.items()}
+    return Comparison(
+        timings, {name: _ratio(samples[base], found) for name, found in samples.items()}, base
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Returns the device, the versions and the cores: what belongs beside every timing."""
+    device = jax.devices()[0]
+    affinity = getattr(os, "sched_getaffinity", None)  # what this process may use, on Linux
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "device_count": jax.device_count(),
+        "machine": platform.machine(),
+        "cpu_count": len(affinity(0)) if affinity else os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "numpy": np.__version__,
+    }
+
+
+class _Ready(NamedTuple):
+    """A function that is compiled and warm, on its placed arguments."""
+
+    fn: Fn
+    args: tuple[Any, ...]
+    calls: int  # per round
+
+    def round(self) -> float:
+        """Seconds per call. A CPU may run queued calls side by side: there each is waited for."""
+        wait = _device(self.args).platform == "cpu"
+        start = time.perf_counter()
+        for _ in range(self.calls):
+            out = self.fn(*self.args)
+            if wait:
+                jax.block_until_ready(out)
+        jax.block_until_ready(out)
+        return (time.perf_counter() - start) / self.calls
+
+    def timing(self, samples: Sequence[float]) -> Timing:
+        kind = _device(self.args).device_kind
+        return Timing(tuple(samples), self.calls, kind, tuple(map(_describe, self.args)))
+
+
+def _prepare(who: str, write: str, fn: Fn, args: tuple[Any, ...], min_round: float) -> _Ready:
+    """Compiles, warms up, and finds how many calls make a round."""
+    check_call(who, write, fn, args)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"{who} wants arrays with values, argument {path_str(path)} is {leaf}; make one, "
+                "jnp.zeros(x.shape, x.dtype), or count without computing: jp.cost"
+            )
+    jitted = fn if hasattr(fn, "lower") or isinstance(fn, jax.stages.Compiled) else jax.jit(fn)
+    ready = _Ready(jitted, jax.device_put(args), calls=1)
+    jax.block_until_ready(ready.fn(*ready.args))
+    if any(leaf.is_deleted() for leaf in jax.tree.leaves(ready.args)):
+        raise ValueError(
+            f"{who} is a function that donates its arguments: they are gone after the first call; "
+            "jit it without donate_argnums"
+        )
+    ready.round()
+    while (seconds := ready.round() * ready.calls) < min_round:
+        wanted = math.ceil(1.2 * ready.calls * min_round / seconds)
+        ready = ready._replace(calls=min(wanted, 8 * ready.calls))
+    return ready
+
+
+def _interleave(ready: Mapping[str, _Ready], rounds: int) -> dict[str, list[float]]:
+    """Every function once per round, in an order of its own: no one always follows the same."""
+    order, shuffle = list(ready), random.Random(0).shuffle
+    samples: dict[str, list[float]] = {name: [] for name in ready}
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            samples[name].append(ready[name].round())
+    return samples
+
+
+def _ratio(base: Sequence[float], other: Sequence[float]) -> Ratio:
+    return Ratio(*map(float, np.quantile(np.divide(base, other), [0.25, 0.5, 0.75])))
+
+
+def _check_rounds(who: str, rounds: int) -> None:
+    if rounds < 1:
+        raise ValueError(f"{who} wants rounds >= 1, got {rounds}")
+
+
+def _check_entries(entries: Any) -> None:
+    write = "jp.compare({'dense': (fn, (params, x)), ...})"
+    if not isinstance(entries, Mapping):
+        raise TypeError(f"jp.compare wants a dict, {write}, got {type(entries).__name__}")
+    if not entries:
+        raise ValueError(f"jp.compare got no entries; write {write}")
+    for name, entry in entries.items():
+        if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], tuple)):
+            got = [type(x).__name__ for x in entry] if isinstance(entry, tuple) else entry
+            raise TypeError(
+                f"entry {name!r} of jp.compare wants (fn, args) with a tuple of arguments, "
+                f"{write}, got {got}"
+            )
+
+
+def _device(args: tuple[Any, ...]) -> jax.Device:
+    """Where the arguments lie (the first device, if on several), or where JAX computes."""
+    for leaf in jax.tree.leaves(args):
+        return min(leaf.devices(), key=lambda device: device.id)
+    return jax.devices()[0]
+
+
+def _describe(arg: Any) -> str:
+    leaves = jax.tree.leaves(arg)
+    if len(leaves) == 1:
+        return f"{leaves[0].dtype}[{','.join(map(str, leaves[0].shape))}]"
+    types = sorted({str(leaf.dtype) for leaf in leaves})
+    return f"{len(leaves)} leaves, {sum(x.size for x in leaves):,} entries, {' '.join(types)}"

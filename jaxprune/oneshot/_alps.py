@@ -1,0 +1,152 @@
+"""ALPS: support and weights found together, by ADMM on the layer's outputs."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.calibration.api import Stats
+from jaxprune.oneshot._refit import conjugate_gradients
+from jaxprune.oneshot.layers import (
+    SINGLE_ENTRIES,
+    Layer,
+    check_size,
+    chosen,
+    damped,
+    map_layers,
+    matmul,
+    sparsity_of,
+    without_dead,
+)
+from jaxprune.sharding import on_meshes
+from jaxprune.typing import Masks, Params, Pattern
+
+
+@on_meshes(2)
+def alps(
+    params: Params,
+    stats: Stats,
+    sparsity: Any,
+    *,
+    pattern: Pattern = SINGLE_ENTRIES,
+    damping: float = 0.01,
+    steps: int = 300,
+    refit_steps: int = 10,
+) -> tuple[Params, Masks]:
+    r"""Returns pruned params and their masks, by ALPS.
+
+    Minimises :math:`\lVert X(W - B) \rVert^2` with B = D, D sparse, by ADMM:
+
+    .. math::
+       B = (H + \rho I)^{-1} (H W - V + \rho D), \quad
+       D = P(B + V / \rho), \quad V \leftarrow V + \rho (B - D)
+
+    P keeps the largest entries as the pattern says. H is scaled to a unit diagonal, so that P
+    ranks as Wanda does, and decomposed once into eigenvectors, after which a step is four matrix
+    products. :math:`\rho` begins at 0.1 and grows every third step by 1.3, 1.2 or 1.1 while the
+    support changes by 10 %, by 0.5 %, or at all; it ends when it doesn't. Then the kept weights
+    take ``refit_steps`` of :func:`refit`.
+
+    Args:
+      params, stats, sparsity, pattern, damping: as in :func:`sparsegpt`; unstructured masks are
+        chosen within the whole leaf, as the pattern says.
+      steps: of ADMM, at most.
+      refit_steps: of conjugate gradients.
+
+    Raises:
+      ValueError, TypeError, FloatingPointError: as :func:`sparsegpt`.
+
+    References:
+      Meng et al., [ALPS](https://arxiv.org/abs/2406.07831), 2024, algorithm 1 and its scheme for
+      rho (numbers not checked).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxprune as jp
+      >>> x = jax.random.normal(jax.random.key(0), (64, 8))
+      >>> params = {"w": jax.random.normal(jax.random.key(1), (8, 4))}
+      >>> stats = jp.calibrate(lambda p, x: x @ p["w"], params, [x])
+      >>> pruned, masks = jp.oneshot.alps(params, stats, 0.75)
+      >>> int(jnp.sum(pruned["w"] != 0))
+      8
+    """
+    check_size("alps", "steps", steps, 0)
+    check_size("alps", "refit_steps", refit_steps, 0)
+    found, masks = chosen("alps", params, stats, pattern, sparsity, damping)
+    within = pattern.within_at(sparsity)  # type: ignore[attr-defined]
+
+    def solve(layer: Layer, mask: Any) -> tuple[jax.Array, jax.Array]:
+        return _stack(
+            layer.matrices(layer.leaf).astype(layer.gram.dtype),
+            layer.gram,
+            sparsity_of(mask),
+            damping,
+            within=within,
+            steps=steps,
+            refit_steps=refit_steps,
+        )
+
+    return map_layers(found, params, masks, solve)
+
+
+@functools.partial(jax.jit, static_argnames=("within", "steps", "refit_steps"))
+def _stack(
+    weights: jax.Array, grams: jax.Array, sparsity: Any, damping: Any, **how: Any
+) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.map(lambda wh: _matrix(wh[0], wh[1], sparsity, damping, **how), (weights, grams))
+
+
+def _matrix(
+    w: jax.Array,
+    gram: jax.Array,
+    sparsity: Any,
+    damping: Any,
+    within: Any,
+    steps: int,
+    refit_steps: int,
+) -> tuple[jax.Array, jax.Array]:
+    w = without_dead(w, gram)
+    h = damped(gram, damping)
+    scale = jnp.sqrt(jnp.diagonal(h))
+    scaled = w * scale[:, None]
+    unit = h / jnp.outer(scale, scale)
+    mask = _support(unit, scaled, lambda x: within(jnp.abs(x), sparsity), steps)
+    return conjugate_gradients(w, w, mask, h, refit_steps), mask
+
+
+def _support(h: jax.Array, w: jax.Array, keep: Any, steps: int) -> jax.Array:
+    """The support that ADMM ends with."""
+    values, vectors = jnp.linalg.eigh(h)
+    target = matmul(h, w)
+
+    def improve(state: Any) -> Any:
+        d, v, rho = state
+        rotated = matmul(vectors.T, target - v + rho * d)
+        b = matmul(vectors, rotated / (jnp.maximum(values, 0) + rho)[:, None])
+        moved = b + v / rho
+        d = jnp.where(keep(moved), moved, 0)
+        return d, v + rho * (b - d), rho
+
+    def thrice(state: Any) -> Any:
+        k, d, v, rho, before, _ = state
+        d, v, rho = jax.lax.fori_loop(0, 3, lambda _, s: improve(s), (d, v, rho))
+        now = d != 0
+        changed = jnp.sum(now != before)
+        return k + 3, d, v, rho * _growth(changed, jnp.sum(now)), now, changed
+
+    def goes_on(state: Any) -> jax.Array:
+        return (state[0] < steps) & (state[-1] > 0)
+
+    rho = jnp.asarray(0.1, w.dtype)
+    begin = (0, w, jnp.zeros_like(w), rho, jnp.zeros(w.shape, bool), jnp.asarray(1))
+    d = jax.lax.while_loop(goes_on, thrice, begin)[1]
+    return keep(jnp.abs(d))
+
+
+def _growth(changed: jax.Array, kept: jax.Array) -> jax.Array:
+    part = changed / jnp.maximum(kept, 1)
+    return jnp.where(
+        part >= 0.1, 1.3, jnp.where(part >= 0.005, 1.2, jnp.where(changed > 0, 1.1, 1))
+    )

@@ -1,1 +1,0 @@
-"""Tests of what jaxprune's ``compact`` does."""

@@ -1,0 +1,1 @@
+"""Tests of what jaxprune's ``compaction`` does."""
