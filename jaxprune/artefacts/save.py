@@ -122,7 +122,7 @@ def load(
     with files.naming(path):
         conform(text, SCHEMA, "its plan")
     leaves.check(text["leaves"], params, text["function"]["params"])
-    program = _infer.infer_settled(fn, params, args)
+    (program,) = _infer.infer([(fn, args)], params)
     structure = from_program(program, params)
     if not same_function:
         order = {row["path"]: i for i, row in enumerate(text["leaves"])}

@@ -185,7 +185,7 @@ def compact(
     if semantics not in (plan.MASKED, plan.KEPT_ONLY):
         raise ValueError(f'semantics is {semantics!r}; wanted "masked" or "kept"')
     _check_arrays(params)
-    program = _infer.infer_settled(fn, params, args)
+    (program,) = _infer.infer([(fn, args)], params)
     structure = from_program(program, params)
     structure.mask_leaves(masks)  # errors first
     planned = plan.decide(program, structure, params, masks, semantics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -15,10 +15,20 @@ from jaxprune.ir import axes, compat, tape
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules import registry
+from jaxprune.rules.contraction import couple_dot
 from jaxprune.rules.indexing import constant_gather
+from jaxprune.rules.layout import (
+    couple_broadcast,
+    couple_fresh,
+    couple_squeeze,
+    couple_transpose,
+)
+from jaxprune.rules.pointwise import couple_pointwise
+from jaxprune.rules.reduction import couple_reduce
 from jaxprune.typing import ending_in, named_leaves, path_str
 
 Shapes = Sequence[tuple[str, tuple[int, ...]]]  # (path, shape) of each leaf
+Seen = dict[Step, Sequence[Axis] | None]  # The leaves that a rule met when it was asked last.
 
 
 @dataclass(eq=False)
@@ -28,21 +38,22 @@ class Program:
     tape: Tape
     num_params: int
     out_tree: Any
+    seen: Seen = field(default_factory=dict)
 
     @property
     def param_values(self) -> list[Value]:
         return self.tape.inputs[: self.num_params]
 
 
-def infer(
-    fn: Callable[..., Any],
-    params: Any,
-    args: Sequence[Any],
-    param_axes: Sequence[Sequence[Axis]] | None = None,
-) -> Program:
-    """Traces and couples; ``param_axes`` continues from what an earlier trace found."""
-    closed, out_shape = _trace(fn, params, args)
-    return couple(closed, out_shape, params, args, param_axes)
+def infer(uses: Sequence[tuple[Callable[..., Any], Sequence[Any]]], params: Any) -> list[Program]:
+    """Traces and couples all uses ``(fn, args)`` of the same params until nothing new is found."""
+    programs: list[Program] = []
+    for fn, args in uses:
+        known = [value.axes for value in programs[0].param_values] if programs else None
+        programs.append(couple(*_trace(fn, params, args), params, args, known))
+    with collecting_later():
+        settle(programs)
+    return programs
 
 
 def _trace(fn: Callable[..., Any], params: Any, args: Sequence[Any]) -> tuple[Any, Any]:
@@ -57,22 +68,6 @@ def _trace(fn: Callable[..., Any], params: Any, args: Sequence[Any]) -> tuple[An
     return closed, out_shape
 
 
-def infer_settled(fn: Callable[..., Any], params: Any, args: Sequence[Any]) -> Program:
-    """As :func:`infer`, such that coupling again from its axes finds nothing new.
-
-    Which layouts nest may depend on how far an axis has been cut when they meet.
-    """
-    closed, out_shape = _trace(fn, params, args)
-    program = couple(closed, out_shape, params, args)
-    while True:
-        param_axes, fresh = copy_axes([v.axes for v in program.param_values])
-        free = [leaf for leaf in fresh.values() if leaf.size > 1 and not leaf.reasons]
-        again = couple(closed, out_shape, params, args, param_axes)
-        if not any(axes.find(leaf) is not leaf or leaf.reasons for leaf in free):
-            return program
-        program = again
-
-
 def couple(
     closed: Any,
     out_shape: Any,
@@ -80,22 +75,94 @@ def couple(
     args: Sequence[Any],
     param_axes: Sequence[Sequence[Axis]] | None = None,
 ) -> Program:
-    """As :func:`infer`, from a trace."""
+    """Couples a trace once; ``param_axes`` continues from what an earlier trace found."""
     values = [Value(v.aval) for v in closed.jaxpr.invars]
     if param_axes is not None:
         for value, axs in zip(values, param_axes):
             value.axes = tuple(axs)
+    seen: Seen = {}
+
+    def couple_and_note(step: Step) -> Sequence[Sequence[Axis]]:
+        results = registry.couple(step)
+        if not _lasts(step):
+            seen[step] = None if step.subs else _leaves(step, results)
+        return results
+
     with collecting_later():
-        program = tape.build(closed, values, registry.couple)
+        program = tape.build(closed, values, couple_and_note)
     count = len(jax.tree.leaves(params))
-    result = Program(program, count, jax.tree.structure(out_shape))
+    result = Program(program, count, jax.tree.structure(out_shape), seen)
     _freeze_ends(result, params, args, out_shape)
     return result
 
 
+# ------------------------------------------------------------------------------------- settling
+
+# These rules tie whole axes, whatever they are made of: what they have tied once is tied for good.
+LASTING = (
+    couple_pointwise, couple_dot, couple_transpose, couple_reduce, couple_broadcast, couple_squeeze,
+    couple_fresh,
+)  # fmt: skip
+
+
+def settle(programs: Sequence[Program]) -> None:
+    """Asks rules again until none meets another layout than when it was asked last.
+
+    Splitting an axis in one place can make two layouts compatible in another, which has been
+    coupled already. A step that holds programs is asked at least twice: its inside is coupled in
+    order, too.
+    """
+    noted = [(step, program.seen) for program in programs for step in program.seen]
+    while moved := [(step, seen) for step, seen in noted if _has_moved(seen[step])]:
+        for step, seen in moved:
+            before = _leaves(step, [v.axes for v in step.outs])
+            _couple_again(step)
+            seen[step] = None if _has_moved(before) else _leaves(step, [v.axes for v in step.outs])
+
+
+def _has_moved(leaves: Sequence[Axis] | None) -> bool:
+    """Whether one of these leaves has become another axis; None: nobody has looked yet."""
+    return leaves is None or any(leaf.link is not None for leaf in leaves)
+
+
+def _couple_again(step: Step) -> None:
+    step.ties.clear()
+    for value, axs in zip(step.outs, registry.couple(step), strict=True):
+        for known, found in zip(value.axes, axs, strict=True):
+            step.unify(known, found)
+
+
+def _leaves(step: Step, outs: Sequence[Sequence[Axis]]) -> list[Axis]:
+    """The leaves that the axes of a step are made of now, also inside of it."""
+    inside = [value.axes for sub in step.subs for value in _values(sub)]
+    rows = [*(value.axes for value in step.ins), *outs, *inside]
+    return [leaf for row in rows for axis in row for leaf in axes.leaves(axis)]
+
+
+def _values(program: Tape) -> Iterator[Value]:
+    yield from program.inputs
+    for step in program.steps:
+        yield from step.outs
+        for sub in step.subs:
+            yield from _values(sub)
+
+
+def _lasts(step: Step) -> bool:
+    """Whether a step, and what it holds, ties whole axes only."""
+    if step.subs:
+        return step.name in TRANSPARENT and all(_lasts(s) for sub in step.subs for s in sub.steps)
+    return registry.rule_of(step).couple in LASTING
+
+
+TRANSPARENT = ("custom_jvp_call", "custom_vjp_call", "checkpoint")  # Each runs what it holds once.
+
+
 @contextlib.contextmanager
 def collecting_later() -> Iterator[None]:
-    """A tape grows without garbage: searching it for some half-way would double the time."""
+    """Stops garbage collection, of the whole process, while a tape is built.
+
+    A tape has no cycles that are garbage; collecting half-way would double the time.
+    """
     was = gc.isenabled()
     gc.disable()
     try:

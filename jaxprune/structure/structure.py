@@ -369,8 +369,8 @@ def infer_structure(
       params: any pytree of arrays or ``jax.ShapeDtypeStruct``. State that travels with the
         parameters (batch statistics, caches) belongs here, too.
       *args: the other arguments, arrays or ``jax.ShapeDtypeStruct``; nothing is computed.
-      also: further uses of the same params, ``[(train_step, (batch,)), ...]``. The dimensions are
-        then those that hold for all of them, and what only one of them reads is offered, too.
+      also: further uses of the same params, ``[(train_step, (batch,)), ...]``. A dimension is
+        prunable only if every use allows it; parameters that only one of them reads are included.
 
     Returns:
       A :class:`Structure`: ``.dims``, ``.masks(keep)``, ``.keep(masks)``. ``print`` it.
@@ -387,16 +387,13 @@ def infer_structure(
       >>> [(d.name, d.size) for d in structure.dims.values() if not d.frozen]
       [('up:1', 8)]
     """
-    programs = [_infer.infer(fn, params, args)]
     for entry in also:
         if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], tuple)):
             raise TypeError(
                 f"also wants pairs (fn, args) with args a tuple, got {entry!r:.80}; for example "
                 "also=[(train_step, (batch,))]"
             )
-        known = [value.axes for value in programs[0].param_values]
-        programs.append(_infer.infer(entry[0], params, entry[1], known))
-    return from_programs(programs, params)
+    return from_programs(_infer.infer([(fn, args), *also], params), params)
 
 
 def from_program(program: _infer.Program, params: Any) -> Structure:

@@ -86,7 +86,7 @@ def by_size(layers: Sequence[int], rounds: int) -> dict[str, Any]:
 
 def row_of_size(case: Case, times: Sequence[Times]) -> dict[str, Any]:
     fn, params, argument = case
-    equations = len(infer.infer(fn, params, (argument,)).tape.steps)
+    equations = len(infer.infer([(fn, (argument,))], params)[0].tape.steps)
     structure = jp.infer_structure(*case)
     spread = summaries(times)
     return {

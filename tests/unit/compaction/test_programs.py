@@ -165,8 +165,9 @@ def test_what_coupling_again_would_freeze_is_refused(monkeypatch):
     small = compared(rolled, params, masks)
     assert small.params["up"].shape == (3, 4)
     assert "layouts that do not nest in reshape" in str(small.certificate)
-    settled = infer.infer_settled(rolled, params, (X,))
+    (settled,) = infer.infer([(rolled, (X,))], params)
     before = [axes.show(axis) for value in settled.param_values for axis in value.axes]
     known = [value.axes for value in settled.param_values]
-    again = infer.infer(rolled, params, (X,), known)
+    closed, out_shape = jax.make_jaxpr(rolled, return_shape=True)(params, X)
+    again = infer.couple(closed, out_shape, params, (X,), known)
     assert before == [axes.show(axis) for value in again.param_values for axis in value.axes]
