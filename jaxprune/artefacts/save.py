@@ -20,6 +20,7 @@ from jaxprune.artefacts.checks import Size, conform
 from jaxprune.artefacts.host import to_host
 from jaxprune.compaction import api as _compact
 from jaxprune.compaction import plan
+from jaxprune.compaction.demand import Demand
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
 from jaxprune.rules.registry import KEPT
@@ -78,7 +79,7 @@ def save(small: _compact.Compact, folder: str | Path) -> None:
         "version": VERSION,
         "made with": {name: importlib.metadata.version(name) for name in ("jaxprune", "jax")},
         "semantics": planned.semantics,
-        "function": functions.describe(function._fn, *function._traced_for),
+        "function": functions.describe(function.fn, *function.traced_for),
         "leaves": leaves.describe(structure.paths, structure.shapes, small.params),
         "dimensions": [_row(structure, n, d.reasons) for n, d in planned.decisions.items()],
         "folded": [_folded_row(*item) for item in folded],
@@ -173,27 +174,27 @@ class _Reading:
         self, fn: Callable[..., Any], program: _infer.Program, params: Any, args: Any
     ) -> _compact.Compact:
         structure = self.structure
-        decisions = {row["name"]: self.decision(row) for row in self.text["dimensions"]}
+        drafts = {row["name"]: self.draft(row) for row in self.text["dimensions"]}
         orders = {name: self.order(name, above) for name, above in self.text["parents"].items()}
         zero_slices = [
             [self.take(f"zeros/{i}/{k}", "bool", (size,)) for k, size in enumerate(shape)]
             for i, shape in self.places()
         ]
-        planned = plan.redo(
-            program, structure.paths, decisions, zero_slices, self.text["semantics"], orders
-        )
-        for dimension, _, why in planned.demand.refusals:
+        semantics = self.text["semantics"]
+        demand = plan.redo(program, structure.paths, drafts, zero_slices, semantics)
+        for dimension, _, why in demand.refusals:
             raise ValueError(
                 _stale(f"a dimension of {dimension.size} can't be cut any more ({why})")
             )
-        for name, decision in decisions.items():
-            if not decision.kept.any() and planned.demand.evaluates(axes.find(decision.dim.axis)):
+        for name, draft in drafts.items():
+            if not draft.kept.any() and demand.evaluates(axes.find(draft.dim.axis)):
                 raise ValueError(f"keeps no unit of {name!r}")
-        planned.leftovers = self.leftovers(program, planned)
+        folded = self.leftovers(program, demand)
+        planned = plan.made_of(drafts, demand, zero_slices, semantics, orders, folded)
         small = self.params(planned)
         if self.arrays:
             raise ValueError(f"holds {next(iter(self.arrays))!r}, which its plan doesn't name")
-        return _compact.assemble(fn, structure, planned, args, params=small, full=params)
+        return _compact.assemble(fn, structure, planned, args, small, params)
 
     def take(self, name: str, dtype: str, shape: Sequence[int]) -> np.ndarray:
         """An array of the file, of the type and shape that it must have."""
@@ -214,7 +215,7 @@ class _Reading:
         shapes = zip(self.structure.paths, self.structure.shapes, strict=True)
         return [(numbers[path], shape) for path, shape in shapes]
 
-    def decision(self, row: Mapping[str, Any]) -> plan.Decision:
+    def draft(self, row: Mapping[str, Any]) -> plan.Draft:
         name = row["name"]
         if name not in self.structure.dims:
             raise ValueError(_stale(f"it has no dimension {name!r}"))
@@ -230,7 +231,7 @@ class _Reading:
             raise ValueError(f"removes units of {name!r} that no mask touched")
         if dim.frozen and not kept.all():
             raise ValueError(_stale(f"dimension {name!r} can't be cut any more ({dim.frozen})"))
-        return plan.Decision(dim, candidates, kept, ~kept, list(row["reasons"]))
+        return plan.Draft(dim, candidates, kept, ~kept, list(row["reasons"]))
 
     def order(self, name: str, above: str) -> Order:
         structure = self.structure
@@ -242,7 +243,7 @@ class _Reading:
             raise ValueError(f"holds 'order/{name}', whose rows are no orders of {own.size} units")
         return Order(axes.find(own.axis), axes.find(parent.axis), order)
 
-    def leftovers(self, program: _infer.Program, planned: plan.Plan) -> plan.Leftovers:
+    def leftovers(self, program: _infer.Program, demand: Demand) -> plan.Leftovers:
         """The folded slices, all that this program asks for."""
         structure, found = self.structure, dict[Any, Any]()
         places = {number: i for i, (number, _) in enumerate(self.places())}
@@ -251,9 +252,9 @@ class _Reading:
                 raise ValueError(_stale(f"it has no {row} to fold"))
             i = places[row["leaf"]]
             block = frozenset(axes.find(structure.dims[d].axis) for d in row["dimensions"])
-            shape = planned.split.view(block).shape(structure.param_axes[i])
+            shape = demand.split.view(block).shape(structure.param_axes[i])
             found[i, frozenset(row["dimensions"])] = self.take(f"folded/{n}", row["dtype"], shape)
-        missing = plan.folds(planned.demand, program, structure).keys() - found.keys()
+        missing = plan.folds(demand, program, structure).keys() - found.keys()
         if missing:
             i, names = min(missing, key=str)
             raise ValueError(

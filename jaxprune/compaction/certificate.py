@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from jaxprune.compaction.blocks import View
-from jaxprune.compaction.plan import KEPT_ONLY, Decision, Plan
-from jaxprune.ir import axes
+from jaxprune.compaction.checking import Checker
+from jaxprune.compaction.plan import Decision, Plan
 from jaxprune.rules.registry import KEPT
 from jaxprune.rules.zero_flow import IN_GRADIENT
-from jaxprune.sharding import declared_layout, host, parts, put
+from jaxprune.sharding import parts
 from jaxprune.structure.structure import Structure
-
-NOT_COMPARABLE = (
-    'a model compacted with semantics="kept" is not the masked model: compare it with a module '
-    'written at the small size, or compact with semantics="masked"'
-)
 
 WAYS_OUT = 'compact with semantics="kept", or fold the norm into the weights first'
 
-LITTLE, FAR_LESS = 1 / 8, 1 / 4  # of a dimension; of the mean share over dimensions
+LITTLE = 1 / 8  # A dimension is thin when less than this share of it is left
+FAR_LESS = 1 / 4  # and less than this share of what the other dimensions keep on average.
 
 
 @dataclass(frozen=True)
@@ -66,14 +56,13 @@ class Certificate:
 
     entries: tuple[Entry, ...]
     hazards: tuple[str, ...]
-    _compare: Callable[[int, int], float] = field(repr=False)
-    _overhead: Callable[[], float] = field(repr=False)
+    _checker: Checker = field(repr=False)
     replicated: tuple[str, ...] = ()
 
     @property
     def overhead(self) -> float:
         """FLOPs of the compact program over those without its carried parts; 1.0 for none."""
-        return self._overhead() if any(e.carried for e in self.entries) else 1.0
+        return self._checker.overhead() if any(e.carried for e in self.entries) else 1.0
 
     @property
     def exact(self) -> bool:
@@ -86,19 +75,31 @@ class Certificate:
         little = [e for e in self.entries if e.left < LITTLE * e.size]
         return tuple(e for e in little if e.left <= 1 or e.left < FAR_LESS * mean * e.size)
 
-    def check(self, n: int = 1, seed: int = 0) -> float:
+    def check(self, n: int = 1, seed: int = 0, *, params: Any = None) -> float:
         """Largest relative error against the masked model on ``n`` random inputs in float64.
 
-        A function that can't be traced in float64 is compared in the given types, with a warning.
-
         Each floating argument is drawn from a normal distribution, others are taken as they were
-        given to ``compact``. The error is max|compact - masked| / max|masked|; NaN where the
-        masked model is NaN itself, so that it passes no ``check() < tolerance``; infinite where
-        only one of both is a number, or their infinities differ.
+        given to ``compact``. A function that can't be traced in float64 is compared in the given
+        types, with a warning.
+
+        Args:
+          n: number of random inputs.
+          seed: of the inputs.
+          params: the full params that ``compact`` was given. They are needed only when they are
+            gone: the certificate keeps none of them alive.
+
+        Returns:
+          max|compact - masked| / max|masked|; NaN where the masked model is NaN itself, so that it
+          passes no ``check() < tolerance``; infinite where only one of both is a number, or their
+          infinities differ.
+
+        Raises:
+          ValueError: for n < 1, a model compacted with ``semantics="kept"``, params that are gone
+            or of other shapes.
         """
         if n < 1:
             raise ValueError(f"check wants n >= 1 random inputs, got {n}")
-        return float(np.max([self._compare(seed, i) for i in range(n)]))  # NaN wins
+        return self._checker.error(n, seed, params)
 
     def __str__(self) -> str:
         if not self.entries:
@@ -144,7 +145,7 @@ def replicated(structure: Structure, view: View) -> tuple[str, ...]:
     return tuple(found)
 
 
-def of_plan(plan: Plan, structure: Structure, compare: Any, overhead: Any) -> Certificate:
+def of_plan(plan: Plan, structure: Structure, checker: Checker) -> Certificate:
     """Reads the entries off the decisions."""
     entries = [_entry(plan, name, d) for name, d in plan.decisions.items()]
     alone = {name: apart for name, apart in plan.apart.items() if name not in plan.decisions}
@@ -153,76 +154,15 @@ def of_plan(plan: Plan, structure: Structure, compare: Any, overhead: Any) -> Ce
         for name, apart in alone.items()
     ]
     whole = replicated(structure, plan.split.view(KEPT))
-    hazards = () if plan.semantics == KEPT_ONLY else plan.demand.flow.hazards
-    return Certificate(tuple(entries), tuple(hazards), compare, overhead, whole)
+    return Certificate(tuple(entries), plan.hazards, checker, whole)
 
 
 def _entry(plan: Plan, name: str, d: Decision) -> Entry:
     removed, masked, reasons = int((~d.kept).sum()), int(d.candidates.sum()), d.reasons
     if name in plan.apart:
         masked = max(masked, plan.apart[name].masked)
-        reasons = [*reasons, plan.apart[name].reason]
+        reasons = (*reasons, plan.apart[name].reason)
     carried = int((d.carried & ~d.kept).sum())
     status = "kept" if removed < masked else "corrected" if carried else "exact"
-    count = plan.demand.evaluations(axes.find(d.dim.axis)) if carried else 0
-    return Entry(name, d.dim.size, masked, removed, status, "; ".join(reasons), carried, count)
-
-
-def compare(fn: Any, masked: Any, small: Any, args: Any, seed: int, i: int) -> float:
-    """One random input in float64 through both models."""
-    key = jax.random.fold_in(jax.random.key(seed), i)
-    try:
-        with jax.enable_x64(True):
-            wide = jax.tree.map(_widen, masked), jax.tree.map(_widen, small.params)
-            return difference(fn, *wide, small, draw(key, args, jnp.float64))
-    except (
-        TypeError,
-        ValueError,
-        jax.errors.JaxRuntimeError,
-    ) as error:  # a function that fixes its types, say a loop's carry
-        warnings.warn(f"compared in the given types, for float64 fails: {error}", stacklevel=4)
-        return difference(fn, masked, small.params, small, draw(key, args, None))
-
-
-def difference(fn: Any, masked: Any, params: Any, small: Any, args: Any) -> float:
-    """The largest relative error of any output."""
-    expected = jax.tree.leaves(small.restrict_outputs(fn(masked, *args)))
-    got = jax.tree.leaves(small.fn(params, *args))
-    return float(np.max([0.0, *map(error, expected, got)]))  # NaN wins
-
-
-def draw(key: Any, args: Any, dtype: Any) -> Any:
-    """Random floats, each array from a key of its own; other arrays as they are."""
-    leaves, treedef = jax.tree.flatten(args)
-    keys = jax.random.split(key, max(len(leaves), 1))
-    return jax.tree.unflatten(treedef, [_draw(k, a, dtype) for k, a in zip(keys, leaves)])
-
-
-def _draw(key: Any, a: Any, dtype: Any) -> Any:
-    if not jnp.issubdtype(a.dtype, jnp.floating):
-        return jnp.zeros(a.shape, a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a
-    drawn, found = jax.random.normal(key, a.shape, dtype or a.dtype), declared_layout(a)
-    return drawn if found is None else put(drawn, found)
-
-
-def _widen(leaf: Any) -> Any:
-    return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-
-def error(expected: Any, got: Any) -> float:
-    """max|got - expected| / max|expected|; NaN where NaN is expected, infinite where it is not."""
-    a, b = host(_numbers(expected)), host(_numbers(got))
-    if not np.issubdtype(a.dtype, np.inexact):
-        return float(np.any(a != b))
-    if np.isnan(a).any():
-        return float("nan")
-    finite = np.isfinite(a) & np.isfinite(b)
-    if not np.array_equal(a[~finite], b[~finite]):
-        return float("inf")
-    scale = float(np.max(np.abs(a[finite]), initial=0.0)) or 1.0
-    return float(np.max(np.abs(a[finite] - b[finite]), initial=0.0)) / scale
-
-
-def _numbers(x: Any) -> Any:
-    """The bits of a random key; other arrays as they are."""
-    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    why = "; ".join(reasons)
+    return Entry(name, d.dim.size, masked, removed, status, why, carried, d.evaluations)

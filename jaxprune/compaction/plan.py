@@ -38,8 +38,8 @@ Leftovers = dict[tuple[int, frozenset[str]], Any]
 
 
 @dataclass
-class Decision:
-    """What happens to one dimension."""
+class Draft:
+    """What is to happen to one dimension, while that is being decided."""
 
     dim: Dimension
     candidates: np.ndarray  # units that some slot has masked away
@@ -48,17 +48,33 @@ class Decision:
     reasons: list[str] = field(default_factory=list)  # why candidates stay
 
 
-@dataclass
-class Plan:
-    """Decisions by dimension name, and the evaluation that they lead to."""
+Drafts = dict[str, Draft]
 
-    decisions: dict[str, Decision]
-    zero_slices: list[list[np.ndarray]]  # per leaf and axis: slices that are zero in params
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What happens to one dimension; the vectors are those of :class:`Draft`, read-only."""
+
+    dim: Dimension
+    candidates: np.ndarray
+    kept: np.ndarray
+    carried: np.ndarray
+    reasons: tuple[str, ...]
+    evaluations: int  # equations that are evaluated for carried units
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a compact model is made by: decisions by dimension name, and what evaluation needs."""
+
+    decisions: Mapping[str, Decision]
+    split: Split
+    zero_slices: Sequence[Sequence[np.ndarray]]  # per leaf and axis: slices that are zero in params
     semantics: str  # "masked", or "kept": as if the removed units had never been there
-    demand: Demand
-    orders: dict[str, Order] = field(default_factory=dict)  # of units that differ under a parent
-    apart: dict[str, Apart] = field(default_factory=dict)  # dimension -> what stays of such units
-    leftovers: Leftovers = field(default_factory=dict)
+    orders: Mapping[str, Order]  # of units that differ under a parent
+    apart: Mapping[str, Apart]  # dimension -> what stays of such units
+    leftovers: Leftovers
+    hazards: tuple[str, ...]  # where the masked model may not be finite
 
     def kept(self, name: str) -> np.ndarray:
         """Units in, as a vector, or as a matrix with a row for each unit of the parent."""
@@ -67,9 +83,42 @@ class Plan:
             return kept
         return np.take_along_axis(kept[None], np.argsort(self.orders[name].order, axis=1), 1)
 
-    @property
-    def split(self) -> Split:
-        return self.demand.split
+
+def made_of(
+    drafts: Drafts,
+    demand: Demand,
+    zero_slices: Sequence[Sequence[np.ndarray]],
+    semantics: str,
+    orders: Mapping[str, Order],
+    leftovers: Leftovers,
+    apart: Mapping[str, Apart] = MappingProxyType({}),
+) -> Plan:
+    """The plan that drafts and the evaluation that they lead to are; nothing of it changes."""
+    decisions = {name: _decided(draft, demand) for name, draft in drafts.items()}
+    hazards = () if semantics == KEPT_ONLY else tuple(demand.flow.hazards)
+    return Plan(
+        decisions, demand.split, zero_slices, semantics, dict(orders), dict(apart), leftovers,
+        hazards,
+    )  # fmt: skip
+
+
+def _decided(draft: Draft, demand: Demand) -> Decision:
+    carried = (draft.carried & ~draft.kept).any()
+    return Decision(
+        dim=draft.dim,
+        candidates=_fixed(draft.candidates),
+        kept=_fixed(draft.kept),
+        carried=_fixed(draft.carried),
+        reasons=tuple(draft.reasons),
+        evaluations=demand.evaluations(axes.find(draft.dim.axis)) if carried else 0,
+    )
+
+
+def _fixed(vector: np.ndarray) -> np.ndarray:
+    """A copy that nobody can write to."""
+    copy = vector.copy()
+    copy.flags.writeable = False
+    return copy
 
 
 class Apart(NamedTuple):
@@ -79,14 +128,40 @@ class Apart(NamedTuple):
     reason: str
 
 
-def find_orders(
-    program: Program, structure: Structure, masks: Any, idle: Mapping[str, str]
-) -> dict[str, Order]:
+class Masked(NamedTuple):
+    """Parameters and masks as flat lists, parsed and checked once."""
+
+    structure: Structure
+    params: list[Any]
+    masks: list[np.ndarray]
+
+    @classmethod
+    def of(cls, structure: Structure, params: Any, masks: Any) -> Masked:
+        return cls(structure, jax.tree.leaves(params), structure.mask_leaves(masks))
+
+    def full_masks(self) -> list[np.ndarray]:
+        """The masks at the shapes of their leaves."""
+        pairs = zip(self.masks, self.structure.shapes, strict=True)
+        return [np.broadcast_to(mask, shape) for mask, shape in pairs]
+
+    def in_order(self, orders: Mapping[str, Order]) -> Masked:
+        """With what is to be removed last under each parent."""
+        if not orders:
+            return self
+        leaves = (in_order(self.structure, orders, x) for x in (self.params, self.full_masks()))
+        return Masked(self.structure, *leaves)
+
+    def values(self) -> list[Any]:
+        """The masked parameters."""
+        return apply_masks(self.params, self.masks)
+
+
+def find_orders(program: Program, masked: Masked, idle: Mapping[str, str]) -> dict[str, Order]:
     """Dimensions of which the masks remove other units under each unit of a parent, provably.
 
     Each order is looked for among masks that those before it have moved.
     """
-    leaves, found = _full_masks(structure, masks), dict[str, Order]()
+    structure, leaves, found = masked.structure, masked.full_masks(), dict[str, Order]()
     for name, above in _under(structure):
         if name in found or name in idle:
             continue
@@ -97,11 +172,6 @@ def find_orders(
             found[name] = order
             leaves = in_order(structure, {name: order}, leaves)
     return found
-
-
-def _full_masks(structure: Structure, masks: Any) -> list[np.ndarray]:
-    shapes = zip(structure.mask_leaves(masks), structure.shapes, strict=True)
-    return [np.broadcast_to(mask, shape) for mask, shape in shapes]
 
 
 def _under(structure: Structure) -> Iterator[tuple[str, str]]:
@@ -125,9 +195,8 @@ def _owned(structure: Structure, leaves: Sequence[Any], name: str) -> list[Owned
 
 def find_apart(
     program: Program,
-    structure: Structure,
-    masks: Any,
-    decisions: Mapping[str, Decision],
+    masked: Masked,
+    decisions: Mapping[str, Draft],
     orders: Mapping[str, Order],
     idle: Mapping[str, str],
 ) -> dict[str, Apart]:
@@ -135,7 +204,7 @@ def find_apart(
 
     A unit under a parent is more than one entry: what masks an entry masks no unit.
     """
-    leaves, found = structure.mask_leaves(masks), dict[str, Apart]()
+    structure, leaves, found = masked.structure, masked.masks, dict[str, Apart]()
     for name, above in sorted(_under(structure), key=lambda pair: pair[0] not in orders):
         own, parent = _leaves_of(structure, name, above)
         units = kept_under(_owned(structure, leaves, name), own, parent, entries=2)
@@ -143,9 +212,9 @@ def find_apart(
         left = units[rows][:, columns]
         whole = left.any(axis=1, keepdims=True) & left.any(axis=0, keepdims=True)
         if above not in found and name not in found and (whole & ~left).any():
-            masked = (~units[units.any(axis=1)]).sum(axis=1)
+            gone = (~units[units.any(axis=1)]).sum(axis=1)
             why = idle.get(name) or obstacle(program.tape, own, parent)
-            found[name] = Apart(int(masked.max()), _why_apart(above, masked, why))
+            found[name] = Apart(int(gone.max()), _why_apart(above, gone, why))
     return found
 
 
@@ -158,7 +227,7 @@ def _why_apart(above: str, masked: np.ndarray, why: str | None) -> str:
     )
 
 
-def in_order(structure: Structure, orders: dict[str, Order], leaves: list[Any]) -> list[Any]:
+def in_order(structure: Structure, orders: Mapping[str, Order], leaves: list[Any]) -> list[Any]:
     """Leaves at full shapes, with what is to be removed last under each parent."""
     for order in orders.values():
         pairs = zip(leaves, structure.param_axes, strict=True)
@@ -168,9 +237,7 @@ def in_order(structure: Structure, orders: dict[str, Order], leaves: list[Any]) 
 
 def decide(
     program: Program,
-    structure: Structure,
-    params: Any,
-    masks: Any,
+    masked: Masked,
     semantics: str = MASKED,
     idle: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
@@ -178,68 +245,61 @@ def decide(
 
     ``idle`` names dimensions of which nothing can go under an order for each parent, and why.
     """
-    orders = find_orders(program, structure, masks, idle)
-    moved = params, masks
-    if orders:
-        full = _full_masks(structure, masks)
-        trees = (in_order(structure, orders, x) for x in (jax.tree.leaves(params), full))
-        moved = tuple(jax.tree.unflatten(structure.treedef, leaves) for leaves in trees)
-    planned = _decide(program, structure, *moved, semantics, orders)
-    more = {n: "; ".join(d.reasons) for n in orders if (d := planned.decisions[n]).kept.all()}
+    orders = find_orders(program, masked, idle)
+    moved = masked.in_order(orders)
+    zero_slices = _zero_slices(moved)
+    drafts, demand = _draft(program, moved, semantics, orders, zero_slices)
+    more = {n: "; ".join(d.reasons) for n in orders if (d := drafts[n]).kept.all()}
     if more:  # an order without a removal would only move what the user knows at its place
-        return decide(program, structure, params, masks, semantics, {**idle, **more})
-    planned.apart = find_apart(program, structure, moved[1], planned.decisions, orders, idle)
-    return planned
+        return decide(program, masked, semantics, {**idle, **more})
+    apart = find_apart(program, moved, drafts, orders, idle)
+    leftovers = _leftovers(demand, program, moved)
+    return made_of(drafts, demand, zero_slices, semantics, orders, leftovers, apart)
 
 
-def _decide(
+def _draft(
     program: Program,
-    structure: Structure,
-    params: Any,
-    masks: Any,
+    masked: Masked,
     semantics: str,
-    orders: dict[str, Order],
-) -> Plan:
+    orders: Mapping[str, Order],
+    zero_slices: Sequence[Sequence[np.ndarray]],
+) -> tuple[Drafts, Demand]:
     """As :func:`decide`, once units are in order."""
-    whole = structure.fully_kept(masks)
-    decisions = {
-        name: Decision(dim, ~whole[name], whole[name].copy(), ~whole[name])
+    structure = masked.structure
+    whole = structure.kept_by(masked.masks, "all")
+    drafts = {
+        name: Draft(dim, ~whole[name], whole[name].copy(), ~whole[name])
         for name, dim in structure.dims.items()
         if name in orders or not whole[name].all()
     }
-    for decision in decisions.values():
-        if decision.dim.frozen:
-            _stay(decision, np.ones(decision.dim.size, bool), decision.dim.frozen)
-    zero_slices = _zero_slices(structure, params, masks)
+    for draft in drafts.values():
+        if draft.dim.frozen:
+            _stay(draft, np.ones(draft.dim.size, bool), draft.dim.frozen)
     while True:
-        demand = evaluation(program, _split(decisions), zero_slices, structure.paths, semantics)
-        if not _take_back(decisions, demand):
+        demand = evaluation(program, _split(drafts), zero_slices, structure.paths, semantics)
+        if not _take_back(drafts, demand):
             break
-    for decision in decisions.values():
-        _explain(decision, demand)
-    planned = again(program, structure.paths, decisions, zero_slices, semantics, orders)
-    planned.leftovers = _leftovers(planned.demand, program, structure, masks, params)
-    return planned
+    for draft in drafts.values():
+        _explain(draft, demand)
+    return drafts, evaluation(program, _split(drafts), zero_slices, structure.paths, semantics)
 
 
-def _explain(decision: Decision, demand: Demand) -> None:
+def _explain(draft: Draft, demand: Demand) -> None:
     """Says what becomes of the removed units' values."""
-    leaf, none = axes.find(decision.dim.axis), np.zeros(decision.dim.size, bool)
-    decision.carried = demand.carried.get(leaf, none) & ~decision.kept
-    if not decision.kept.any():
-        decision.reasons.append(GONE)
+    leaf, none = axes.find(draft.dim.axis), np.zeros(draft.dim.size, bool)
+    draft.carried = demand.carried.get(leaf, none) & ~draft.kept
+    if not draft.kept.any():
+        draft.reasons.append(GONE)
     if any(leaf in block for _, block in demand.constants.leftovers):
-        decision.reasons.append(FOLDED)
+        draft.reasons.append(FOLDED)
 
 
-def _leftovers(
-    demand: Demand, program: Program, structure: Structure, masks: Any, params: Any
-) -> Leftovers:
+def _leftovers(demand: Demand, program: Program, masked: Masked) -> Leftovers:
     """The removed slices that are folded, of the masked parameters."""
-    leaves = jax.tree.leaves(apply_masks(params, masks)) if demand.constants.leftovers else []
+    leaves = masked.values() if demand.constants.leftovers else []
     return {
         (i, names): leftover(demand, value, block, leaves[i])
-        for (i, names), (value, block) in folds(demand, program, structure).items()
+        for (i, names), (value, block) in folds(demand, program, masked.structure).items()
     }
 
 
@@ -254,70 +314,56 @@ def folds(demand: Demand, program: Program, structure: Structure) -> dict[Any, A
     }
 
 
-def again(
-    program: Program,
-    paths: Sequence[str],
-    decisions: dict[str, Decision],
-    zero_slices: list[list[np.ndarray]],
-    semantics: str,
-    orders: dict[str, Order],
-) -> Plan:
-    """The evaluation that decisions lead to, made now or read from a file."""
-    demand = evaluation(program, _split(decisions), zero_slices, paths, semantics)
-    return Plan(decisions, zero_slices, semantics, demand, orders)
-
-
 def redo(
     program: Program,
     paths: Sequence[str],
-    decisions: dict[str, Decision],
-    zero_slices: list[list[np.ndarray]],
+    drafts: Drafts,
+    zero_slices: Sequence[Sequence[np.ndarray]],
     semantics: str,
-    orders: dict[str, Order],
-) -> Plan:
-    """As :func:`again`, for decisions of which only what is kept is known: nothing is taken back.
+) -> Demand:
+    """The evaluation of drafts of which only what is kept is known: nothing is taken back.
 
-    What doesn't hold any more stands in the plan's refusals.
+    What doesn't hold any more stands in its refusals.
     """
-    for decision in decisions.values():
-        decision.carried = ~decision.kept
-    demand = evaluation(program, _split(decisions), zero_slices, paths, semantics)
-    for decision in decisions.values():
-        none = np.zeros(decision.dim.size, bool)
-        decision.carried = demand.carried.get(axes.find(decision.dim.axis), none) & ~decision.kept
+    for draft in drafts.values():
+        draft.carried = ~draft.kept
+    demand = evaluation(program, _split(drafts), zero_slices, paths, semantics)
+    for draft in drafts.values():
+        none = np.zeros(draft.dim.size, bool)
+        draft.carried = demand.carried.get(axes.find(draft.dim.axis), none) & ~draft.kept
     if demand.refusals:
-        return Plan(decisions, zero_slices, semantics, demand, orders)
-    return again(program, paths, decisions, zero_slices, semantics, orders)
+        return demand
+    return evaluation(program, _split(drafts), zero_slices, paths, semantics)
 
 
-def _split(decisions: dict[str, Decision]) -> Split:
-    pruned = [d for d in decisions.values() if not d.kept.all()]
+def _split(drafts: Drafts) -> Split:
+    pruned = [d for d in drafts.values() if not d.kept.all()]
     return Split(
         {axes.find(d.dim.axis): np.flatnonzero(d.kept) for d in pruned},
         {axes.find(d.dim.axis): np.flatnonzero(d.carried & ~d.kept) for d in pruned},
     )
 
 
-def _take_back(decisions: dict[str, Decision], demand: Demand) -> bool:
+def _take_back(drafts: Drafts, demand: Demand) -> bool:
     """Units that can't go after all; False when there is none."""
-    by_leaf = {axes.find(d.dim.axis): d for d in decisions.values()}
+    by_leaf = {axes.find(d.dim.axis): d for d in drafts.values()}
     for dimension, units, why in demand.refusals:
-        decision = by_leaf[dimension]
-        _stay(decision, np.isin(np.arange(decision.dim.size), units), why)
+        draft = by_leaf[dimension]
+        _stay(draft, np.isin(np.arange(draft.dim.size), units), why)
     if demand.refusals:
         return True
     emptied = [d for leaf, d in by_leaf.items() if not d.kept.any() and demand.evaluates(leaf)]
-    for decision in emptied:
-        _stay(decision, np.arange(decision.dim.size) == 0, EMPTY)
+    for draft in emptied:
+        _stay(draft, np.arange(draft.dim.size) == 0, EMPTY)
     return bool(emptied)
 
 
-def _stay(decision: Decision, units: np.ndarray, why: str) -> None:
-    back = units & ~decision.kept
+def _stay(draft: Draft, units: np.ndarray, why: str) -> None:
+    back = units & ~draft.kept
     if back.any():
-        decision.kept |= back
-        if why not in decision.reasons:
-            decision.reasons.append(why)
+        draft.kept |= back
+        if why not in draft.reasons:
+            draft.reasons.append(why)
 
 
 def evaluation(
@@ -381,12 +427,10 @@ def _refuse_nonzero(demand: Demand, path: str, value: Value, known: Zeros, dimen
             demand.refuse(dimension, why, np.intersect1d(dirty, demand.removed(dimension)))
 
 
-def _zero_slices(structure: Structure, params: Any, masks: Any) -> list[list[np.ndarray]]:
+def _zero_slices(masked: Masked) -> list[list[np.ndarray]]:
     """Zero slices of the masked parameters, by mask and by value where the value is at hand."""
     found = []
-    for mask, leaf, shape in zip(
-        structure.mask_leaves(masks), jax.tree.leaves(params), structure.shapes, strict=True
-    ):
+    for mask, leaf, shape in zip(masked.masks, masked.params, masked.structure.shapes, strict=True):
         alive = np.broadcast_to(mask, shape)
         if layout(leaf) and not isinstance(leaf, jax.core.Tracer) and not alive.all():
             found.append([~host(line) for line in _alive(leaf, mask)])

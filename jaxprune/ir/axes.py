@@ -13,6 +13,7 @@ This module knows nothing of programs, arrays or masks.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod as _product
 from typing import Any
@@ -38,6 +39,12 @@ class Axis:
         self.link: Axis | None = None  # set once this node has become another one
         self.reasons: list[Any] = []  # why a leaf may not change its size; empty = free
         self.order = next(_order)
+
+    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
+        """Restores a pickled node; kinds are compared by identity."""
+        for name, value in state[1].items():
+            setattr(self, name, value)
+        self.kind = sys.intern(self.kind)
 
     def __repr__(self) -> str:
         return show(self)

@@ -211,13 +211,11 @@ class Structure:
         Args:
           masks: a tree like params, True = kept, each mask broadcastable to its leaf.
         """
-        leaves = self.mask_leaves(masks)
-        return {name: self._kept(dim, leaves, "any") for name, dim in self.dims.items()}
+        return self.kept_by(self.mask_leaves(masks), "any")
 
-    def fully_kept(self, masks: Any) -> dict[str, np.ndarray]:
-        """The units that every slot keeps at least in part; the others are candidates."""
-        leaves = self.mask_leaves(masks)
-        return {name: self._kept(dim, leaves, "all") for name, dim in self.dims.items()}
+    def kept_by(self, leaves: list[np.ndarray], how: str) -> dict[str, np.ndarray]:
+        """The units that "any" or "all" of the slots keep at least in part, by parsed masks."""
+        return {name: self._kept(dim, leaves, how) for name, dim in self.dims.items()}
 
     def mask_leaves(self, masks: Any) -> list[np.ndarray]:
         """The masks as a flat list, checked against the leaves."""

@@ -107,7 +107,7 @@ def updated(draw: Draw, shape: Shape) -> Layer:
 @layer(keeps=True)
 def updated_by(draw: Draw, shape: Shape) -> Layer:
     """A window of the channels is replaced, or a sum is scattered into zeros."""
-    c, n = shape[-1], draw.one([1, 2, 3])
+    c, n = shape[-1], min(draw.one([1, 2, 3]), shape[-1])
     places, how = draw.rng.integers(0, c, c), draw.one(["window", "scattered", "segments"])
     params = {"patch": draw.weights(n)} if how == "window" else {}
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from jaxprune.compaction import certificate
+from jaxprune.compaction import checking
 from jaxprune.rules import registry
 
 
@@ -353,18 +353,19 @@ def test_the_check_reports_nan_and_draws_each_argument_anew():
     def fn(params, x, y):
         return jax.nn.relu((x - y) @ params["up"]) @ params["down"]
 
-    structure = jp.infer_structure(fn, dense_params(), ROWS, ROWS)
+    params = dense_params()
+    structure = jp.infer_structure(fn, params, ROWS, ROWS)
     masks = structure.masks({"up:1": np.arange(8) < 3})
-    small = jp.compact(fn, dense_params(), masks, ROWS, ROWS)
+    small = jp.compact(fn, params, masks, ROWS, ROWS)
     with jax.enable_x64(True):
-        drawn = certificate.draw(jax.random.key(0), (ROWS, ROWS), jnp.float64)
+        drawn = checking.draw(jax.random.key(0), (ROWS, ROWS), jnp.float64)
     assert not np.array_equal(*drawn)
     assert small.certificate.check() < 1e-12
     good, bad = jnp.array([1.0, 2.0]), jnp.array([1.0, jnp.nan])
-    assert certificate.error(good, bad) == float("inf")
-    assert np.isnan(certificate.error(bad, good)) and np.isnan(certificate.error(bad, bad))
+    assert checking.error(good, bad) == float("inf")
+    assert np.isnan(checking.error(bad, good)) and np.isnan(checking.error(bad, bad))
     low = jnp.array([1.0, -jnp.inf])  # as logits have where a choice is not allowed
-    assert certificate.error(low, low) == 0.0 and certificate.error(low, -low) == float("inf")
+    assert checking.error(low, low) == 0.0 and checking.error(low, -low) == float("inf")
 
 
 def test_results_of_one_step_keep_their_own_blocks():

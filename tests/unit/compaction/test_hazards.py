@@ -1,5 +1,7 @@
 """Where masked zeros make infinities; the reference is the masked model's value and gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import jax.scipy.special as special
@@ -116,10 +118,15 @@ HARMLESS = {
 }  # fmt: skip
 
 
+@functools.cache
+def all_params():
+    return {"up": jax.random.uniform(jax.random.key(0), (4, 8)) + 0.1,
+            "down": jnp.ones((8, 3)), "power": jnp.full(8, 0.5)}  # fmt: skip
+
+
 def read(use):
     """The certificate, and whether the masked model's value and gradients are numbers."""
-    params = {"up": jax.random.uniform(jax.random.key(0), (4, 8)) + 0.1,
-              "down": jnp.ones((8, 3)), "power": jnp.full(8, 0.5)}  # fmt: skip
+    params = all_params()
     masks = {"up": ~GONE[None], "down": ~GONE[:, None], "power": jnp.asarray(True)}
     fn = lambda p, x: use(x @ p["up"], p) @ p["down"]  # noqa: E731
     small = jp.compact(fn, params, masks, ROWS)

@@ -8,6 +8,8 @@ import pytest
 import jaxprune as jp
 from jaxprune.ir import axes
 from jaxprune.structure import infer
+from tests.fuzz.programs import random_program
+from tests.models.zoo import ENTRIES
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32)
@@ -157,17 +159,34 @@ def test_layouts_that_nest_do_so_when_they_meet_again():
     assert small.certificate.exact and small.params["up"].shape == (3, 2)
 
 
-def test_what_coupling_again_would_freeze_is_refused(monkeypatch):
-    """An algebra for which the second meeting is too much: compact says so and does not raise."""
+def test_what_coupling_again_would_freeze_is_frozen(monkeypatch):
+    """An algebra for which the second meeting is too much: the structure says so."""
     monkeypatch.setattr(axes, "_runs", lambda parts, size: [[part] for part in parts])
     params = random_params(**ROLLED)
-    masks = all_masked(rolled, params)
-    small = compared(rolled, params, masks)
-    assert small.params["up"].shape == (3, 4)
-    assert "layouts that do not nest in reshape" in str(small.certificate)
-    (settled,) = infer.infer([(rolled, (X,))], params)
-    before = [axes.show(axis) for value in settled.param_values for axis in value.axes]
-    known = [value.axes for value in settled.param_values]
-    closed, out_shape = jax.make_jaxpr(rolled, return_shape=True)(params, X)
-    again = infer.couple(closed, out_shape, params, (X,), known)
-    assert before == [axes.show(axis) for value in again.param_values for axis in value.axes]
+    structure = jp.infer_structure(rolled, params, X)
+    assert all(d.frozen for d in structure.dims.values())
+    assert "layouts that do not nest in" in structure.details()
+    assert is_settled(rolled, params, X)
+
+
+def is_settled(fn, params, *args):
+    """Whether coupling all again, from the axes that were found, finds nothing new."""
+    (found,) = infer.infer([(fn, args)], params)
+    param_axes, fresh = infer.copy_axes([value.axes for value in found.param_values])
+    free = [leaf for leaf in fresh.values() if leaf.size > 1 and not leaf.reasons]
+    closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *args)
+    infer.couple(closed, out_shape, params, args, param_axes)
+    return all(axes.find(leaf) is leaf and not leaf.reasons for leaf in free)
+
+
+@pytest.mark.parametrize("entry", ENTRIES[::6], ids=str)
+def test_a_structure_is_settled(entry):
+    fn, params, args = entry.build()
+    assert is_settled(fn, params, *args)
+
+
+def test_structures_of_random_programs_are_settled():
+    with jax.enable_x64(True):
+        for seed in range(12):
+            program = random_program(seed)
+            assert is_settled(program.fn, program.params, *program.args)

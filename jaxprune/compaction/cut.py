@@ -1,0 +1,92 @@
+"""Slicing the leaves of params to the small sizes, and putting them back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.compaction.blocks import View
+from jaxprune.compaction.plan import Masked, Plan
+from jaxprune.masks import apply_masks
+from jaxprune.rules.registry import KEPT
+from jaxprune.sharding import reshaped
+from jaxprune.structure import infer
+from jaxprune.structure.structure import Structure
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the leaves of params are sliced, and put back."""
+
+    structure: Structure
+    plan: Plan
+
+    @property
+    def view(self) -> View:
+        return self.plan.split.view(KEPT)
+
+    def slice(self, leaf: Any, i: int) -> Any:
+        """The kept slices; axes along which the leaf repeats stay as they are."""
+        axs, shape = self.structure.param_axes[i], self.structure.shapes[i]
+
+        def cut(leaf: Any) -> Any:
+            if np.shape(leaf) != shape and self.plan.orders:
+                leaf = jnp.broadcast_to(leaf, shape)
+            for order in self.plan.orders.values():
+                leaf = order.apply(leaf, axs)
+            for k, axis in enumerate(axs):
+                if self.view.size(axis) != axis.size and np.shape(leaf)[k] == axis.size:
+                    leaf = leaf.take(self.view.index(axis), axis=k)
+            return leaf
+
+        return reshaped(cut, leaf)
+
+    def masked(self, full: Masked) -> Any:
+        """The kept slices of the masked parameters, as a tree."""
+        pairs = zip(full.params, full.full_masks(), strict=True)
+        small = [(self.slice(leaf, i), self.slice(m, i)) for i, (leaf, m) in enumerate(pairs)]
+        leaves = [leaf if mask.all() else _masked(leaf, mask) for leaf, mask in small]
+        return jax.tree.unflatten(self.structure.treedef, leaves)
+
+    def outputs(self, outputs: Any) -> Any:
+        """Slices the results that are updated parameters; others are full size already."""
+        leaves, treedef = jax.tree.flatten(outputs)
+        paths = self.structure.paths
+        known = list(zip(paths, self.structure.shapes, strict=True))
+        given = list(zip(infer.paths_of(outputs), map(np.shape, leaves), strict=True))
+        small = [
+            leaf if name is None else self.slice(leaf, paths.index(name))
+            for leaf, name in zip(leaves, infer.followed(given, known), strict=True)
+        ]
+        return jax.tree.unflatten(treedef, small)
+
+    def grow(self, leaf: Any, i: int) -> Any:
+        """A small leaf at its full shape, zeros where units are gone."""
+        axs = self.structure.param_axes[i]
+        if np.shape(leaf) != self.view.shape(axs):
+            raise ValueError(
+                f"expand got shape {np.shape(leaf)} for {self.structure.paths[i]}, wanted "
+                f"{self.view.shape(axs)}"
+            )
+        if self.view.shape(axs) == self.structure.shapes[i]:
+            return leaf
+        index = np.ix_(*(self.view.index(a) for a in axs))
+
+        def grow(leaf: Any) -> Any:
+            full = jnp.zeros(self.structure.shapes[i], leaf.dtype).at[index].set(leaf)
+            for order in reversed(list(self.plan.orders.values())):
+                full = order.apply(full, axs, back=True)
+            return full
+
+        return reshaped(grow, leaf, self.structure.layouts[i])
+
+
+def _masked(leaf: Any, mask: np.ndarray) -> Any:
+    """Zeros where the mask is False; an array of the kind that it was given."""
+    if isinstance(leaf, np.ndarray):
+        return np.where(mask, leaf, np.zeros_like(leaf))
+    return apply_masks(leaf, mask)
