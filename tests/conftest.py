@@ -28,6 +28,36 @@ settings.register_profile(
 settings.load_profile("jaxprune")
 
 
+HERE = Path(__file__).parent
+# `python -m pytest` leaves these folders out, and tests that are marked slow.
+SLOW = ("zoo", "fuzz", "runtimes", "studies")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--whole", action="store_true", help="run what is slow, too")
+
+
+def named(config):
+    """Returns the paths on the command line: what is slow in them runs."""
+    paths = [Path(arg.split("::")[0]).resolve() for arg in config.args]
+    return [path for path in paths if path != HERE]
+
+
+def pytest_ignore_collect(collection_path, config):
+    if collection_path.parent != HERE or collection_path.name not in SLOW:
+        return None
+    asked = [path for path in named(config) if path.is_relative_to(collection_path)]
+    return None if asked or config.getoption("whole") else True
+
+
+def pytest_collection_modifyitems(config, items):
+    paths = named(config)
+    slow = [item for item in items if "slow" in item.keywords and item.path not in paths]
+    if slow and not config.getoption("whole"):
+        items[:] = [item for item in items if item not in slow]
+        config.hook.pytest_deselected(items=slow)
+
+
 def pytest_configure(config):
     config.pluginmanager.register(memory_maps.Watch(memory_maps.SHARE * memory_maps.limit()))
 

@@ -127,6 +127,19 @@ def leaves(axis: Axis) -> Iterator[Axis]:
         yield from leaves(kid)
 
 
+def leaves_of(axs: list[Axis]) -> list[Axis]:
+    """The leaves of several axes, in no order and with repetitions."""
+    found, rest = [], axs
+    while rest:
+        axis = rest.pop()
+        if axis.link is not None:
+            axis = find(axis)
+        if axis.kind is LEAF:
+            found.append(axis)
+        rest.extend(axis.kids)
+    return found
+
+
 def freeze(axis: Axis, reason: Any) -> None:
     """Forbids every leaf of ``axis`` to change its size, and remembers why."""
     for node in leaves(axis):

@@ -83,9 +83,12 @@ def couple(
     seen: Seen = {}
 
     def couple_and_note(step: Step) -> Sequence[Sequence[Axis]]:
-        results = registry.couple(step)
-        if not _lasts(step):
-            seen[step] = None if step.subs else _leaves(step, results)
+        rule = registry.rule_of(step).couple
+        results = rule(step)
+        if step.subs:
+            seen[step] = None
+        elif rule not in LASTING:
+            seen[step] = _leaves(step, results)
         return results
 
     with collecting_later():
@@ -112,7 +115,7 @@ def settle(programs: Sequence[Program]) -> None:
     coupled already. A step that holds programs is asked at least twice: its inside is coupled in
     order, too.
     """
-    noted = [(step, program.seen) for program in programs for step in program.seen]
+    noted = [(step, p.seen) for p in programs for step in p.seen if not _lasts(step)]
     while moved := [(step, seen) for step, seen in noted if _has_moved(seen[step])]:
         for step, seen in moved:
             before = _leaves(step, [v.axes for v in step.outs])
@@ -122,7 +125,12 @@ def settle(programs: Sequence[Program]) -> None:
 
 def _has_moved(leaves: Sequence[Axis] | None) -> bool:
     """Whether one of these leaves has become another axis; None: nobody has looked yet."""
-    return leaves is None or any(leaf.link is not None for leaf in leaves)
+    if leaves is None:
+        return True
+    for leaf in leaves:  # noqa: SIM110  A generator would cost a call for each leaf.
+        if leaf.link is not None:
+            return True
+    return False
 
 
 def _couple_again(step: Step) -> None:
@@ -135,8 +143,8 @@ def _couple_again(step: Step) -> None:
 def _leaves(step: Step, outs: Sequence[Sequence[Axis]]) -> list[Axis]:
     """The leaves that the axes of a step are made of now, also inside of it."""
     inside = [value.axes for sub in step.subs for value in _values(sub)]
-    rows = [*(value.axes for value in step.ins), *outs, *inside]
-    return [leaf for row in rows for axis in row for leaf in axes.leaves(axis)]
+    rows = [*[value.axes for value in step.ins], *outs, *inside]
+    return axes.leaves_of([axis for row in rows for axis in row])
 
 
 def _values(program: Tape) -> Iterator[Value]:

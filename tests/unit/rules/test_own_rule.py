@@ -45,6 +45,7 @@ def primitive(name, impl):
     return p
 
 
+@functools.cache  # A certificate checks against params that someone holds.
 def draw(**shapes):
     keys = jax.random.split(jax.random.key(1), len(shapes))
     return {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items())}

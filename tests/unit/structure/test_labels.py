@@ -190,7 +190,7 @@ def test_the_table_groups_siblings_and_counts_parameters():
     assert lines[0].startswith("16 of 17 dimensions can be pruned; they govern 100 % of ")
     assert f"layers/0-2/mlp hidden {F} x3 {3 * E * F} layers/0-2/mlp/gate:1" in lines
     (fixed,) = [line for line in lines if line.startswith(f"vocabulary {V}")]
-    assert "gather at test_structure_labels.py:" in fixed and "(gpt): indexed (+1 more)" in fixed
+    assert "gather at test_labels.py:" in fixed and "(gpt): indexed (+1 more)" in fixed
     assert len(lines) < 15
 
 
@@ -209,10 +209,7 @@ def test_what_blocks_stands_before_what_is_fixed():
     text = str(jp.infer_structure(fn, params, spec(3, 4)))
     blocked, fixed = text.index("blocked"), text.index("\nfixed")
     assert (
-        text.index("can be pruned")
-        < blocked
-        < text.index("pure_callback at test_structure")
-        < fixed
+        text.index("can be pruned") < blocked < text.index("pure_callback at test_labels") < fixed
     )
     assert "blocked: what it would take to prune these (72 parameters)" in text
 

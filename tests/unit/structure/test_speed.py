@@ -31,7 +31,8 @@ def calls_after_tracing(layers):
 def test_calls_grow_linearly_with_the_layers():
     few, more, most = map(calls_after_tracing, (4, 8, 16))
     assert (most - more) / (more - few) == pytest.approx(2, rel=0.02)
-    assert most < 180_000  # for 1,800 equations; looking up source lines would add 60,000
+    # For 1,800 equations, 144 of which are asked again. Looking up source lines would add 60,000.
+    assert most < 230_000
 
 
 def test_parameters_that_no_memory_holds():
