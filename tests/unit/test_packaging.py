@@ -41,12 +41,11 @@ def test_the_newest_tested_python_pins_within_the_bounds(requirement):
 def test_the_readme_opens_with_one_line_for_the_main_job_and_one_for_the_tests():
     assert shell_blocks()[:2] == [
         'pip install -e ".[bench]" && python -m benchmarks\n',
-        'pip install -e ".[test]" && python -m pytest\n',
+        'pip install -e ".[dev]" && python -m pytest\n',
     ]
 
 
 def test_the_core_imports_no_framework():
-
     code = "import sys, jaxprune; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     unwanted = {"flax", "equinox", "chex", "haiku", "matplotlib", "sklearn"}
