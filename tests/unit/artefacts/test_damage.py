@@ -105,6 +105,7 @@ def test_the_undamaged_file_loads(saved, name):
     np.testing.assert_allclose(loaders(folder, params)[name](), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_any_bit_that_flips_is_found(saved, tmp_path, name):
     folder, params, _ = saved
@@ -266,6 +267,7 @@ def spoiled(text, at, other):
 TELLS_ONLY = {"made with", "reasons", "platforms", "arguments", "jax"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_forged_plans(saved, tmp_path, name):
     """Every place of the plan spoiled in several ways: an error, or the same model."""
@@ -317,6 +319,7 @@ def spoiled_arrays(key, array):
         yield "zeros", {key: np.zeros_like(array)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_forged_arrays(saved, tmp_path, name):
     """An error, or the same: of a dimension that stays whole, or bytes after the program's end."""

@@ -152,6 +152,7 @@ def fingerprints(reverse=False):
     return {name: fingerprint(*case) for name, case in (cases[::-1] if reverse else cases)}
 
 
+@pytest.mark.slow
 def test_the_same_code_in_another_process_is_the_same_function(tmp_path):
     env = dict(
         os.environ, PYTHONHASHSEED="17", PYTHONPATH=os.pathsep.join([os.getcwd(), *sys.path])

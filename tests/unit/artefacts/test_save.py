@@ -39,6 +39,7 @@ def cut(dtype=jnp.float32):
     return net.apply, params, jp.compact(net.apply, params, masks, X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_saved_model_comes_back(tmp_path, dtype):
     fn, params, small = cut(dtype=dtype)
@@ -140,6 +141,7 @@ NETWORKS = {  # sizes that are NumPy's, carried units, loops, callbacks, states
 ZOO = {entry.name: entry for entry in ENTRIES if entry.name in NETWORKS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_plans_of_other_networks_come_back(tmp_path, name):
     """What loading decides anew (units that are carried, slices that are folded) is what was."""

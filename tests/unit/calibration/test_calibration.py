@@ -151,6 +151,7 @@ def test_a_weight_in_a_loop_for_each_row_has_no_statistics():
     assert "each row has its own number of rounds" in str(stats.reasons)
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(st.integers(1, 3), st.integers(1, 3), st.sampled_from(["SAME", "VALID"]), st.integers(1, 2))
 def test_convolutions_multiply_patches(h, w, padding, stride):
@@ -270,6 +271,7 @@ print("equal on", len(jax.devices()))
 """
 
 
+@pytest.mark.slow
 def test_sharded_batches_and_params_give_the_same():
     """Needs several devices, which a process can only ask for before JAX starts."""
     flag = "--xla_force_host_platform_device_count=2"

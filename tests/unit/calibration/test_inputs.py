@@ -88,6 +88,7 @@ print("equal on", len(jax.devices()))
 """
 
 
+@pytest.mark.slow
 def test_within_shard_map_and_on_an_explicit_mesh():
     """Needs several devices, which a process can only ask for before JAX starts."""
     flag = "--xla_force_host_platform_device_count=2"

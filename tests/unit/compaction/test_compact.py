@@ -86,6 +86,7 @@ def relative(expected, got):
     return float(jnp.max(jnp.abs(expected - got)) / jnp.max(jnp.abs(expected)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", NETS)
 def test_compact_equals_masked_in_value_and_gradient(net):
     fn, params = build(net)
@@ -105,6 +106,7 @@ def test_compact_equals_masked_in_value_and_gradient(net):
         assert float(jnp.max(jnp.abs(a - b)) / scale) < 1e-5
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 10**6), net=st.sampled_from(NETS))
 def test_expand_after_compact_is_apply_masks(seed, net):
@@ -126,6 +128,7 @@ def test_all_true_masks_change_nothing():
     np.testing.assert_array_equal(small.fn(small.params, X), fn(params, X))
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_other_batch_sizes():
     fn, params = build(Residual)
     structure = jp.infer_structure(fn, params, X)
@@ -136,6 +139,7 @@ def test_jit_vmap_and_other_batch_sizes():
     np.testing.assert_allclose(rows, wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_compact_program_has_the_flops_of_the_native_small_module():
     class Net(nn.Module):
         width: int
@@ -173,6 +177,7 @@ PRODUCER = {"up": np.arange(8)[None] < 3, "bias": np.arange(8) < 3, "down": np.a
 CONSUMER = {"up": np.array(True), "bias": np.array(True), "down": np.arange(8)[:, None] < 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("masks", "activation", "left"),
     [
@@ -253,6 +258,7 @@ def test_optimizer_states_are_sliced_by_the_same_plan():
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, fresh)
 
 
+@pytest.mark.slow
 def test_training_mode_returns_sliced_statistics():
     class Net(nn.Module):
         @nn.compact

@@ -74,6 +74,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_producers_masked_alone(name, tmp_path):
     fn, shapes, producer, x, folded = CASES[name]

@@ -73,6 +73,7 @@ def test_masked_keys_cost_nothing() -> None:
     assert np.isfinite(grad).all()
 
 
+@pytest.mark.slow
 def test_activation_maps_of_fewer_channels() -> None:
     student, teacher = normal(2, 4, 4, 3), normal(2, 4, 4, 8)
     maps = [np.square(x).sum(axis=-1).reshape(2, -1) for x in (student, teacher)]

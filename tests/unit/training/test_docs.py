@@ -3,11 +3,14 @@
 import contextlib
 import io
 
+import pytest
+
 from tests.unit.test_docs import DOCS, blocks
 
 PAGE = "write_a_method.md"
 
 
+@pytest.mark.slow
 def test_the_page_runs_and_prints_what_it_shows() -> None:
     names: dict[str, object] = {}
     for line, code, shown in blocks(PAGE):

@@ -106,6 +106,7 @@ def kept(tree: Any) -> np.ndarray:
     return np.concatenate([np.ravel(tree[name] != 0) for name in ("up", "down")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPED)
 def test_what_is_evaluated_is_sparse_under_every_wrapper(name: str) -> None:
     params, state = train(WRAPPED[name]())
@@ -151,6 +152,7 @@ def test_averages_of_a_part_leave_other_leaves_bitwise_and_keep_types() -> None:
     assert (used["up"] != params["up"]).any()
 
 
+@pytest.mark.slow
 def test_slow_params_of_lookahead_are_evaluated() -> None:
     tx = optax.lookahead(jp.prune(ADAM, jp.magnitude, 0.75), 3, 0.5)
     params = optax.LookaheadParams.init_synced(PARAMS)
@@ -186,6 +188,7 @@ def test_soft_thresholds_shrink_in_a_part_and_beside_another_method() -> None:
 # ---- every kind of tree and transformation ---------------------------------------------------
 
 
+@pytest.mark.slow
 def test_under_vmap_scan_and_grad() -> None:
     tx = optax.with_extra_args_support(free(prune(), 1e-2))
 
@@ -218,6 +221,7 @@ def test_states_that_a_checkpoint_has_turned_into_dicts() -> None:
     np.testing.assert_array_equal(got["up"], wanted["up"])
 
 
+@pytest.mark.slow
 def test_params_with_leaves_of_the_names_that_states_have() -> None:
     params = {"masks": jnp.ones((4, 4)), "z": jnp.ones((4, 4)), "b1": jnp.ones(3)}
     params |= {"thresholds": jnp.ones((2, 2)), "base_optimizer_state": jnp.ones(2)}
@@ -231,6 +235,7 @@ def test_params_with_leaves_of_the_names_that_states_have() -> None:
         assert [int((used[name] != 0).sum()) for name in ("masks", "z", "b1")] == [4, 4, 3]
 
 
+@pytest.mark.slow
 def test_nnx_and_equinox() -> None:
     model = nnx.Linear(8, 16, rngs=nnx.Rngs(0))
     with pytest.warns(UserWarning, match="schedule_free is around"):
@@ -345,6 +350,7 @@ UNDONE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNDONE)
 def test_init_says_once_what_undoes_the_zeros_and_at_the_users_line(name: str) -> None:
     build, text = UNDONE[name]

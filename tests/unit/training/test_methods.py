@@ -78,6 +78,7 @@ def at_random(params: Any, grad: Any, step: int) -> Any:
     return jax.tree.map(np.asarray, jp.random(params, key=key, step=step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "growth"), [("rigl", by_gradient), ("set", at_random)], ids=["rigl", "set"]
 )
@@ -109,6 +110,7 @@ def test_dynamic_methods_match_the_papers_in_numpy(method: str, growth: Any) -> 
     assert replaced > 10
 
 
+@pytest.mark.slow
 def test_sparse_momentum_matches_the_paper_in_numpy() -> None:
     tx = jp.training.snfs(optax.sgd(RATE), 0.6, every=3, drop_fraction=0.5, decay=0.75)
     grads = gradients(11)
@@ -175,6 +177,7 @@ PATTERNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PATTERNS)
 def test_rigl_replaces_entries_under_every_pattern(name: str) -> None:
     """And no entry that the pattern can't express: n:m stays n:m, blocks stay blocks."""
@@ -225,6 +228,7 @@ def test_a_schedule_thins_out_a_dynamic_method() -> None:
 # ---- the moments of entries that come back --------------------------------------------------
 
 
+@pytest.mark.slow
 def test_moments_are_reset_or_inherited() -> None:
     """At the step of a renewal: entries that come back know this gradient only, or all of them."""
     grads = [jax.tree.map(jnp.ones_like, make_params())] * 3 + gradients(1)

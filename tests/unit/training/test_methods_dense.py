@@ -231,6 +231,7 @@ def unit_norms(params: Any) -> np.ndarray:
     return np.linalg.norm(units, axis=0)
 
 
+@pytest.mark.slow
 def test_group_lasso_is_the_sum_of_norms_over_units() -> None:
     params = mlp_params()
     penalty = training.group_lasso(STRUCTURE)

@@ -85,6 +85,7 @@ def test_the_state_is_arrays_of_fixed_types(name: str) -> None:
         assert (old.shape, old.dtype, old.weak_type) == (new.shape, new.dtype, new.weak_type)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", METHODS)
 def test_types_are_never_promoted_by_accident(name: str, dtype: Any) -> None:
@@ -110,6 +111,7 @@ def test_tree_map_params_walks_the_state(name: str) -> None:
 # ---- transformations of JAX -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(MAKE))
 def test_scan_and_donation_equal_the_loop(name: str) -> None:
     tx, wanted = METHODS[name], trained(name)

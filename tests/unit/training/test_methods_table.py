@@ -25,6 +25,8 @@ from tests.helpers.covering import Row, Value, all_pairs, pairwise
 from tests.helpers.oracles import ranked
 from tests.unit.training.test_table import assert_pruned_are_zero, by_path, by_rank, either, jit
 
+pytestmark = pytest.mark.slow  # Each row compiles an update of its own.
+
 STEPS = 6
 BAD_STEP = 3  # its gradients are NaN under apply_if_finite
 CUBIC = jp.schedules.cubic(0.0, 0.5, begin=0, end=4)

@@ -21,6 +21,8 @@ from flax import nnx
 import jaxprune as jp
 from jaxprune.scores.weights import widen
 
+pytestmark = pytest.mark.slow  # Each row compiles an update of its own.
+
 STEPS = 12
 END = 7  # no multiple of EVERY
 EVERY = 2
