@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,6 +47,16 @@ def limits_of(
                 limits[name] = (count, high) if which == "minimum" else (min(low, count), count)
                 _check_order(name, *limits[name])
     return limits
+
+
+def least_of(
+    structure: Structure, most: Mapping[str, int], minimum: Limits | None
+) -> dict[str, int]:
+    """The least count of each dimension in ``most`` as ``minimum`` has it, 0 where it has none."""
+    maximum = {glob.escape(name): count for name, count in most.items()}
+    given = {"*": 0, **minimum} if isinstance(minimum, Mapping) else minimum or {"*": 0}
+    every = limits_of(structure, list(most), given, maximum)
+    return {name: least for name, (least, _) in every.items()}
 
 
 def _count(value: Any, size: int) -> int | None:

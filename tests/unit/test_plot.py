@@ -43,7 +43,7 @@ def test_quartiles_are_bars_and_numbers_are_not():
 
 
 def test_takes_the_ratios_of_compare():
-    c = jp.compare({"dense": (jnp.sin, (jnp.ones(4),))}, rounds=2)
+    c = jp.compare({"dense": (jnp.sin, (jnp.ones(4),))}, repeats=2)
     ax = jp.plot.measured_theoretical({"dense": [(1.0, c.ratios["dense"])]})
     np.testing.assert_allclose(lines(ax)["dense"], [[1.0], [1.0]])
 
