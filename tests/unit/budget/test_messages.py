@@ -1,4 +1,4 @@
-"""What sensitivities, families, their targets, devices and plots say to bad input."""
+"""What sensitivities, fronts, their targets, devices and plots say to bad input."""
 
 import dataclasses
 import functools
@@ -45,8 +45,9 @@ def pareto(targets=(HALF,), **options):
     return jp.pareto(fn, PARAMS, structure(), jp.magnitude(PARAMS), X, targets=targets, **options)
 
 
-def sensitivity(metric=total, **options):
-    return jp.sensitivity(metric, PARAMS, PARAMS, **{"fractions": (0.5,), **options})
+def sensitivity(metric=total, of=None, **options):
+    options = {"fractions": (0.5,), **options}
+    return jp.sensitivity(PARAMS, of, PARAMS, metric=metric, **options)
 
 
 # ------------------------------------------------------------------------------- sensitivity
@@ -83,7 +84,7 @@ def test_files_with_bare_nan_are_still_read(tmp_path):
     assert math.isnan(again.curves["a"][0]) and again.dense == -INF
 
 
-# ---------------------------------------------------------------------------------- families
+# ---------------------------------------------------------------------------------- fronts
 
 
 def double(params, masks):
@@ -91,26 +92,26 @@ def double(params, masks):
 
 
 @pytest.mark.parametrize("metric", [None, total])
-def test_a_family_is_finetuned_with_and_without_a_metric(metric):
-    family = pareto(metric=metric, finetune=double)
-    masked = jp.apply_masks(PARAMS, family.plans[0].masks)
-    np.testing.assert_array_equal(family.params[0]["up"], 2 * masked["up"])
-    wanted = () if metric is None else (float(total(family.params[0])),)
-    assert family.metrics == wanted
+def test_a_front_is_finetuned_with_and_without_a_metric(metric):
+    front = pareto(metric=metric, finetune=double)
+    masked = jp.apply_masks(PARAMS, front.plans[0].masks)
+    np.testing.assert_array_equal(front.params[0]["up"], 2 * masked["up"])
+    wanted = () if metric is None else (float(total(front.params[0])),)
+    assert front.metrics == wanted
 
 
-def test_a_family_without_metric_and_finetune_has_no_params():
+def test_a_front_without_metric_and_finetune_has_no_params():
     """So that shapes are enough for it."""
     assert pareto().params == ()
 
 
 def test_points_of_a_device_that_is_not_here_have_predicted_speedups():
     """Parameters are counted on the compact network, the speed-up isn't measured."""
-    family = pareto([1.2], metric=total, device="h100", verify=True, minimum={"*": 1})
-    (row,) = family.rows()
-    assert "speedup" not in family.plans[0].measured
-    assert row["params"] == family.plans[0].measured.params
-    assert family.points() == [(family.plans[0].predicted.speedup, family.metrics[0])]
+    front = pareto([1.2], metric=total, device="h100", verify=True, minimum={"*": 1})
+    (row,) = front.rows()
+    assert "speedup" not in front.plans[0].measured
+    assert row["params"] == front.plans[0].measured.params
+    assert front.points() == [(front.plans[0].predicted.speedup, front.metrics[0])]
 
 
 def test_notes_of_a_plan_are_printed():
@@ -121,10 +122,10 @@ def test_notes_of_a_plan_are_printed():
 
 def test_out_of_reach_is_told_apart_from_below_the_floor():
     with pytest.raises(ValueError, match="3 that were tried is in reach.*at their least") as error:
-        prune_to_metric(steps=3, minimum={"*": 8})
+        prune_to_metric(bisections=3, minimum={"*": 8})
     assert "lower minimum=" in str(error.value.__cause__)
-    with pytest.raises(ValueError, match="3 that were tried keeps the metric at 15.9.*give fine"):
-        prune_to_metric(steps=3, floor=15.9)
+    with pytest.raises(ValueError, match="3 that were tried keeps the .* 15.9.*more bisections="):
+        prune_to_metric(bisections=3, floor=15.9)
 
 
 # ------------------------------------------------------------------------- targets and devices
@@ -193,7 +194,12 @@ BAD = {
     "dims of no structure": (
         lambda: sensitivity(dims="up*"),
         ValueError,
-        r"dims='up\*' are dimensions of a structure.*give structure=jp.infer_structure",
+        r"dims='up\*' are dimensions of a structure.*give jp.infer_structure",
+    ),
+    "scores in place of a structure": (
+        lambda: sensitivity(of=PARAMS),
+        TypeError,
+        r"structure of jp.sensitivity is dict; .*write jp.sensitivity\(params, structure, scores",
     ),
     "metric of a batch": (
         lambda: sensitivity(lambda p: fn(p, X)),
@@ -221,10 +227,10 @@ BAD = {
         "dense network's metric is NaN.*give a metric that is a number",
     ),
     "NaN floor": (lambda: prune_to_metric(floor=NAN), ValueError, "below the floor of nan"),
-    "no steps": (
-        lambda: prune_to_metric(steps=0),
+    "no bisections": (
+        lambda: prune_to_metric(bisections=0),
         ValueError,
-        "steps is 0; wanted at least 1 budget to try, such as 6",
+        "bisections is 0; wanted at least 1 budget to try, such as 6",
     ),
     "finetune returns the state": (
         lambda: prune_to_metric(finetune=lambda params, masks: (params, masks)),
@@ -239,12 +245,17 @@ BAD = {
     "target of prune_to_metric": (
         lambda: prune_to_metric(target=HALF),
         TypeError,
-        "prune_to_metric has no option 'target'; those that it hands on .*dims, minimum,.*rounds",
+        "prune_to_metric has no option 'target'; those that it hands on .*dims, minimum,.*repeats",
     ),
     "unknown option": (
         lambda: pareto(minimun={"*": 2}),
         TypeError,
-        "pareto has no option 'minimun'; those that it hands on .*dims, minimum,.*rounds",
+        "pareto has no option 'minimun'; those that it hands on .*dims, minimum,.*repeats",
+    ),
+    "unknown option of a search": (
+        lambda: jp.search(fn, PARAMS, structure(), PARAMS, X, target=HALF, minimun={"*": 2}),
+        TypeError,
+        "search has no option 'minimun'; those that it hands on to jp.Search are dims, minimum,",
     ),
     "one target": (
         lambda: pareto(2.0),
@@ -312,17 +323,17 @@ BAD = {
     "curves alone": (
         lambda: jp.plot.sensitivity({"up": (0.9, 0.4)}),
         TypeError,
-        r"plot.sensitivity wants what jp.sensitivity\(metric, params, scores\) returned, got dict",
+        r"plot.sensitivity wants what jp.sensitivity\(params, structure, .*\) returned, got dict",
     ),
     "points without a name": (
         lambda: jp.plot.accuracy_speedup([(1.4, 0.9)]),
         TypeError,
         SERIES + "list",
     ),
-    "a family in place of its points": (
-        lambda: jp.plot.accuracy_speedup({"a": jp.Family(())}),
+    "a front in place of its points": (
+        lambda: jp.plot.accuracy_speedup({"a": jp.ParetoFront(())}),
         TypeError,
-        SERIES + "Family",
+        SERIES + "ParetoFront",
     ),
 }
 

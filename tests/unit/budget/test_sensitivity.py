@@ -1,0 +1,34 @@
+"""Curves of a metric over what is removed of one dimension or leaf."""
+
+import json
+
+import pytest
+
+import jaxprune as jp
+from jaxprune.budget.sensitivity import Sensitivity
+from tests.unit.budget.networks import (
+    accuracy,
+    setting,
+)
+
+
+def test_sensitivity_of_dimensions_and_leaves(tmp_path):
+    fn, params, structure, scores, x = setting("mlp")
+    metric = accuracy(fn, params, x)
+    by_dim = jp.sensitivity(params, structure, scores, metric=metric, fractions=(0.25, 0.9))
+    by_leaf = jp.sensitivity(params, None, scores, metric=metric, fractions=(0.5,))
+    assert by_dim.dense == 1 and set(by_dim.curves) == {"up/kernel:1", "mid/kernel:1"}
+    assert set(by_leaf.curves) == {"up/kernel", "mid/kernel", "down/kernel"}
+    masks = jp.structured(structure, dims="mid/kernel:1")(scores, 0.9)
+    assert by_dim.curves["mid/kernel:1"][1] == metric(jp.apply_masks(params, masks))
+    by_dim.save(tmp_path / "s.json")
+    assert Sensitivity.load(tmp_path / "s.json") == by_dim
+    assert json.loads((tmp_path / "s.json").read_text())["dense"] == 1
+
+
+def test_allowed_fraction_is_read_off_the_curve():
+    curve = Sensitivity((0.25, 0.5, 0.75), {"a": (1.0, 0.9, 0.5), "b": (0.2, 0.9, 0.9)}, 1.0)
+    assert curve.allowed(0.9)["a"] == pytest.approx(0.5)
+    assert curve.allowed(0.7)["a"] == pytest.approx(0.625)
+    assert curve.allowed(0.9)["b"] == pytest.approx(0.03125)
+    assert curve.allowed(1.5) == {"a": 0.0, "b": 0.0}
