@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxprune as jp
 from benchmarks.models.speed import LSTM, BottleneckResNet
@@ -13,6 +14,7 @@ from benchmarks.models.transformers import GPT, ViT, Widths
 from jaxprune.budget import model
 from jaxprune.structure.patterns import chosen_dims
 
+FAST = {"mlp", "lstm"}  # Searches over the others take seconds to trace and to compile.
 HALF = jp.Target(flops=0.5)
 SMALL = Widths(16, 2, 8, 32)
 
@@ -52,8 +54,18 @@ NETWORKS = {
     "vit": lambda: module(ViT(10, SMALL, 1, 8), jnp.ones((1, 16, 16, 3))),
     "gpt": lambda: module(GPT(50, SMALL, 2, 8), jnp.ones((1, 8), jnp.int32)),
     "scanned gpt": lambda: module(GPT(50, SMALL, 4, 8, scanned=True), jnp.ones((1, 8), jnp.int32)),
-    "lstm": lambda: module(LSTM(5, 16, 2), jnp.ones((2, 4, 8))),
+    "lstm": lambda: module(LSTM(5, 16, 2), jnp.ones((2, 6, 8))),
 }  # fmt: skip
+
+
+def slow_unless_small(names):
+    """Parameters for pytest, of which the networks that take seconds are marked."""
+    return [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def clockless(monkeypatch):
+    """Groups take the time of their FLOPs, and none is compiled."""
+    monkeypatch.setattr(model, "time_group", lambda group, at: lambda: 1e-9 * group.work(at))
 
 
 def scores_of(params):
@@ -92,5 +104,6 @@ def close(small, fn, params, masks, x):
 
 def accuracy(fn, params, x):
     """A metric that is 1 for the dense network: agreement with it."""
-    wanted = fn(params, x).argmax(-1)
-    return lambda p: float((fn(p, x).argmax(-1) == wanted).mean())
+    chosen = jax.jit(lambda p: fn(p, x).argmax(-1))
+    wanted = chosen(params)
+    return lambda p: float((chosen(p) == wanted).mean())

@@ -7,10 +7,7 @@ import jaxprune as jp
 from benchmarks.models.transformers import ViT, Widths
 from jaxprune.budget import candidates, model
 from jaxprune.structure.patterns import chosen_dims
-from tests.unit.budget.networks import (
-    built,
-    module,
-)
+from tests.unit.budget.networks import built, module
 
 
 def test_heads_of_aligned_size_need_no_alignment():

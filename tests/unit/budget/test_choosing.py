@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from tests.unit.budget.networks import (
-    HALF,
-    setting,
-)
+from tests.unit.budget.networks import HALF, setting
 
 
 def best_by_trying(search, budgets):
@@ -31,8 +28,20 @@ def test_the_best_of_an_objective_is_found(objective):
     assert found >= best - 0.02 * abs(best)
 
 
-def test_keeps_at_least_as_much_as_uniform():
-    search = jp.Search(*setting("vit"), round_to=2)
+def unequal():
+    """The mlp's search; a unit of one dimension is worth what four of the other are."""
+    units = {"up/kernel:1": np.arange(64.0) ** 2, "mid/kernel:1": 4 * np.arange(48.0) ** 2}
+    fn, params, structure, _, x = setting("mlp")
+    return jp.Search(fn, params, structure, units, x, round_to=2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [unequal, pytest.param(lambda: jp.Search(*setting("vit"), round_to=2), marks=pytest.mark.slow)],
+    ids=["mlp", "vit"],
+)
+def test_keeps_more_than_uniform(make):
+    search = make()
     for fraction in (0.75, 0.5):
         target = jp.Target(flops=fraction)
         ours, uniform = (search.plan(target, verify=False, uniform=u) for u in (False, True))

@@ -11,11 +11,7 @@ import pytest
 import jaxprune as jp
 from jaxprune.budget import groups, latency, model
 from jaxprune.structure import infer
-from tests.unit.budget.networks import (
-    NETWORKS,
-    built,
-    setting,
-)
+from tests.unit.budget.networks import NETWORKS, built, setting
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -4,10 +4,7 @@ import chex
 import pytest
 
 import jaxprune as jp
-from tests.unit.budget.networks import (
-    accuracy,
-    setting,
-)
+from tests.unit.budget.networks import accuracy, setting
 
 
 @pytest.mark.parametrize("finetune", [None, lambda params, masks: params])

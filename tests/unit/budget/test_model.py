@@ -12,12 +12,14 @@ from jaxprune.budget import model
 from tests.unit.budget.networks import (
     NETWORKS,
     built,
+    clockless,
     searching,
     setting,
+    slow_unless_small,
 )
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_unless_small(NETWORKS))
 def test_counted_costs_are_those_of_the_compact_network(name):
     """The oracle: compact, and count the small program."""
     fn, params, structure, scores, x = setting(name)
@@ -62,21 +64,21 @@ def test_embeddings_are_read_where_they_are_taken():
 
     tokens = jnp.zeros((2, 6), int)
     structure = jp.infer_structure(fn, params, tokens)
-    for part in (0.8, 0.5, 0.3):
-        plan = jp.search(
-            fn, params, structure, jp.magnitude(params), tokens, target=jp.Target(bytes=part),
-            round_to=8,
-        )  # fmt: skip
+    search = jp.Search(fn, params, structure, jp.magnitude(params), tokens, round_to=8)
+    parts = (0.8, 0.3)
+    plans = [search.plan(jp.Target(bytes=part), verify=False) for part in parts]
+    for part, plan in zip(parts, map(search.verified, plans)):
         assert 0.5 * part < plan.predicted.bytes <= part
         assert plan.predicted.bytes == pytest.approx(plan.measured.bytes, rel=0.02)
 
 
-def test_an_operand_in_another_order_is_not_timed():
+def test_an_operand_in_another_order_is_not_timed(monkeypatch):
     """A product reads it as it lies; timed alone, the transpose would take longer than the rest."""
     params = {"up": jnp.ones((48, 16)), "down": jnp.ones((5, 48))}
     fn = lambda p, x: jnp.tanh(x @ p["up"].T) @ p["down"].T  # noqa: E731
     x = jnp.ones((4, 16))
     structure, table = jp.infer_structure(fn, params, x), jp.LatencyTable(False)
+    clockless(monkeypatch)
     (dim,) = (name for name, dim in structure.dims.items() if not dim.frozen)
     made = model.build(fn, params, (x,), structure, [dim], 8, {})
     model.add_latency(made, table, None, None)

@@ -7,9 +7,7 @@ import pytest
 import jaxprune as jp
 from jaxprune.budget import model
 from jaxprune.budget.score_tables import score_total
-from tests.unit.budget.networks import (
-    setting,
-)
+from tests.unit.budget.networks import setting
 
 
 def test_one_dimension_keeps_its_score_exactly():

@@ -11,9 +11,7 @@ import pytest
 import jaxprune as jp
 from jaxprune.budget import model, verification
 from jaxprune.budget.verification import Verifier, uncertainty
-from tests.unit.budget.networks import (
-    setting,
-)
+from tests.unit.budget.networks import setting
 
 
 def shrunk(fn, params, masks, *args):
@@ -93,7 +91,7 @@ def test_least_is_measured_before_a_speed_is_called_unreachable(monkeypatch, tru
 def test_a_long_run_decides(monkeypatch, asked, flattery):
     """Short runs are 15 % off; what is chosen truly meets the target, and is among the best."""
     fn, params, structure, scores, x = setting("mlp")
-    search = jp.Search(fn, params, structure, scores, x, round_to=1)
+    search = jp.Search(fn, params, structure, scores, x, round_to=4)
     runs = on_a_device_of_flops(monkeypatch, search, lambda t, long: t if long else t * flattery)
     plan = search.plan(jp.Target(speedup=asked))
     assert asked * 0.99 <= plan.measured.speedup <= asked * 1.12
@@ -106,7 +104,7 @@ def test_a_long_run_decides(monkeypatch, asked, flattery):
 def test_the_best_of_those_that_meet_the_target_in_the_long_run(monkeypatch):
     """The clock prefers every second choice, whatever was expected."""
     fn, params, structure, scores, x = setting("mlp")
-    search = jp.Search(fn, params, structure, scores, x, round_to=1)
+    search = jp.Search(fn, params, structure, scores, x, round_to=4)
     odd = itertools.count()
     on_a_device_of_flops(monkeypatch, search, lambda t, long: t * (0.9 + 0.2 * (next(odd) % 2)))
     plan = search.plan(jp.Target(speedup=2.0))
@@ -116,7 +114,7 @@ def test_the_best_of_those_that_meet_the_target_in_the_long_run(monkeypatch):
 
 def test_a_target_that_is_missed_is_said(monkeypatch):
     fn, params, structure, scores, x = setting("mlp")
-    search = jp.Search(fn, params, structure, scores, x, round_to=1)
+    search = jp.Search(fn, params, structure, scores, x, round_to=4)
     on_a_device_of_flops(monkeypatch, search, lambda t, long: t if not long else 1.5)
     plan = search.plan(jp.Target(speedup=2.0))
     assert any("the target is missed: 1.3" in note for note in plan.notes)
