@@ -55,12 +55,12 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Of the rounds, in seconds."""
+        """The median over rounds, in seconds."""
         return float(np.median(self.samples))
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third one of the rounds, in seconds."""
+        """The first and the third quartile over rounds, in seconds."""
         low, high = np.quantile(self.samples, [0.25, 0.75])
         return float(low), float(high)
 

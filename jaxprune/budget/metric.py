@@ -13,9 +13,9 @@ from jaxprune.budget.result import SearchResult, Unreachable
 from jaxprune.budget.target import as_number
 from jaxprune.masks import apply_masks, check_structure
 
-Metric = Callable[[Any], Any]  # params, masked and at full size -> a number, larger = better
-Finetune = Callable[[Any, Any], Any]  # (masked params, masks) -> params
-Point = tuple[SearchResult, Any, float]  # a plan, its parameters, their metric
+Metric = Callable[[Any], Any]  # It maps masked params of full size to a number; larger is better.
+Finetune = Callable[[Any, Any], Any]  # It maps (masked params, masks) to params.
+Point = tuple[SearchResult, Any, float]  # It holds a plan, its params, their metric.
 
 BISECTIONS = 6
 MINIMIZED = ("flops", "params", "bytes", "speedup")

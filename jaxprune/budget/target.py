@@ -50,7 +50,7 @@ class Target:
         for name, value in self.given.items():
             least = 1 if name == "speedup" else 0
             found = positive(f"Target({name}={value!r})", value, least)
-            object.__setattr__(self, name, found)  # of an array: targets can be hashed
+            object.__setattr__(self, name, found)  # Arrays become numbers: targets can be hashed.
 
     @property
     def given(self) -> dict[str, float]:
