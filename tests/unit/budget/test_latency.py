@@ -81,3 +81,10 @@ def test_a_group_is_compiled_at_a_width_and_timed():
     made = model.build(fn, params, (x,), structure, ["w:1"], 8, {})
     dot = next(g for g in made.groups if g.steps[0].name == "dot_general")
     assert latency.time_group(dot, {made.axes[0]: 8})() > 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"identity": {}}', '{"identity": 1}', "\x00"])
+def test_a_corrupt_table_is_named(tmp_path, text):
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(ValueError, match=r"table .*t.json can't be read .*; delete it to measure"):
+        jp.LatencyTable(tmp_path / "t.json")

@@ -10,7 +10,6 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.budget import api
-from jaxprune.budget.target import Budget
 from jaxprune.structure.patterns import chosen_dims
 from tests.unit.budget.networks import HALF, clockless, close, searching, setting, slow_unless_small
 
@@ -404,8 +403,3 @@ def test_nothing_prunable():
     structure = jp.infer_structure(fn, params, x)
     with pytest.raises(ValueError, match="matches no prunable dimension.*frozen"):
         jp.search(fn, params, structure, params, x, target=HALF)
-
-
-def test_budgets_name_what_they_lack():
-    with pytest.raises(AttributeError, match="no 'watts' among"):
-        _ = Budget(flops=1.0).watts
