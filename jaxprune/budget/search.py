@@ -67,6 +67,12 @@ class Search:
       repeats: samples of each time of the network.
       progress: wraps an iterable of measurements, such as ``tqdm.tqdm``.
 
+    Attributes:
+      dense: costs of the dense network by name, a copy; "latency" is there once it was timed.
+      device: what times are estimated for, or None where they are measured.
+      choices, verifier, measured: the parts of a search, which solve, measure, and remember.
+      model: costs as tables over counts.
+
     Raises:
       TypeError: for an option of another kind, or a name that isn't one.
       ValueError: for a network without prunable dimensions, an unknown device, limits that
