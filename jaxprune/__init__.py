@@ -1,5 +1,8 @@
 """jaxprune: functional pruning transforms after which a network is really smaller and faster."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+from jaxprune import _renamed
 from jaxprune import distributions as distributions
 from jaxprune import masks as masks
 from jaxprune import oneshot as oneshot
@@ -14,16 +17,17 @@ from jaxprune.artefacts.export import export as export
 from jaxprune.artefacts.export import load_exported as load_exported
 from jaxprune.artefacts.save import load as load
 from jaxprune.artefacts.save import save as save
+from jaxprune.budget.api import pareto as pareto
+from jaxprune.budget.api import prune_to_metric as prune_to_metric
+from jaxprune.budget.api import search as search
 from jaxprune.budget.latency import LatencyTable as LatencyTable
-from jaxprune.budget.metric import Family as Family
-from jaxprune.budget.metric import MetricPlan as MetricPlan
-from jaxprune.budget.metric import pareto as pareto
-from jaxprune.budget.metric import prune_to_metric as prune_to_metric
-from jaxprune.budget.result import SearchPlan as SearchPlan
+from jaxprune.budget.result import MetricResult as MetricResult
+from jaxprune.budget.result import ParetoFront as ParetoFront
+from jaxprune.budget.result import SearchResult as SearchResult
 from jaxprune.budget.roofline import DEVICES as DEVICES
 from jaxprune.budget.roofline import Device as Device
 from jaxprune.budget.roofline import device as device
-from jaxprune.budget.search import search as search
+from jaxprune.budget.search import Search as Search
 from jaxprune.budget.sensitivity import Sensitivity as Sensitivity
 from jaxprune.budget.sensitivity import sensitivity as sensitivity
 from jaxprune.budget.target import Target as Target
@@ -62,3 +66,8 @@ from jaxprune.structure.structure import infer_structure as infer_structure
 from jaxprune.training import keep_params_sparse as keep_params_sparse
 from jaxprune.training import prune as prune
 from jaxprune.typing import path_str as path_str
+
+if not _TYPE_CHECKING:  # A type checker would take every name to be there.
+
+    def __getattr__(name):
+        raise _renamed.no_attribute(__name__, name)

@@ -22,6 +22,7 @@ import jax
 import jaxlib
 import numpy as np
 
+from jaxprune._renamed import renamed
 from jaxprune.costs.api import check_call
 from jaxprune.typing import path_str
 
@@ -54,12 +55,12 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Of the rounds, in seconds."""
+        """The median over rounds, in seconds."""
         return float(np.median(self.samples))
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third one of the rounds, in seconds."""
+        """The first and the third quartile over rounds, in seconds."""
         low, high = np.quantile(self.samples, [0.25, 0.75])
         return float(low), float(high)
 
@@ -123,7 +124,8 @@ class Comparison:
         return "\n".join([*lines, f"{t.device}, {len(t.samples)} interleaved rounds"])
 
 
-def benchmark(fn: Fn, *args: Any, rounds: int = 15, min_round: float = 0.01) -> Timing:
+@renamed("jp.benchmark", rounds="repeats")
+def benchmark(fn: Fn, *args: Any, repeats: int = 15, min_round: float = 0.01) -> Timing:
     """Returns how long one call ``fn(*args)`` takes, in seconds; compilation excluded.
 
     On a CPU each call is waited for. On an accelerator the calls of a round are queued, so that the
@@ -132,7 +134,7 @@ def benchmark(fn: Fn, *args: Any, rounds: int = 15, min_round: float = 0.01) -> 
     Args:
       fn: a function of arrays: plain (it is jitted), jitted, or compiled.
       *args: arrays; they are placed on the device once.
-      rounds: number of samples.
+      repeats: number of rounds, each of which is one sample.
       min_round: seconds that a round lasts at least; it makes as many calls as that takes.
 
     Returns:
@@ -140,23 +142,24 @@ def benchmark(fn: Fn, *args: Any, rounds: int = 15, min_round: float = 0.01) -> 
 
     Raises:
       TypeError: when fn isn't callable, or an argument holds something that isn't an array.
-      ValueError: for rounds < 1, without arguments, or for a function that donates them.
+      ValueError: for repeats < 1, without arguments, or for a function that donates them.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> t = jp.benchmark(jnp.sin, jnp.ones(8), rounds=3)
+      >>> t = jp.benchmark(jnp.sin, jnp.ones(8), repeats=3)
       >>> 0 < t.quartiles[0] <= t.median <= t.quartiles[1], len(t.samples)
       (True, 3)
     """
-    _check_rounds("jp.benchmark", rounds)
+    _check_repeats("jp.benchmark", repeats)
     ready = _prepare("jp.benchmark", "jp.benchmark(fn, params, x)", fn, args, min_round)
-    return ready.timing([ready.round() for _ in range(rounds)])
+    return ready.timing([ready.round() for _ in range(repeats)])
 
 
+@renamed("jp.compare", rounds="repeats")
 def compare(
     entries: Mapping[str, tuple[Fn, tuple[Any, ...]]],
     *,
-    rounds: int = 15,
+    repeats: int = 15,
     baseline: str | None = None,
     min_round: float = 0.01,
 ) -> Comparison:
@@ -167,7 +170,7 @@ def compare(
 
     Args:
       entries: ``{name: (fn, args)}``, args the tuple of fn's arguments.
-      rounds: number of rounds.
+      repeats: number of rounds, each of which times every function once.
       baseline: the name that the others are compared with; the first one if None.
       min_round: seconds that each function's part of a round lasts at least.
 
@@ -176,17 +179,17 @@ def compare(
 
     Raises:
       TypeError: when an entry isn't (fn, args), and as :func:`benchmark`.
-      ValueError: for no entries, rounds < 1 or an unknown baseline, and as :func:`benchmark`.
+      ValueError: for no entries, repeats < 1 or an unknown baseline, and as :func:`benchmark`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> x = jnp.ones((4, 4))
-      >>> c = jp.compare({"two": (lambda x: x @ x, (x,)), "one": (jnp.sin, (x,))}, rounds=3)
+      >>> c = jp.compare({"two": (lambda x: x @ x, (x,)), "one": (jnp.sin, (x,))}, repeats=3)
       >>> c.baseline, c.ratios["two"]
       ('two', Ratio(low=1.0, median=1.0, high=1.0))
     """
     _check_entries(entries)
-    _check_rounds("jp.compare", rounds)
+    _check_repeats("jp.compare", repeats)
     base = next(iter(entries)) if baseline is None else baseline
     if base not in entries:
         raise ValueError(f"baseline {base!r} of jp.compare is not among {list(entries)}")
@@ -198,7 +201,7 @@ def compare(
         )
         for name, (fn, args) in entries.items()
     }
-    samples = _interleave(ready, rounds)
+    samples = _interleave(ready, repeats)
     timings = {name: ready[name].timing(found) for name, found in samples.items()}
     return Comparison(
         timings, {name: _ratio(samples[base], found) for name, found in samples.items()}, base
@@ -269,11 +272,11 @@ def _prepare(who: str, write: str, fn: Fn, args: tuple[Any, ...], min_round: flo
     return ready
 
 
-def _interleave(ready: Mapping[str, _Ready], rounds: int) -> dict[str, list[float]]:
+def _interleave(ready: Mapping[str, _Ready], repeats: int) -> dict[str, list[float]]:
     """Every function once per round, in an order of its own: no one always follows the same."""
     order, shuffle = list(ready), random.Random(0).shuffle
     samples: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(rounds):
+    for _ in range(repeats):
         shuffle(order)
         for name in order:
             samples[name].append(ready[name].round())
@@ -284,9 +287,9 @@ def _ratio(base: Sequence[float], other: Sequence[float]) -> Ratio:
     return Ratio(*map(float, np.quantile(np.divide(base, other), [0.25, 0.5, 0.75])))
 
 
-def _check_rounds(who: str, rounds: int) -> None:
-    if rounds < 1:
-        raise ValueError(f"{who} wants rounds >= 1, got {rounds}")
+def _check_repeats(who: str, repeats: int) -> None:
+    if repeats < 1:
+        raise ValueError(f"{who} wants repeats >= 1, got {repeats}")
 
 
 def _check_entries(entries: Any) -> None:

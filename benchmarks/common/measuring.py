@@ -69,7 +69,7 @@ def times(
       JSON holds it.
     """
     entries = {name: (fn, (params, images[:batch])) for name, (fn, params) in networks.items()}
-    compared = jp.compare(entries, rounds=rounds)
+    compared = jp.compare(entries, repeats=rounds)
     return {
         name: timing.to_json()
         | {

@@ -292,7 +292,7 @@ def timed(model: Model, rows: dict[str, Any], rounds: int) -> None:
     stands: dict[str, tuple[Fn, Any]] = {"dense": (jitted, model.params)}
     stands |= {k: stand_in(model, jitted, found) for k, found in rows.items() if k != "dense"}
     for name, x in model.timed.items():
-        compared = jp.compare({k: (fn, (p, x)) for k, (fn, p) in stands.items()}, rounds=rounds)
+        compared = jp.compare({k: (fn, (p, x)) for k, (fn, p) in stands.items()}, repeats=rounds)
         for key, found in rows.items():
             speedup = {"speedup": compared.ratios[key]._asdict()}
             found.setdefault("timing", {})[name] = compared.timings[key].to_json() | speedup

@@ -28,13 +28,13 @@ from jaxprune.compaction.blocks import View
 from jaxprune.ir.axes import Axis
 from jaxprune.measuring import environment
 
-PASSES = 4  # timings of one group, of which the least counts: noise only ever adds
-ROUND = 0.004  # seconds of one timing, at least
-BATCH = 400  # programs that are compiled before they are timed: what an interrupted run loses
-IDENTITY = ("device", "platform", "cpu_count", "jax", "jaxlib")  # what a time belongs to
+PASSES = 4  # Each group is timed so many times, and the least counts: noise only ever adds.
+ROUND = 0.004  # One timing lasts at least so many seconds.
+BATCH = 400  # So many programs are compiled, then timed; an interrupted run loses one batch.
+IDENTITY = ("device", "platform", "cpu_count", "jax", "jaxlib")  # A time holds where these are.
 
-Progress = Callable[[Iterable[Any]], Iterable[Any]]  # such as tqdm.tqdm
-Timer = Callable[[], float]  # runs what is compiled: seconds of one turn
+Progress = Callable[[Iterable[Any]], Iterable[Any]]  # It passes items on, as tqdm.tqdm does.
+Timer = Callable[[], float]  # It runs a compiled program and returns seconds of one turn.
 
 
 class LatencyTable:
@@ -134,7 +134,7 @@ def time_group(group: Group, counts: Mapping[Axis, int]) -> Timer:
     view = View({d: np.arange(n) for d, n in counts.items()})
 
     def body(_: Any, carry: Any) -> Any:
-        xs, _ = lax.optimization_barrier(carry)  # each run waits for the one before
+        xs, _ = lax.optimization_barrier(carry)  # Each run waits for the one before.
         ys = zip(group.outs, evaluate(group, view, xs), strict=True)
         return xs, [jnp.asarray(y, v.aval.dtype) for v, y in ys]
 
@@ -159,7 +159,7 @@ def timer(run: Callable[..., Any], make: Callable[[], Sequence[Any]]) -> Timer:
     def measure() -> float:
         nonlocal count
         xs = make()
-        seconds(xs, 1)  # pages that nobody has touched, cold caches
+        seconds(xs, 1)  # This touches new pages and warms caches.
         while (took := seconds(xs, count)) < ROUND and count < 1 << 20:
             count = max(2 * count, int(1.2 * count * ROUND / max(took, 1e-9)))
         return took / count

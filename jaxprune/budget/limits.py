@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from jaxprune.budget.roofline import Device
 from jaxprune.structure.patterns import chosen_dims
 from jaxprune.structure.structure import Structure
 
-FLOOR = 1 / 8  # of each dimension stays by default: what is nearly emptied doesn't train back
+FLOOR = 1 / 8  # So much of each dimension stays by default: the nearly empty don't train back.
 
 Limits = Mapping[str, float]
 
@@ -21,31 +22,54 @@ Limits = Mapping[str, float]
 def limits_of(
     structure: Structure, names: Sequence[str], minimum: Limits | None, maximum: Limits | None
 ) -> dict[str, tuple[int, int]]:
-    """The least and the largest count of each dimension."""
+    """The least and the largest count of each dimension.
+
+    Raises:
+      TypeError: for limits that aren't a mapping.
+      ValueError: for a pattern that names none of the dimensions, a value that is no count of
+        theirs, or a minimum above the maximum.
+    """
     sizes = {name: structure.dims[name].size for name in names}
     limits = {name: (math.ceil(FLOOR * size), size) for name, size in sizes.items()}
-    for which, given in (("maximum", maximum or {}), ("minimum", minimum or {})):
-        if not isinstance(given, Mapping):
-            raise TypeError(f'{which} is {given!r}; write {which}={{"*": 64}} for all dimensions')
-        for pattern, value in given.items():
-            inside = [n for n in chosen_dims(structure, pattern, which) if n in limits]
-            if not inside:
-                raise ValueError(
-                    f"{which}={{{pattern!r}: {value}}} names none of the dimensions that may "
-                    "change; correct it, or choose more of them by dims="
-                )
-            for name in inside:
-                size = structure.dims[name].size
-                count = _count(value, size)
-                if count is None or (which == "maximum" and count < 1):
-                    raise ValueError(
-                        f"{which}={{{pattern!r}: {value!r}}}: {name} has {size} units; wanted a "
-                        "number of units, or a fraction as a float of 1.0 at most"
-                    )
-                low, high = limits[name]
-                limits[name] = (count, high) if which == "minimum" else (min(low, count), count)
-                _check_order(name, *limits[name])
+    for name, most in _counts(structure, sizes, "maximum", maximum):
+        limits[name] = min(limits[name][0], most), most
+    for name, least in _counts(structure, sizes, "minimum", minimum):
+        limits[name] = least, limits[name][1]
+        _check_order(name, *limits[name])
     return limits
+
+
+def _counts(
+    structure: Structure, sizes: Mapping[str, int], which: str, given: Limits | None
+) -> Iterator[tuple[str, int]]:
+    """(dimension, units) for each dimension that each pattern names, in order."""
+    if not isinstance(given or {}, Mapping):
+        raise TypeError(f'{which} is {given!r}; write {which}={{"*": 64}} for all dimensions')
+    for pattern, value in (given or {}).items():
+        inside = [n for n in chosen_dims(structure, pattern, which) if n in sizes]
+        if not inside:
+            raise ValueError(
+                f"{which}={{{pattern!r}: {value}}} names none of the dimensions that may "
+                "change; correct it, or choose more of them by dims="
+            )
+        for name in inside:
+            count = _count(value, sizes[name])
+            if count is None or (which == "maximum" and count < 1):
+                raise ValueError(
+                    f"{which}={{{pattern!r}: {value!r}}}: {name} has {sizes[name]} units; wanted a "
+                    "number of units, or a fraction as a float of 1.0 at most"
+                )
+            yield name, count
+
+
+def least_of(
+    structure: Structure, most: Mapping[str, int], minimum: Limits | None
+) -> dict[str, int]:
+    """The least count of each dimension in ``most`` as ``minimum`` has it, 0 where it has none."""
+    maximum = {glob.escape(name): count for name, count in most.items()}
+    given = {"*": 0, **minimum} if isinstance(minimum, Mapping) else minimum or {"*": 0}
+    every = limits_of(structure, list(most), given, maximum)
+    return {name: least for name, (least, _) in every.items()}
 
 
 def _count(value: Any, size: int) -> int | None:

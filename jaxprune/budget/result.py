@@ -1,13 +1,14 @@
-"""What a search chose, to be read and to be compacted."""
+"""What searches chose, to be read and to be compacted."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from jaxprune.budget.target import Costs, Target
+from jaxprune.budget.target import Budget, Target
 from jaxprune.structure.structure import Structure
 
 
@@ -16,11 +17,13 @@ class Unreachable(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class SearchPlan:
-    """What :func:`search` chose. ``print`` it to see the widths, and what was expected and found.
+class SearchResult:
+    """What :func:`jp.search` chose. ``print`` it to see the widths, what was expected and found.
+
+    A result owns its data: what the search measures later doesn't change it.
 
     Attributes:
-      keep: dimension name -> boolean vector, True = kept; an empty one is a branch that goes.
+      keep: dimension name -> boolean vector, True = kept; all False removes the whole branch.
       masks: a tree like params, for :func:`jp.compact`.
       predicted: costs by name (also attributes), in the units of the target: "speedup", "latency"
         in seconds, "flops", "params", "bytes".
@@ -33,9 +36,9 @@ class SearchPlan:
 
     keep: dict[str, np.ndarray]
     masks: Any
-    predicted: Costs
-    measured: Costs
-    dense: Costs
+    predicted: Budget
+    measured: Budget
+    dense: Budget
     score: float
     target: Target
     notes: tuple[str, ...] = ()
@@ -59,3 +62,80 @@ class SearchPlan:
         lines.append(f"{'dimension':<{width}}  {'kept':>6} of {'size':>6}")
         lines += [f"{label:<{width}}  {n:>6} of {size:>6}" for label, n, size in self.widths]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True, eq=False)
+class MetricResult:
+    """What :func:`jp.prune_to_metric` found.
+
+    Attributes:
+      plan: the furthest plan whose metric is at least the floor.
+      params: its parameters, masked, fine-tuned if that was asked for; full size.
+      metric: of these parameters.
+      floor: what was asked for.
+      trace: every budget that was tried, with its metric, in order.
+    """
+
+    plan: SearchResult
+    params: Any
+    metric: float
+    floor: float
+    trace: tuple[tuple[float, float], ...]
+
+    @property
+    def masks(self) -> Any:
+        """The masks of the plan, a tree like params."""
+        return self.plan.masks
+
+    def __str__(self) -> str:
+        rows = [f"  {budget:.4g}: {value:.4g}" for budget, value in self.trace]
+        head = f"metric {self.metric:.4g}, floor {self.floor:.4g}; tried (budget: metric)"
+        return "\n".join([head, *rows, str(self.plan)])
+
+
+_POINT = {  # What a point needs, and how to get it.
+    "speedup": "jp.pareto(..., targets=[1.5, 2.0]) for speed-ups",
+    "metric": "jp.pareto(..., metric=accuracy), a function of params",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ParetoFront:
+    """Models at several targets from one search, by :func:`jp.pareto`.
+
+    Attributes:
+      plans: one per target.
+      metrics: of each plan's parameters; empty without a metric.
+      params: of each plan, masked and fine-tuned; empty without a metric and finetune.
+      dense: the metric of the dense network, or None.
+    """
+
+    plans: tuple[SearchResult, ...]
+    metrics: tuple[float, ...] = ()
+    params: tuple[Any, ...] = ()
+    dense: float | None = None
+
+    def points(self) -> list[tuple[float, float]]:
+        """(speed-up, metric) per plan, for :func:`jp.plot.accuracy_speedup`.
+
+        Raises:
+          ValueError: when there is no metric, or a plan without a speed-up.
+        """
+        rows = self.rows()
+        for plan, row in zip(self.plans, rows):
+            for name, instead in _POINT.items():
+                if name not in row:
+                    raise ValueError(f"{plan.target} has no {name} to show; write {instead}")
+        return [(row["speedup"], row["metric"]) for row in rows]
+
+    def rows(self) -> list[dict[str, float]]:
+        """A dict per plan: score, metric where there is one, costs measured or else predicted."""
+        metrics: Sequence[Any] = self.metrics or (None,) * len(self.plans)
+        return [
+            {
+                "score": p.score,
+                **({"metric": m} if m is not None else {}),
+                **(p.predicted | p.measured),
+            }
+            for p, m in zip(self.plans, metrics)
+        ]

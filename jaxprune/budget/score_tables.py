@@ -16,8 +16,8 @@ from jaxprune.scores.weights import is_float
 from jaxprune.sharding import host
 from jaxprune.structure.structure import Structure
 
-LEAST = 1e-3  # share: what is emptied is worth so little, and not minus infinity
-# What a leaf (or dimension) of score ``whole`` is worth that keeps a ``share`` of it.
+LEAST = 1e-3  # A share counts as this at least: an emptied leaf is penalized, not -infinity.
+# Each gives what a leaf (or dimension) of score ``whole`` is worth that keeps a ``share`` of it.
 OBJECTIVES: dict[str, Callable[[float, np.ndarray], np.ndarray]] = {
     "sum": lambda whole, share: whole * share,
     "proportional": lambda whole, share: whole * np.log(np.maximum(share, LEAST)),

@@ -5,24 +5,21 @@ from __future__ import annotations
 import glob
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxprune.budget.latency import Progress
-from jaxprune.budget.target import as_number
+from jaxprune.budget.metric import Metric, several, value_of
 from jaxprune.chosen import is_kernel
 from jaxprune.masks import apply_masks
 from jaxprune.patterns import unstructured
 from jaxprune.structure.patterns import chosen_dims, structured
 from jaxprune.structure.structure import Structure
 from jaxprune.typing import named_leaves
-
-Metric = Callable[[Any], Any]  # params, masked and at full size -> a number, larger = better
 
 FRACTIONS = (0.25, 0.5, 0.75, 0.9)
 
@@ -83,11 +80,11 @@ def _read(value: float | str | None) -> float:
 
 
 def sensitivity(
-    metric: Metric,
     params: Any,
+    structure: Structure | None,
     scores: Any,
     *,
-    structure: Structure | None = None,
+    metric: Metric,
     dims: str | Sequence[str] = "*",
     where: Callable[[Any, Any], Any] = is_kernel,
     fractions: Sequence[float] = FRACTIONS,
@@ -96,11 +93,11 @@ def sensitivity(
     """Prunes one dimension, or one leaf, at a time, and evaluates a metric.
 
     Args:
+      params: the dense parameters.
+      structure: units of its dimensions are removed; None: single entries of each leaf.
+      scores: a tree like params, larger = keep.
       metric: ``params -> number``, larger = better, on a held-out batch; params are masked and at
         full size, so that one compiled function serves all.
-      params: the dense parameters.
-      scores: a tree like params, larger = keep.
-      structure: units of its dimensions are removed; None: single entries of each leaf.
       dims: which dimensions of the structure.
       where: which leaves, ``(path, leaf) -> bool``, without a structure.
       fractions: removed, in (0, 1).
@@ -110,14 +107,15 @@ def sensitivity(
       A :class:`Sensitivity`; :func:`jp.plot.sensitivity` draws it.
 
     Raises:
-      TypeError: for a metric that doesn't return one number.
+      TypeError: for a metric that doesn't return one number, or a structure that isn't one.
       ValueError: for fractions outside (0, 1) or not ascending, dims without a structure, or when
         nothing is chosen.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> params = {"w": jnp.arange(8.0).reshape(2, 4)}
-      >>> found = jp.sensitivity(lambda p: p["w"].sum(), params, params, fractions=(0.5,))
+      >>> metric = lambda p: p["w"].sum()
+      >>> found = jp.sensitivity(params, None, params, metric=metric, fractions=(0.5,))
       >>> found.dense, found.curves
       (28.0, {'w': (22.0,)})
 
@@ -125,10 +123,11 @@ def sensitivity(
       Li et al., [Pruning Filters](https://arxiv.org/abs/1608.08710), 2017, section 3.2.
     """
     fractions = _checked_fractions(fractions)
+    _check_structure(structure)
     if structure is None and dims != "*":
         raise ValueError(
             f"dims={dims!r} are dimensions of a structure, and structure is None; give "
-            "structure=jp.infer_structure(fn, params, ...), or choose leaves by where="
+            "jp.infer_structure(fn, params, ...) in its place, or choose leaves by where="
         )
     one = _of_dimensions(structure, dims) if structure is not None else _of_leaves(params, where)
     wanted = [(name, f) for name in one for f in fractions]
@@ -140,35 +139,20 @@ def sensitivity(
     return Sensitivity(fractions, {n: tuple(row) for n, row in rows}, value_of(metric, params))
 
 
+def _check_structure(structure: Any) -> None:
+    if not (structure is None or isinstance(structure, Structure)):
+        raise TypeError(
+            f"structure of jp.sensitivity is {type(structure).__name__}; wanted what "
+            "jp.infer_structure found, or None for single entries of each leaf: write "
+            "jp.sensitivity(params, structure, scores, metric=accuracy)"
+        )
+
+
 def _checked_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
     found = tuple(float(f) for f in several("fractions", fractions))
     if not found or not all(0 < f < 1 for f in found) or sorted(found) != [*found]:
         raise ValueError(f"fractions are {found}; wanted ascending numbers between 0 and 1")
     return found
-
-
-def several(name: str, values: Iterable[Any]) -> list[Any]:
-    """A list of what must be several; raises for a single one."""
-    try:
-        return list(values)
-    except TypeError:
-        raise ValueError(
-            f"{name} is {values!r}; wanted several: write {name}=[{values!r}]"
-        ) from None
-
-
-def value_of(metric: Metric, params: Any) -> float:
-    """The metric of params; raises unless it is one number."""
-    found = metric(params)
-    number = as_number(found)
-    if number is None:
-        is_array = isinstance(found, np.ndarray | jax.Array)
-        got = f"{found.dtype}{found.shape}" if is_array else type(found).__name__
-        raise TypeError(
-            f"metric returned {got}; wanted one number, larger = better, such as "
-            "jnp.mean(labels == logits.argmax(-1))"
-        )
-    return float(number)
 
 
 def _of_dimensions(structure: Structure, dims: str | Sequence[str]) -> dict[str, Any]:

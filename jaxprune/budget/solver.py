@@ -15,11 +15,11 @@ import numpy as np
 
 SWEEPS = 30
 BISECTIONS = 16
-FILLED = 2  # of the choices found, so many are filled up
-EXCHANGED = 12  # dimensions up to which units are exchanged between them, too
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the price, between two budgets
-UNIFORM = 40  # uniform choices that are looked at
-SAME = 1e-9  # relative: a difference that is rounding
+FILLED = 2  # So many of the choices found are filled up.
+EXCHANGED = 12  # Up to so many dimensions also exchange units between them.
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # Two budgets share the price so.
+UNIFORM = 40  # So many uniform choices are looked at.
+SAME = 1e-9  # A smaller relative difference is rounding.
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Total:
     """A sum of terms, with those of each dimension at hand."""
 
     terms: Sequence[Term]
-    count: int  # of dimensions
+    count: int  # There are so many dimensions.
     constant: float = 0.0
     by_dim: list[list[Term]] = field(init=False)
 

@@ -50,7 +50,7 @@ class Target:
         for name, value in self.given.items():
             least = 1 if name == "speedup" else 0
             found = positive(f"Target({name}={value!r})", value, least)
-            object.__setattr__(self, name, found)  # of an array: targets can be hashed
+            object.__setattr__(self, name, found)  # Arrays become numbers: targets can be hashed.
 
     @property
     def given(self) -> dict[str, float]:
@@ -76,7 +76,7 @@ class Target:
     def is_fraction(self, name: str) -> bool:
         return name in COUNTED and 0 < self.given.get(name, 2) <= 1
 
-    def in_units(self, costs: Mapping[str, float], dense: Mapping[str, float]) -> Costs:
+    def in_units(self, costs: Mapping[str, float], dense: Mapping[str, float]) -> Budget:
         """Costs in the units in which the target is given."""
         found = {
             name: value / dense[name] if self.is_fraction(name) else value
@@ -84,14 +84,23 @@ class Target:
         }
         if "latency" in costs:
             found["speedup"] = dense["latency"] / costs["latency"]
-        return Costs(found)
+        return Budget(found)
 
     def __repr__(self) -> str:
         return f"Target({', '.join(f'{k}={v}' for k, v in self.given.items())})"
 
 
-class Costs(dict[str, float]):
-    """Costs by name, readable as attributes, too: ``costs.speedup``."""
+class Budget(dict[str, float]):
+    """Costs by name, readable as attributes, too: ``budget.speedup``.
+
+    Raises:
+      AttributeError: for a cost that isn't there.
+
+    Example:
+      >>> from jaxprune.budget.target import Budget
+      >>> Budget(flops=0.5).flops
+      0.5
+    """
 
     def __getattr__(self, name: str) -> Any:
         if name in self:

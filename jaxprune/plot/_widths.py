@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.budget.result import SearchPlan
+from jaxprune.budget.result import SearchResult
 from jaxprune.plot.curves import COLOURS, _style, as_patterns, new_axes
 
 
@@ -16,7 +16,7 @@ def widths(of: Any, *, dims: str | Sequence[str] = "*", ax: Any = None) -> Any:
     """Draws how many units a search keeps of each dimension, in per cent, and returns the axes.
 
     Args:
-      of: a :class:`jp.SearchPlan`, or ``{name: plan}`` to compare several of one structure.
+      of: a :class:`jp.SearchResult`, or ``{name: plan}`` to compare several of one structure.
       dims: labels of the dimensions to draw, one or several, with wildcards.
       ax: matplotlib axes, a new figure of fitting size if None.
 
@@ -37,7 +37,7 @@ def widths(of: Any, *, dims: str | Sequence[str] = "*", ax: Any = None) -> Any:
       ['hidden: 8']
     """
     several = of if isinstance(of, Mapping) else {"": of}
-    if not several or not all(isinstance(plan, SearchPlan) for plan in several.values()):
+    if not several or not all(isinstance(plan, SearchResult) for plan in several.values()):
         raise TypeError(
             f"plot.widths wants jp.search(...), or a dict of its plans, got {type(of).__name__}"
         )
@@ -62,7 +62,7 @@ def widths(of: Any, *, dims: str | Sequence[str] = "*", ax: Any = None) -> Any:
     return ax
 
 
-def _kept(plan: SearchPlan, patterns: Sequence[str]) -> dict[str, float]:
+def _kept(plan: SearchResult, patterns: Sequence[str]) -> dict[str, float]:
     """Per cent of units that stay, by label and size; labels may repeat, names don't."""
     found: dict[str, float] = {}
     for label, kept, size in plan.widths:

@@ -181,8 +181,8 @@ def sensitivity(found: Sensitivity, *, limit: int = 8, ax: Any = None) -> Any:
     """
     if not isinstance(found, Sensitivity):
         raise TypeError(
-            f"plot.sensitivity wants what jp.sensitivity(metric, params, scores) returned, got "
-            f"{type(found).__name__}"
+            "plot.sensitivity wants what jp.sensitivity(params, structure, scores, metric=...) "
+            f"returned, got {type(found).__name__}"
         )
     steepest = sorted(found.curves, key=lambda name: min(found.curves[name]))[:limit]
     x = [100 * f for f in (0.0, *found.fractions)]

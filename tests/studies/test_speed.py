@@ -16,7 +16,6 @@ from benchmarks.models import speed as speed_models
 from benchmarks.studies.speed import accuracy as speed_accuracy
 from benchmarks.studies.speed import solver as solver_speed
 from benchmarks.studies.speed import speed
-from jaxprune.budget.search import Search
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
@@ -155,8 +154,8 @@ def trainer(tmp_path_factory):
 @pytest.fixture
 def search(trainer):
     """Time is FLOPs, and a constant that no pruning takes away: half of the time for 30 %."""
-    found = Search(trainer.fn, trainer.dense, trainer.structure, trainer.scores(), trainer.x,
-                   round_to=1)  # fmt: skip
+    found = jp.Search(trainer.fn, trainer.dense, trainer.structure, trainer.scores(), trainer.x,
+                      round_to=1)  # fmt: skip
     found.model.tables["latency"] = found.model.tables["flops"]
     return found
 
@@ -203,9 +202,9 @@ def test_stages_go_on_where_they_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(speed_accuracy.Trainer, "speedup", lambda self, keep: 1.5)
     half = lambda model: np.array([len(c) // 2 for c in model.counts])  # noqa: E731
     monkeypatch.setattr(
-        speed_accuracy, "kept_at", lambda search, *args: search._keep(half(search.model))
+        speed_accuracy, "kept_at", lambda search, *args: search.choices.keep(half(search.model))
     )
-    monkeypatch.setattr(Search, "_time", lambda self: None)
+    monkeypatch.setattr(jp.Search, "_time", lambda self: None)
     where = ["--results", str(tmp_path), "--weights", str(tmp_path / "w")]
     ran, run = [], speed_accuracy.run
     monkeypatch.setattr(

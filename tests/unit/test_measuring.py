@@ -30,7 +30,7 @@ X = np.ones(2, np.float32)
 
 
 def test_a_known_sleep_is_timed():
-    timing = jp.benchmark(sleeper(), X, rounds=5)
+    timing = jp.benchmark(sleeper(), X, repeats=5)
     assert SECONDS <= timing.median < 5 * SECONDS
     assert timing.calls == 1  # one call is long enough for the clock
     low, high = timing.quartiles
@@ -39,13 +39,13 @@ def test_a_known_sleep_is_timed():
 
 def test_queued_calls_do_not_overlap():
     """Were calls of one round in flight at once, each would seem to take a part of its sleep."""
-    timing = jp.benchmark(sleeper(), X, rounds=2, min_round=4 * SECONDS)
+    timing = jp.benchmark(sleeper(), X, repeats=2, min_round=4 * SECONDS)
     assert timing.calls >= 2
     assert SECONDS <= timing.median < 5 * SECONDS
 
 
 def test_short_functions_are_called_often_enough_for_the_clock():
-    timing = jp.benchmark(jnp.sin, X, rounds=5, min_round=0.005)
+    timing = jp.benchmark(jnp.sin, X, repeats=5, min_round=0.005)
     assert timing.calls > 10
     assert timing.median * timing.calls > 0.0005
 
@@ -54,7 +54,7 @@ def test_the_timed_work_is_not_folded_away():
     """A matrix product of arguments takes longer than one entry of it."""
     a = jnp.ones((512, 512))
     entries = {"product": (lambda a: a @ a, (a,)), "entry": (lambda a: a[0, 0], (a,))}
-    assert jp.compare(entries, rounds=5).ratios["entry"].median > 2
+    assert jp.compare(entries, repeats=5).ratios["entry"].median > 2
 
 
 def test_compilation_is_not_timed():
@@ -64,7 +64,7 @@ def test_compilation_is_not_timed():
         traced.append(time.sleep(0.5))
         return x + 1
 
-    assert jp.benchmark(slow_to_trace, X, rounds=3).median < 0.1
+    assert jp.benchmark(slow_to_trace, X, repeats=3).median < 0.1
     assert len(traced) == 1
 
 
@@ -76,7 +76,7 @@ def test_takes_functions_in_every_form(form):
     params = {"w": jnp.ones(2), "key": jax.random.key(0)}
     jitted = jax.jit(fn)
     forms = {"plain": fn, "jitted": jitted, "compiled": jitted.lower(params, X).compile()}
-    timing = jp.benchmark(forms[form], params, X, rounds=2)
+    timing = jp.benchmark(forms[form], params, X, repeats=2)
     assert timing.median > 0
     assert timing.arguments == ("2 leaves, 3 entries, float32 key<fry>", "float32[2]")
 
@@ -84,7 +84,7 @@ def test_takes_functions_in_every_form(form):
 def test_rounds_interleave_in_changing_order():
     log = []
     entries = {name: (sleeper(0.001, log, name), (X,)) for name in "abc"}
-    jp.compare(entries, rounds=8, min_round=0.0)
+    jp.compare(entries, repeats=8, min_round=0.0)
     rounds = [tuple(log[i : i + 3]) for i in range(len(log) - 24, len(log), 3)]
     assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
     assert len(set(rounds)) > 2
@@ -92,24 +92,24 @@ def test_rounds_interleave_in_changing_order():
 
 def test_ratios_are_paired_speedups():
     entries = {"slow": (sleeper(0.03), (X,)), "fast": (sleeper(0.01), (X,))}
-    c = jp.compare(entries, rounds=5)
+    c = jp.compare(entries, repeats=5)
     slow, fast = (np.array(c.timings[name].samples) for name in ("slow", "fast"))
     assert c.baseline == "slow"
     assert c.ratios["slow"] == (1.0, 1.0, 1.0)
     np.testing.assert_allclose(c.ratios["fast"], np.quantile(slow / fast, [0.25, 0.5, 0.75]))
     assert 1.5 < c.ratios["fast"].median < 4
-    swapped = jp.compare(entries, rounds=3, baseline="fast")
+    swapped = jp.compare(entries, repeats=3, baseline="fast")
     assert swapped.ratios["slow"].median < 0.7
 
 
 def test_a_function_is_as_fast_as_itself():
     a = jnp.ones((128, 128))
     entries = {name: (lambda a: jnp.tanh(a @ a), (a,)) for name in ("one", "again")}
-    assert 0.3 < jp.compare(entries, rounds=11).ratios["again"].median < 3
+    assert 0.3 < jp.compare(entries, repeats=11).ratios["again"].median < 3
 
 
 def test_tables_say_what_was_measured():
-    c = jp.compare({"dense": (jnp.sin, (X,)), "compact": (jnp.cos, (X,))}, rounds=3)
+    c = jp.compare({"dense": (jnp.sin, (X,)), "compact": (jnp.cos, (X,))}, repeats=3)
     head, *rows, foot = str(c).splitlines()
     assert "median [ms]" in head and "speed-up over dense [quartiles]" in head
     assert [row.split()[0] for row in rows] == ["dense", "compact"]
@@ -119,7 +119,7 @@ def test_tables_say_what_was_measured():
 
 
 def test_everything_goes_into_json():
-    c = jp.compare({"dense": (jnp.sin, (X,))}, rounds=3)
+    c = jp.compare({"dense": (jnp.sin, (X,))}, repeats=3)
     found = json.loads(json.dumps(c.to_json(), allow_nan=False))
     assert found["environment"]["jax"] == jax.__version__
     assert found["environment"]["cpu_count"] >= 1
@@ -153,11 +153,15 @@ ERRORS = {
         ValueError,
         "donates its arguments.*jit it without donate_argnums",
     ),
-    "rounds": (lambda: jp.benchmark(jnp.sin, X, rounds=0), ValueError, "wants rounds >= 1, got 0"),
-    "rounds of compare": (
-        lambda: jp.compare({"a": (jnp.sin, (X,))}, rounds=-1),
+    "repeats": (
+        lambda: jp.benchmark(jnp.sin, X, repeats=0),
         ValueError,
-        "jp.compare wants rounds >= 1, got -1",
+        "wants repeats >= 1, got 0",
+    ),
+    "repeats of compare": (
+        lambda: jp.compare({"a": (jnp.sin, (X,))}, repeats=-1),
+        ValueError,
+        "jp.compare wants repeats >= 1, got -1",
     ),
     "no entries": (lambda: jp.compare({}), ValueError, "got no entries; write jp.compare"),
     "no dict": (lambda: jp.compare([(jnp.sin, (X,))]), TypeError, "wants a dict.* got list"),

@@ -43,7 +43,7 @@ def test_quartiles_are_bars_and_numbers_are_not():
 
 
 def test_takes_the_ratios_of_compare():
-    c = jp.compare({"dense": (jnp.sin, (jnp.ones(4),))}, rounds=2)
+    c = jp.compare({"dense": (jnp.sin, (jnp.ones(4),))}, repeats=2)
     ax = jp.plot.measured_theoretical({"dense": [(1.0, c.ratios["dense"])]})
     np.testing.assert_allclose(lines(ax)["dense"], [[1.0], [1.0]])
 
@@ -426,3 +426,56 @@ def test_widths_want_plans_of_one_network(plans):
     )
     with pytest.raises(ValueError, match="plans of different dimensions; draw them apart"):
         jp.plot.widths({"a": plans["params 0.5"], "b": other})
+
+
+# -- what is no picture
+
+
+@pytest.fixture(scope="module")
+def structure(plans):
+    return next(iter(plans.values()))._structure
+
+
+def test_several_patterns_of_dimensions_are_drawn(plans, structure):
+    every = [d.name for d in structure.dims.values()]
+    together, apart = jp.plot.structure(structure, every), jp.plot.structure(structure, "*")
+    assert together.get_title() == apart.get_title()
+    plan = plans["params 0.5"]
+    labels = [label for label, *_ in plan.widths]
+    assert len(jp.plot.widths(plan, dims=labels).get_yticklabels()) == len(labels)
+
+
+NO_SERIES = r"accuracy_speedup wants \{name: \[\(speed-up, accuracy\), ...\]\}, got "
+BAD = {
+    "one dimension of several is unknown": (
+        lambda s: jp.plot.structure(s, dims=["*", "heads"]),
+        ValueError,
+        "no dimension matches 'heads'",
+    ),
+    "no dimensions": (
+        lambda s: jp.plot.structure(s, dims=[]),
+        ValueError,
+        "dims is empty; wanted names or labels",
+    ),
+    "curves alone": (
+        lambda s: jp.plot.sensitivity({"up": (0.9, 0.4)}),
+        TypeError,
+        r"plot.sensitivity wants what jp.sensitivity\(params, structure, .*\) returned, got dict",
+    ),
+    "points without a name": (
+        lambda s: jp.plot.accuracy_speedup([(1.4, 0.9)]),
+        TypeError,
+        NO_SERIES + "list",
+    ),
+    "a front in place of its points": (
+        lambda s: jp.plot.accuracy_speedup({"a": jp.ParetoFront(())}),
+        TypeError,
+        NO_SERIES + "ParetoFront",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "text"), BAD.values(), ids=BAD.keys())
+def test_bad_input(structure, call, error, text):
+    with pytest.raises(error, match=f"(?s){text}"):
+        call(structure)

@@ -30,7 +30,6 @@ from benchmarks.models import smollm2
 from benchmarks.studies.oneshot import structured
 from benchmarks.studies.oneshot import weights as oneshot
 from benchmarks.studies.oneshot.structured import HEADS, HIDDEN, Keep, Units
-from jaxprune.budget.search import Search
 
 STAGES = (1.12, 1.25, 1.37, 1.5, 1.62, 1.75, 1.87, 2.0)  # speed-ups
 JUDGED, LENGTH = 8, 128  # sequences and tokens of each on which cuts are judged
@@ -40,17 +39,17 @@ ALIGNED = 96  # widths are multiples of it: 16 candidates of 1,536 hidden units
 Curves = list[dict[str, dict[int, float]]]  # per block and dimension: units kept -> divergence
 
 
-def searching(params: Any) -> Search:
+def searching(params: Any) -> jp.Search:
     """The search over all widths; each operation is timed now, once for all stages."""
     x = jnp.zeros((1, structured.TOKENS), jnp.int32)
     structure = jp.infer_structure(smollm2.apply, params, x)
     names = [f"blocks/{k}/{dim}" for k in range(len(params["blocks"])) for dim in TRIED]
     ones = {name: np.ones(structure.dims[name].size) for name in names}
-    found = Search(
+    found = jp.Search(
         smollm2.apply, params, structure, ones, x, dims=names, minimum={"*": 0},
         round_to=ALIGNED, progress=functools.partial(tqdm, desc="timing operations"),
     )  # fmt: skip
-    return found.rescored(ones, {})
+    return found.stage(ones)
 
 
 def everything(params: Any) -> Keep:
@@ -65,21 +64,21 @@ def stage(
     keep: Keep,
     tokens: np.ndarray,
     judged: np.ndarray,
-    found: Search,
+    found: jp.Search,
     target: jp.Target,
-) -> tuple[Keep, jp.SearchPlan]:
+) -> tuple[Keep, jp.SearchResult]:
     """Fewer units for a target, and the solver's plan.
 
     ``now`` is the model with what has gone. ``judged``: tokens that it was not calibrated on.
     """
     curves, order = tried(params, now, keep, tokens, judged)
     scores, least = worth(order, curves)
-    plan = found.rescored(scores, least).plan(target, verify=False)
+    plan = found.stage(scores, minimum=least).plan(target, verify=False)
     new = of_plan(plan, len(keep))
     return [{d: old[d] & units[d] for d in old} for old, units in zip(keep, new)], plan
 
 
-def of_plan(plan: jp.SearchPlan, blocks: int) -> Keep:
+def of_plan(plan: jp.SearchResult, blocks: int) -> Keep:
     return [{dim: plan.keep[f"blocks/{k}/{dim}"] for dim in TRIED} for k in range(blocks)]
 
 

@@ -26,7 +26,6 @@ from benchmarks.common.machine import load_average
 from benchmarks.models import smollm2
 from benchmarks.studies.oneshot import search as oneshot_search
 from benchmarks.studies.oneshot import structured
-from jaxprune.budget.search import Search
 
 COLOURS, MARKERS = jp.plot.curves.COLOURS, "osD^v*P"
 RUNS = {"prefill": structured.TOKENS, "one token": 1}  # tokens
@@ -34,7 +33,7 @@ RUNS = {"prefill": structured.TOKENS, "one token": 1}  # tokens
 Kept = Mapping[str, list[int]]  # dimension -> how many units of each block stay
 
 
-def predicted(found: Search, kept: Kept) -> float:
+def predicted(found: jp.Search, kept: Kept) -> float:
     """The speed-up by the search's table; between the counts that were timed it is linear."""
     model = found.model
     counts = {f"blocks/{k}/{dim}": n for dim, each in kept.items() for k, n in enumerate(each)}
@@ -64,7 +63,7 @@ def timed(params: Any, rows: Mapping[str, Kept], rounds: int) -> dict[str, dict[
         for name, kept in rows.items():
             small = jp.compact(smollm2.apply, params, structured.first(params, kept), x)
             entries[name] = (small.fn, (small.params, x))
-        compared = jp.compare(entries, rounds=rounds)
+        compared = jp.compare(entries, repeats=rounds)
         for name in rows:
             speedup = compared.ratios[name]._asdict()
             found[name][run] = compared.timings[name].to_json() | {"speedup": speedup}

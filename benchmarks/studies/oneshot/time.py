@@ -54,7 +54,7 @@ def study(size: int = SIZE, tokens: int = TOKENS, rounds: int = 10) -> dict[str,
         "gram and factor": (gram_and_factor, (x,)),
         "sparsegpt": (solve, (w, h)),
     }
-    found = jp.compare(runs, rounds=rounds)
+    found = jp.compare(runs, repeats=rounds)
     ratio = 1 / found.ratios["sparsegpt"].median
     return {"size": size, "tokens": tokens, "sparsegpt_over_gram_and_factor": ratio} | {
         "timings": found.to_json()["timings"]

@@ -36,7 +36,6 @@ from benchmarks.common.machine import load_average
 from benchmarks.models.resnet import ResNet
 from benchmarks.studies.main import methods
 from jaxprune.budget.score_tables import OBJECTIVES
-from jaxprune.budget.search import Search
 from jaxprune.budget.solver import first_uniform, solve
 
 PyTree = Any
@@ -154,7 +153,7 @@ class Trainer:
     def speedup(self, keep: Keep) -> float:
         entries = self.entries({"small": keep})
         return (
-            jp.compare(entries, rounds=9, min_round=self.settings.min_round / 2)
+            jp.compare(entries, repeats=9, min_round=self.settings.min_round / 2)
             .ratios["small"]
             .median
         )
@@ -176,7 +175,7 @@ def load(like: PyTree, path: Path) -> PyTree:
 def plans(trainer: Trainer, objective: str) -> list[dict[str, Any]]:
     """For every way and speed the units kept, and the speed that was measured then."""
     settings = trainer.settings
-    search = Search(
+    search = jp.Search(
         trainer.fn, trainer.dense, trainer.structure, trainer.scores(), trainer.x,
         objective=objective, round_to=settings.round_to,
     )  # fmt: skip
@@ -190,7 +189,7 @@ def plans(trainer: Trainer, objective: str) -> list[dict[str, Any]]:
     return rows
 
 
-def at_speed(trainer: Trainer, search: Search, way: str, asked: float) -> tuple[Keep, float]:
+def at_speed(trainer: Trainer, search: jp.Search, way: str, asked: float) -> tuple[Keep, float]:
     """What a way keeps at the budget whose measured speed is nearest to the one asked for."""
     tried: dict[float, tuple[Keep, float]] = {}
     low, high, part = 0.0, 1.0, 1 / asked
@@ -211,13 +210,13 @@ def at_speed(trainer: Trainer, search: Search, way: str, asked: float) -> tuple[
     return tried[min(tried)]
 
 
-def kept_at(search: Search, way: str, part: float) -> Keep | None:
+def kept_at(search: jp.Search, way: str, part: float) -> Keep | None:
     """The most score at a part of the dense network's FLOPs or modelled time."""
     cost = "flops" if way == FLOPS else "latency"
-    budget = part * search.model.tables[cost].at(search._full)
-    problem = search.model.problem(search.score, {cost: budget})
+    budget = part * search.model.tables[cost].at(search.choices.full)
+    problem = search.model.problem(search.choices.worth, {cost: budget})
     choice = first_uniform(problem) if way == UNIFORM else solve(problem)
-    return None if choice is None else search._keep(choice)
+    return None if choice is None else search.choices.keep(choice)
 
 
 def keep_of(trainer: Trainer, row: dict[str, Any]) -> Keep:
@@ -251,7 +250,7 @@ def timed(trainer: Trainer, found: dict[str, Any]) -> None:
     settings = trainer.settings
     before = load_average()
     compared = jp.compare(
-        trainer.entries(keeps), rounds=settings.rounds, min_round=settings.min_round
+        trainer.entries(keeps), repeats=settings.rounds, min_round=settings.min_round
     )
     for row in found["rows"]:
         row["speedup"] = compared.ratios[name_of(row)]._asdict()

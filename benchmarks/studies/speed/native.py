@@ -156,7 +156,7 @@ def run_times(entries: Entries, way: str, rounds: int) -> dict[str, Any]:
     }
     timed = jp.compare(
         {name: (compiled[name], args) for name, (_, args) in entries.items()},
-        rounds=rounds,
+        repeats=rounds,
         baseline=NATIVE,
     )
     samples = {name: timing.samples for name, timing in timed.timings.items()}

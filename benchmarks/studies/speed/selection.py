@@ -97,7 +97,7 @@ def measure(updates: dict[str, Update], scores: jax.Array, rounds: int) -> dict[
         if not np.array_equal(mask, next(iter(masks.values()))):
             raise AssertionError(f"{name} keeps other entries than {next(iter(masks))} does")
     entries = {name: (fn, args) for name, fn in updates.items()}
-    compared = jp.compare(entries, rounds=rounds, baseline=ARGSORT)
+    compared = jp.compare(entries, repeats=rounds, baseline=ARGSORT)
     return {
         name: {
             "median_seconds": timing.median,
@@ -113,7 +113,7 @@ def measure_huge(size: int, rounds: int) -> dict[str, Any]:
     """Returns what ``measure`` does, of the pattern and one single call of argsort."""
     args = (leaf(size, jnp.float32), jnp.float32(SPARSITY))
     update = jax.jit(by_pattern)
-    timing = jp.benchmark(update, *args, rounds=rounds)
+    timing = jp.benchmark(update, *args, repeats=rounds)
     argsort = jax.jit(by_argsort).lower(*args).compile()
     start = time.perf_counter()
     mask = jax.block_until_ready(argsort(*args))

@@ -18,7 +18,6 @@ import jaxprune as jp
 from benchmarks import studies
 from benchmarks.common import results
 from benchmarks.studies.structure.networks import of_transformer
-from jaxprune.budget.search import Search
 
 SPEEDUPS = (1.25, 1.5, 2.0, 3.0)
 
@@ -30,7 +29,7 @@ def study(layers: int, speedups: Sequence[float] = SPEEDUPS) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     scores = {name: rng.random(dim.size) for name, dim in structure.dims.items() if not dim.frozen}
     begin = time.process_time()
-    search = Search(fn, params, structure, scores, tokens, device="H100")
+    search = jp.Search(fn, params, structure, scores, tokens, device="H100")
     search.plan(jp.Target(speedup=speedups[0]), verify=False)  # the tables of time, too
     tables = time.process_time() - begin
     return {
@@ -42,10 +41,10 @@ def study(layers: int, speedups: Sequence[float] = SPEEDUPS) -> dict[str, Any]:
     }
 
 
-def _solved(search: Search, speedup: float) -> float:
+def _solved(search: jp.Search, speedup: float) -> float:
     budgets = jp.Target(speedup=speedup).budgets(search.dense)
     begin = time.process_time()
-    assert search._solved(budgets, uniform=False) is not None
+    assert search.choices.solved(budgets) is not None
     return time.process_time() - begin
 
 

@@ -34,7 +34,6 @@ from benchmarks import studies
 from benchmarks.common import results
 from benchmarks.common.machine import load_average
 from benchmarks.models.speed import CASES, QUICK, Case
-from jaxprune.budget.search import Search
 
 matplotlib.use("Agg")  # files only
 
@@ -69,8 +68,8 @@ class Network:
         ]
         self.scores = jp.magnitude(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))
 
-    def search(self, **options: Any) -> Search:
-        return Search(
+    def search(self, **options: Any) -> jp.Search:
+        return jp.Search(
             self.fn,
             self.params,
             self.structure,
@@ -117,7 +116,7 @@ def entries(network: Network, asked: dict[str, Sequence[float]]) -> tuple[dict[s
     return found, about
 
 
-def _plan(search: Search, speedup: float, uniform: bool) -> jp.SearchPlan | None:
+def _plan(search: jp.Search, speedup: float, uniform: bool) -> jp.SearchResult | None:
     """The plan, or None where every dimension at its least isn't fast enough."""
     try:
         return search.plan(jp.Target(speedup=speedup), uniform=uniform)
@@ -126,12 +125,12 @@ def _plan(search: Search, speedup: float, uniform: bool) -> jp.SearchPlan | None
         return None
 
 
-def _small(network: Network, plan: jp.SearchPlan) -> Entry:
+def _small(network: Network, plan: jp.SearchResult) -> Entry:
     small = network.compact(plan.masks)
     return small.fn, (small.params, network.x)
 
 
-def _about(plan: jp.SearchPlan, asked: float) -> dict[str, Any]:
+def _about(plan: jp.SearchResult, asked: float) -> dict[str, Any]:
     return {
         "asked": asked,
         "predicted": plan.predicted.speedup,
@@ -206,7 +205,7 @@ def measure(
 
 
 def _rows(found: dict[str, Entry], rounds: int, counted: bool = True) -> dict[str, Any]:
-    compared = jp.compare(found, rounds=rounds, baseline=DENSE, min_round=MIN_ROUND)
+    compared = jp.compare(found, repeats=rounds, baseline=DENSE, min_round=MIN_ROUND)
     rows = {
         name: timing.to_json() | {"speedup": compared.ratios[name]._asdict()}
         for name, timing in compared.timings.items()

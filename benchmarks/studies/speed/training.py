@@ -108,7 +108,7 @@ def entries(names: tuple[str, ...]) -> dict[str, tuple[Step, tuple[Any, ...]]]:
 
 def measure(names: tuple[str, ...], rounds: int) -> dict[str, Any]:
     """Returns seconds per step of each entry, and its ratio to plain AdamW (quartiles)."""
-    compared = jp.compare(entries(names), rounds=rounds, baseline=PLAIN)
+    compared = jp.compare(entries(names), repeats=rounds, baseline=PLAIN)
     base = np.asarray(compared.timings[PLAIN].samples)
     found = {}
     for name, timing in compared.timings.items():
@@ -130,7 +130,7 @@ def measure_update(size: int, rounds: int) -> dict[str, Any]:
     if size > SORTED:
         updates = {selection.COUNTING: updates[selection.COUNTING]}
         args = (scores, jnp.float32(SPARSITY))
-        timing = jp.benchmark(updates[selection.COUNTING], *args, rounds=rounds)
+        timing = jp.benchmark(updates[selection.COUNTING], *args, repeats=rounds)
         found: dict[str, Any] = {selection.COUNTING: timing.to_json()}
     else:
         found = selection.measure(updates, scores, rounds)

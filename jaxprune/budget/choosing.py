@@ -1,0 +1,189 @@
+"""From budgets to counts: what is best as far as is known, and what is chosen in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jaxprune.budget import score_tables, solver
+from jaxprune.budget.correction import Measurements
+from jaxprune.budget.limits import Limits, least_of
+from jaxprune.budget.model import Model
+from jaxprune.budget.solver import Problem, Total
+from jaxprune.compaction.api import Compact
+from jaxprune.structure.structure import Structure
+
+MET = 0.99  # A speed-up of this share of the target counts as met: clocks are noisy.
+CLOSE = 0.94  # The search stops once this share of the budget is used.
+BESIDE = (1.03, 1.0, 0.97)  # A long run also measures what is best at these shares of the budget.
+
+
+@dataclass(eq=False)
+class Try:
+    """One choice, and what came of it.
+
+    Attributes:
+      choice: index of a candidate count for each dimension.
+      keep: dimension name -> boolean vector, True = kept.
+      masks: a tree like params.
+      said: costs as the tables say, by name.
+      predicted: costs as they are expected to be found, by name.
+      largest: whether no more units may be kept.
+      apart: whether it is a uniform choice beside others, whose costs correct no table.
+      small: the compact network, once it was made.
+      found: costs as they were found, by name.
+      notes: what a reader must know of the compact network.
+      used: how much of the tightest budget is used, as a fraction.
+      enough: whether the target is met and hardly anything of the budget is left.
+    """
+
+    choice: np.ndarray
+    keep: dict[str, np.ndarray]
+    masks: Any
+    said: dict[str, float]
+    predicted: dict[str, float]
+    largest: bool
+    apart: bool = False
+    small: Compact | None = None
+    found: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    used: float = 0.0
+    enough: bool = False
+
+    def judge(self, budgets: Mapping[str, float]) -> None:
+        """Sets ``used`` and ``enough`` by what was found, or predicted where nothing was found."""
+        costs = self.predicted | self.found
+        slack = {name: MET if name == "latency" else 1.0 for name in budgets}
+        self.used = max(costs[name] * slack[name] / b for name, b in budgets.items())
+        self.enough = self.used <= 1 and (self.used >= CLOSE or self.largest)
+
+    def same(self, choice: np.ndarray) -> bool:
+        return bool((self.choice == choice).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """Which counts may be kept, what they are worth, and what they cost as far as is known.
+
+    Attributes:
+      structure: of the network.
+      model: costs as tables over counts; "latency" is added when it is first needed.
+      objective: what is to be large, a name in ``score_tables.OBJECTIVES``.
+      most: the largest count that may be chosen, by dimension.
+      worth: the objective, over counts.
+      score: the score that is kept, over counts.
+      order: units with the best first, by dimension.
+      measured: what corrects the tables.
+    """
+
+    structure: Structure
+    model: Model
+    objective: str
+    most: Mapping[str, int]
+    worth: Total
+    score: Total
+    order: Mapping[str, np.ndarray]
+    measured: Measurements
+
+    @classmethod
+    def of(
+        cls,
+        structure: Structure,
+        model: Model,
+        scores: Any,
+        objective: str,
+        most: Mapping[str, int],
+        measured: Measurements,
+    ) -> Choices:
+        """Choices by scores of entries or units."""
+        worth, order, score = score_tables.score_total(structure, model, scores, objective)
+        return cls(structure, model, objective, most, worth, score, order, measured)
+
+    def staged(self, scores: Any, minimum: Limits | None) -> Choices:
+        """Choices by other scores, with counts at least ``minimum``; measurements are shared."""
+        score_tables.check_scores(self.structure, self.model.names, scores, self.objective)
+        model = self.model.at_least(least_of(self.structure, self.most, minimum))
+        return Choices.of(self.structure, model, scores, self.objective, self.most, self.measured)
+
+    @property
+    def full(self) -> np.ndarray:
+        """The choice that is the dense network."""
+        return np.array([len(counts) - 1 for counts in self.model.counts])
+
+    def share(self, choice: np.ndarray) -> float:
+        """The fraction of the score that a choice keeps."""
+        return self.score.at(choice) / self.score.at(self.full)
+
+    def keep(self, choice: np.ndarray) -> dict[str, np.ndarray]:
+        """The best units of each dimension, as boolean vectors by name."""
+        keep = {}
+        for name, count in self.model.chosen(choice).items():
+            keep[name] = np.zeros(self.structure.dims[name].size, bool)
+            keep[name][self.order[name][:count]] = True
+        return keep
+
+    # ------------------------------------------------------------------------------- costs
+
+    def expected(self, cost: str, choice: np.ndarray) -> float:
+        """What a choice is expected to cost, by all that was measured."""
+        table = self.model.tables[cost]
+        return float(self.measured.corrected(cost, table.at(choice), table.at(self.full)))
+
+    def problem(self, budgets: Mapping[str, float]) -> Problem:
+        """What the solver gets: tables, and the budgets that they may show."""
+        shown = {
+            name: self.measured.said(name, budget, self.model.tables[name].at(self.full))
+            for name, budget in budgets.items()
+        }
+        return self.model.problem(self.worth, shown, self.most)
+
+    def solved(self, budgets: Mapping[str, float], uniform: bool = False) -> np.ndarray | None:
+        """The best choice within budgets (uniform: one fraction of all), None if there is none."""
+        find = solver.first_uniform if uniform else solver.solve
+        return find(self.problem(budgets))
+
+    def cheapest(self, budgets: Mapping[str, float]) -> np.ndarray:
+        """The choice that uses least of the budgets."""
+        return solver.cheapest(self.problem(budgets))
+
+    # ------------------------------------------------------------------------------- tries
+
+    def tried(self, choice: np.ndarray, apart: bool = False) -> Try:
+        """A choice with its masks and costs, not measured yet."""
+        tables, keep = self.model.tables, self.keep(choice)
+        most = self.model.problem(self.worth, {}, self.most).full()
+        return Try(
+            choice=choice,
+            keep=keep,
+            masks=self.structure.traced_masks(keep),
+            said={name: table.at(choice) for name, table in tables.items()},
+            predicted={name: self.expected(name, choice) for name in tables},
+            largest=bool((choice == most).all()),
+            apart=apart,
+        )
+
+    def beside(
+        self, budgets: Mapping[str, float], uniform: bool, tries: Sequence[Try]
+    ) -> list[Try]:
+        """What is best a little above and below the budget, as far as is known, if it is new.
+
+        A uniform choice is among it: what single operations tell may be wrong about the whole, and
+        then one fraction for all dimensions may keep more in the same time.
+        """
+        found: list[Try] = []
+        for part, even in [*((part, uniform) for part in BESIDE), (1.0, True)]:
+            scaled = {n: b * (part if n == "latency" else 1) for n, b in budgets.items()}
+            choice = self.solved(scaled, even)
+            if choice is not None and not any(t.same(choice) for t in [*tries, *found]):
+                found.append(self.tried(choice, apart=even and not uniform))
+        return found
+
+    def best(self, tries: Sequence[Try]) -> Try:
+        """Of the tries that meet the target the one that keeps most; else the nearest one."""
+        good = [t for t in tries if t.used <= 1]
+        if not good:
+            return min(tries, key=lambda t: t.used)
+        return max(good, key=lambda t: self.worth.at(t.choice))

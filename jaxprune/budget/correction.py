@@ -1,0 +1,89 @@
+"""From what tables say of a network to what measuring will find: known points and lines between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+LEAST = 1e-30  # The smallest budget for a table; a solver divides by it.
+
+
+class Point(NamedTuple):
+    """What was found for one value of a table; ``certain`` when a long run found it."""
+
+    found: float
+    certain: bool
+
+
+@dataclass(eq=False)
+class Measurements:
+    """What has been measured, and how it corrects what tables say.
+
+    All stages of a search share one object on purpose (:meth:`jp.Search.stage`): a cost that one of
+    them has found is known to the others, whatever their scores are.
+
+    Attributes:
+      dense: costs of the dense network, by name; "latency" in seconds, once it has been timed.
+      points: cost -> {what the table says of a network: what was found}.
+
+    Example:
+      >>> from jaxprune.budget.correction import Measurements
+      >>> measured = Measurements({"latency": 8.0})
+      >>> measured.add("latency", 5.0, found=6.0, certain=True)
+      >>> measured.corrected("latency", [2.5, 5.0, 7.5], whole=10.0).tolist()
+      [3.0, 6.0, 7.0]
+    """
+
+    dense: dict[str, float]
+    points: dict[str, dict[float, Point]] = field(default_factory=dict)
+
+    def add(self, cost: str, said: float, found: float, certain: bool) -> None:
+        """Keeps what was found where a table says ``said``."""
+        self.points.setdefault(cost, {})[said] = Point(found, certain)
+
+    def forget_uncertain(self) -> None:
+        """Drops what short runs found."""
+        self.points = {
+            cost: {said: p for said, p in points.items() if p.certain}
+            for cost, points in self.points.items()
+        }
+
+    def corrected(self, cost: str, said: float | Sequence[float], whole: float) -> np.ndarray:
+        """What is expected to be found where a table says ``said``; ``whole``: of all units."""
+        return np.interp(said, *self._line(cost, whole))
+
+    def said(self, cost: str, wanted: float, whole: float) -> float:
+        """What a table may say of a network that is expected to be found at ``wanted``."""
+        x, y = self._line(cost, whole)
+        rises = np.concatenate([[True], np.diff(y) > 0])
+        return max(float(np.interp(wanted, y[rises], x[rises])), LEAST)
+
+    def _line(self, cost: str, whole: float) -> tuple[np.ndarray, np.ndarray]:
+        """What the table says, ascending, and what was found; the dense network is among them."""
+        known = {0.0: 0.0, whole: self.dense[cost]}
+        known |= {said: p.found for said, p in self.points.get(cost, {}).items()}
+        x = np.array(sorted(known))
+        return x, rising([known[said] for said in x])
+
+
+def rising(values: Sequence[float]) -> np.ndarray:
+    """The closest numbers that never fall: neighbors that do are replaced by their mean.
+
+    Returns:
+      As many numbers as ``values``, with the same mean.
+
+    Example:
+      >>> from jaxprune.budget.correction import rising
+      >>> rising([1.0, 3.0, 2.0, 4.0]).tolist()
+      [1.0, 2.5, 2.5, 4.0]
+    """
+    blocks: list[list[float]] = []
+    for value in values:
+        blocks.append([value])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            last = blocks.pop()
+            blocks[-1] += last
+    return np.concatenate([np.full(len(b), np.mean(b)) for b in blocks])

@@ -1,0 +1,165 @@
+"""What was chosen is compacted, counted and timed beside the dense network."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.budget.choosing import Choices, Try
+from jaxprune.budget.correction import Measurements
+from jaxprune.budget.target import COUNTED
+from jaxprune.compaction.api import Compact, compact
+from jaxprune.costs.api import cost
+from jaxprune.measuring import benchmark, compare
+from jaxprune.structure.structure import Structure
+
+DECISIONS = 3  # At most so many long runs decide, as long as nothing in them meets the target.
+NEAR = (0.9, 1.08)  # A try that used such a share of the budget in a short run gets a long one.
+FINALISTS = 5  # At most so many tries are in a long run.
+DECISIVE = 3  # A long run is at most so many times as long as a short one.
+SURE = 0.01  # A long run ends once the relative standard error of its ratios is below this.
+MIN_ROUND = 0.05  # A round lasts at least so many seconds: one short call measures cold caches.
+
+
+@dataclass(frozen=True, eq=False)
+class Verifier:
+    """Measures choices; what it finds goes into ``measured``.
+
+    Attributes:
+      fn, params, args: the dense network and what it is called with; shapes will do.
+      structure: of the network.
+      measured: where findings are kept.
+      repeats: samples of each time.
+      timed: whether this device's clock counts; otherwise times are estimates.
+    """
+
+    fn: Callable[..., Any]
+    params: Any
+    args: tuple[Any, ...]
+    structure: Structure
+    measured: Measurements
+    repeats: int
+    timed: bool
+
+    @functools.cached_property
+    def inputs(self) -> tuple[Any, ...]:
+        """Params and arguments as arrays."""
+        return tuple(examples((self.params, *self.args)))
+
+    @functools.cached_property
+    def jitted(self) -> Callable[..., Any]:
+        """The dense network, compiled once."""
+        return jax.jit(self.fn)
+
+    def dense_seconds(self) -> float:
+        """The median time of one call of the dense network."""
+        return benchmark(self.jitted, *self.inputs, repeats=self.repeats).median
+
+    def verify(self, tries: Sequence[Try], budgets: Mapping[str, float], runs: int = 1) -> None:
+        """Measures tries beside each other and judges them; ``runs``: while the clock is unsure."""
+        for tried in tries:
+            self._count(tried)
+        if "latency" in budgets and self.timed:
+            speedups = self._speedups([t.small for t in tries], runs)
+            for tried, ratio in zip(tries, speedups, strict=True):
+                tried.found["latency"] = self.measured.dense["latency"] / ratio
+        for tried in tries:
+            self._learn(tried, budgets, certain=runs > 1)
+            tried.judge(budgets)
+        if runs > 1:
+            self.measured.forget_uncertain()
+
+    def decided(
+        self, choices: Choices, budgets: Mapping[str, float], uniform: bool, tries: Sequence[Try]
+    ) -> list[Try]:
+        """The tries near the target and their neighbors, measured in one long interleaved run.
+
+        A short run puts some on the wrong side, and the one of most score is likely to be one that
+        looked faster than it is.
+        """
+        measured: dict[Try, None] = {}
+        for _ in range(DECISIONS):
+            finalists = self._finalists(choices, budgets, uniform, tries)
+            self.verify(finalists, budgets, DECISIVE)
+            measured |= dict.fromkeys(finalists)
+            if any(t.enough for t in finalists):
+                break
+            tries = list(measured)
+        return list(measured)
+
+    def _finalists(
+        self, choices: Choices, budgets: Mapping[str, float], uniform: bool, tries: Sequence[Try]
+    ) -> list[Try]:
+        near = [t for t in tries if NEAR[0] <= t.used <= NEAR[1]]
+        near = near or [min(tries, key=lambda t: abs(t.used - 1))]
+        near += choices.beside(budgets, uniform, tries)
+        return sorted(near, key=lambda t: choices.worth.at(t.choice), reverse=True)[:FINALISTS]
+
+    def _count(self, tried: Try) -> None:
+        """Compacts a try, if that wasn't done yet, and counts what it costs."""
+        if tried.small is None:
+            tried.small = compact(self.fn, self.inputs[0], tried.masks, *self.args)
+        total = cost(tried.small.fn, tried.small.params, *self.args)
+        tried.found = {name: float(getattr(total, name)) for name in COUNTED}
+        tried.notes = notes_of(self.structure, tried.small, tried.keep)
+
+    def _speedups(self, smalls: Sequence[Any], runs: int) -> list[float]:
+        """The speed-ups of compact networks over the dense one, from one interleaved run."""
+        entries: dict[str, Any] = {"dense": (self.jitted, self.inputs)}
+        entries |= {str(i): (s.fn, (s.params, *self.inputs[1:])) for i, s in enumerate(smalls)}
+        ratios = np.zeros((len(smalls), 0))
+        for _ in range(runs):
+            timings = compare(entries, repeats=self.repeats, min_round=MIN_ROUND).timings
+            samples = np.array([t.samples for t in timings.values()])
+            ratios = np.concatenate([ratios, samples[0] / samples[1:]], axis=1)
+            if uncertainty(ratios) < SURE:
+                break
+        return [float(r) for r in np.median(ratios, axis=1)]
+
+    def _learn(self, tried: Try, budgets: Mapping[str, float], certain: bool) -> None:
+        for name in budgets if not tried.apart else ():
+            if name in tried.found:
+                self.measured.add(name, tried.said[name], tried.found[name], certain)
+
+
+def uncertainty(ratios: np.ndarray) -> float:
+    """The largest relative standard error of the medians of rows, as of a normal distribution.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxprune.budget.verification import uncertainty
+      >>> uncertainty(np.full((3, 9), 2.0))
+      0.0
+    """
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75], axis=1)
+    sigma = (high - low) / 1.35
+    return float(np.max(1.25 * sigma / middle, initial=0)) / math.sqrt(max(ratios.shape[1], 1))
+
+
+def notes_of(
+    structure: Structure, small: Compact, keep: Mapping[str, np.ndarray]
+) -> tuple[str, ...]:
+    """A line for each branch that goes, and for each dimension with units that could not go."""
+    notes = []
+    for name, vector in keep.items():
+        label = structure.dims[name].label or name
+        if not vector.any():
+            notes.append(f"nothing is kept of {label}: the branch goes, the rest goes on")
+        back = int((small.keep[name] & ~vector).sum())
+        if back and vector.any():
+            notes.append(f"{back} units of {label} could not go; see jp.compact's certificate")
+    return tuple(notes)
+
+
+def examples(tree: Any) -> Any:
+    """The tree with arrays of zeros for what is given as shapes: times don't depend on values."""
+    return jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x, tree
+    )

@@ -1,0 +1,87 @@
+"""Which counts are chosen: objectives, budgets, uniform choices."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from tests.unit.budget.networks import HALF, setting
+
+
+def best_by_trying(search, budgets):
+    """The most of the objective, over every choice."""
+    problem = search.choices.problem(budgets)
+    every = itertools.product(*(range(n) for n in problem.sizes))
+    fits = [np.array(c) for c in every if problem.fits(np.array(c))]
+    return max(problem.score.at(c) for c in fits)
+
+
+@pytest.mark.parametrize("objective", ["sum", "proportional", "balanced"])
+def test_the_best_of_an_objective_is_found(objective):
+    fn, params, structure, scores, x = setting("mlp")
+    search = jp.Search(fn, params, structure, scores, x, objective=objective, round_to=4)
+    budgets = jp.Target(flops=0.5).budgets(search.dense)
+    found = search.choices.worth.at(search.choices.solved(budgets))
+    best = best_by_trying(search, budgets)
+    assert found >= best - 0.02 * abs(best)
+
+
+def unequal():
+    """The mlp's search; a unit of one dimension is worth what four of the other are."""
+    units = {"up/kernel:1": np.arange(64.0) ** 2, "mid/kernel:1": 4 * np.arange(48.0) ** 2}
+    fn, params, structure, _, x = setting("mlp")
+    return jp.Search(fn, params, structure, units, x, round_to=2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [unequal, pytest.param(lambda: jp.Search(*setting("vit"), round_to=2), marks=pytest.mark.slow)],
+    ids=["mlp", "vit"],
+)
+def test_keeps_more_than_uniform(make):
+    search = make()
+    for fraction in (0.75, 0.5):
+        target = jp.Target(flops=fraction)
+        ours, uniform = (search.plan(target, verify=False, uniform=u) for u in (False, True))
+        assert ours.score > uniform.score
+
+
+def test_units_of_largest_score_are_kept():
+    fn, params, structure, scores, x = setting("mlp")
+    plan = jp.search(fn, params, structure, scores, x, target=jp.Target(params=0.5), round_to=1)
+    units = structure.unit_scores(scores, "sum")
+    for name, kept in plan.keep.items():
+        assert np.asarray(units[name])[kept].min() >= np.asarray(units[name])[~kept].max(initial=0)
+
+
+@pytest.mark.parametrize("worth", [(1.0, 1.0), (3.0, 1.0)])
+def test_proportional_empties_nothing_that_is_worth_something(worth):
+    """The sum takes one dimension to its least first; shares are weighed by what they hold."""
+    fn, params, structure, _, x = setting("mlp")
+    names = [n for n, d in structure.dims.items() if not d.frozen]
+    units = {n: np.full(structure.dims[n].size, w) for n, w in zip(names, worth)}
+    least = {}
+    for objective in ("sum", "proportional"):
+        plan = jp.search(
+            fn, params, structure, units, x, target=jp.Target(flops=0.4), objective=objective,
+            round_to=1, verify=False,
+        )  # fmt: skip
+        least[objective] = min(v.mean() for v in plan.keep.values())
+    assert least["proportional"] > least["sum"]
+
+
+def test_balanced_does_not_see_the_scale_of_a_leaf():
+    fn, params, structure, scores, x = setting("mlp")
+    scaled = {**scores, "mid": jax.tree.map(lambda s: s * 1e-4, scores["mid"])}
+
+    def keep(scores, objective):
+        plan = jp.search(
+            fn, params, structure, scores, x, target=HALF, round_to=1, objective=objective
+        )
+        return {name: kept.tolist() for name, kept in plan.keep.items()}
+
+    balanced = [{n: sum(k) for n, k in keep(s, "balanced").items()} for s in (scores, scaled)]
+    assert balanced[0] == balanced[1]
+    assert keep(scores, "sum") != keep(scaled, "sum")
