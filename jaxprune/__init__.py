@@ -3,7 +3,9 @@
 from jaxprune import distributions as distributions
 from jaxprune import masks as masks
 from jaxprune import oneshot as oneshot
+from jaxprune import patterns as patterns
 from jaxprune import plot as plot
+from jaxprune import reduce as reduce
 from jaxprune import rules as rules
 from jaxprune import sanity as sanity
 from jaxprune import schedules as schedules
@@ -46,6 +48,7 @@ from jaxprune.patterns import block as block
 from jaxprune.patterns import channel as channel
 from jaxprune.patterns import is_kernel as is_kernel
 from jaxprune.patterns import n_m as n_m
+from jaxprune.patterns import structured as structured
 from jaxprune.patterns import threshold as threshold
 from jaxprune.patterns import unstructured as unstructured
 from jaxprune.report import Summary as Summary
@@ -55,7 +58,6 @@ from jaxprune.scores import magnitude as magnitude
 from jaxprune.scores import random as random
 from jaxprune.scores import saliency as saliency
 from jaxprune.scores import wanda as wanda
-from jaxprune.structure.patterns import structured as structured
 from jaxprune.structure.structure import Dimension as Dimension
 from jaxprune.structure.structure import Structure as Structure
 from jaxprune.structure.structure import infer_structure as infer_structure

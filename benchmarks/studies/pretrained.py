@@ -29,6 +29,7 @@ from benchmarks import studies
 from benchmarks.common import results, sounds, texts
 from benchmarks.common.machine import load_average
 from benchmarks.models import minilm, silero
+from jaxprune.typing import ScoreFn
 
 SEED = 0
 TRAIN, TEST, LENGTH = 2000, 1000, 32  # glosses; tokens at most
@@ -170,7 +171,7 @@ def entries_per_output(model: Model) -> Any:
 
 
 def units(model: Model) -> Any:
-    return jp.structured(model.structure, dims=model.dims, reduce="sum")
+    return jp.structured(model.structure, dims=model.dims, reduce=jp.reduce.sum)
 
 
 def magnitude(params: Any, stats: jp.Stats) -> Any:
@@ -181,7 +182,7 @@ def wanda(params: Any, stats: jp.Stats) -> Any:
     return jp.wanda(params, input_norms=stats.norms)
 
 
-def read(score: Callable[[Any, jp.Stats], Any]) -> Callable[[Any, jp.Stats], Any]:
+def read(score: ScoreFn) -> Callable[[Any, jp.Stats], Any]:
     """The same scores in sum per input, spread evenly over outputs.
 
     What computes a unit then gives all of them the same: only what reads them tells them apart.
@@ -192,12 +193,12 @@ def read(score: Callable[[Any, jp.Stats], Any]) -> Callable[[Any, jp.Stats], Any
             layout = stats.layouts.get(jp.path_str(path))
             return jnp.zeros_like(s) + (0 if layout is None else s.mean(layout.outs, keepdims=True))
 
-        return jax.tree_util.tree_map_with_path(even, score(params, stats))
+        return jax.tree_util.tree_map_with_path(even, score(params, stats=stats))
 
     return scores
 
 
-energy, flap = read(jp.oneshot.activation_energy), read(jp.oneshot.flap)
+energy, flap = read(jp.scores.activation_energy), read(jp.scores.flap)
 RECIPES = {
     "magnitude": Recipe(magnitude, entries),
     "Wanda": Recipe(wanda, entries_per_output),
@@ -226,7 +227,7 @@ def pruned(model: Model, stats: jp.Stats, recipe: Recipe, sparsity: float) -> tu
     if recipe.refit:
         params = jp.oneshot.refit(dense, masks, stats, start=params)
     if recipe.bias:
-        params = jp.oneshot.compensate(dense, params, masks, stats, biases(dense))
+        params = jp.oneshot.compensate(dense, params, masks, stats, biases=biases(dense))
     return params, masks
 
 

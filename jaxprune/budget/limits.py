@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxprune.budget.latency import LatencyTable
 from jaxprune.budget.roofline import Device
-from jaxprune.structure.patterns import chosen_dims
+from jaxprune.structure.select import chosen_dims
 from jaxprune.structure.structure import Structure
 
 FLOOR = 1 / 8  # of each dimension stays by default: what is nearly emptied doesn't train back

@@ -25,7 +25,7 @@ from jaxprune.budget.target import Costs, Target
 from jaxprune.compaction.api import Compact, compact
 from jaxprune.costs.api import cost
 from jaxprune.measuring import benchmark, compare
-from jaxprune.structure.patterns import chosen_dims
+from jaxprune.structure.select import chosen_dims
 from jaxprune.structure.structure import Structure
 
 ATTEMPTS = 5  # of solving, compacting and measuring

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from jaxprune.chosen import is_kernel
+from jaxprune.patterns.choose import is_kernel
 from tests.helpers import oracles
 from tests.helpers.oracles import TREES, kept_count
 

@@ -226,7 +226,7 @@ def test_repairs_lower_what_each_layer_loses(calibrated):
 
 def test_units_are_ranked_by_what_reads_them():
     model, stats = made("speech")
-    scores = model.structure.unit_scores(job.flap(model.params, stats), "sum")
+    scores = model.structure.unit_scores(job.flap(model.params, stats), jp.reduce.sum)
     p, v = model.params, stats.variances
     want = np.sum(p["lstm"]["recurrent_kernel"] ** 2, 1) * v["lstm"]["recurrent_kernel"]
     want = want + np.sum(p["final"]["kernel"] ** 2, 1) * v["final"]["kernel"]

@@ -214,7 +214,7 @@ def measured(model: Model, seed: int, float64: bool) -> Row:
     row: Row = {
         "params": count(params),
         "params_removed": 1 - count(small.params) / count(params),
-        "masked": 1 - float(jp.density(masks, params)),
+        "masked": 1 - float(jp.density(params, masks)),
         "untouched": untouched(structure) / count(params),
         "dims": sum(not d.frozen for d in structure.dims.values()),
         "frozen": frozen_share(structure),

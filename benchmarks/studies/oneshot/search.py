@@ -96,7 +96,7 @@ def tried(
     begin, curves, order = dense(now, 0, x), Curves(), []
     for k, p in enumerate(tqdm(params["blocks"], desc="further cuts")):
         stats = jp.calibrate(smollm2.block, p, states, where=structured.is_consumer)
-        units = structured.importance(structure, p, jp.oneshot.flap(p, stats))
+        units = structured.importance(structure, p, jp.scores.flap(p, stats=stats))
         order.append({d: np.where(keep[k][d], units[d], -1.0) for d in TRIED})
         curves.append({})
         for dim in TRIED:

@@ -52,7 +52,7 @@ def importance(structure: jp.Structure, p: Any, scores: Any) -> Units:
     """Of each unit, the sum of its consumer's scores: what it makes isn't asked."""
     silent = jax.tree.map(jnp.zeros_like, p)
     read = silent | {name: scores[name] for name in CONSUMERS.values()}
-    return {d: np.asarray(structure.unit_scores(read, "sum")[d]) for d in CONSUMERS}
+    return {d: np.asarray(structure.unit_scores(read, jp.reduce.sum)[d]) for d in CONSUMERS}
 
 
 # ---- recipes: which hidden units stay ----------------------------------------------------------
@@ -63,7 +63,11 @@ def magnitude(p: Any, stats: Any) -> Any:
 
 
 def energy(p: Any, stats: Any) -> Any:
-    return jp.oneshot.activation_energy(p, stats)
+    return jp.scores.activation_energy(p, stats=stats)
+
+
+def flap(p: Any, stats: Any) -> Any:
+    return jp.scores.flap(p, stats=stats)
 
 
 def uniform(found: list[Units], kept: float) -> Keep:
@@ -110,7 +114,7 @@ def by_hand(found: Found) -> Keep:
     ]
 
 
-SCORES = {"magnitude": magnitude, "activations": energy, "FLAP": jp.oneshot.flap}
+SCORES = {"magnitude": magnitude, "activations": energy, "FLAP": flap}
 # ---- one pass over the blocks ------------------------------------------------------------------
 
 
@@ -154,7 +158,7 @@ def cut(structure: jp.Structure, p: Any, stats: Any, keep: Units, refit: bool, b
         biased = {"down_bias": jnp.zeros(p["down"].shape[1])}
         masks |= {"down_bias": jnp.asarray(True)}
         pruned = jp.oneshot.compensate(
-            p | biased, pruned | biased, masks, _with_bias(stats), {"down": "down_bias"}
+            p | biased, pruned | biased, masks, _with_bias(stats), biases={"down": "down_bias"}
         )
     return pruned, masks
 

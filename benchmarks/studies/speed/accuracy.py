@@ -124,10 +124,8 @@ class Trainer:
         @jax.jit
         def taylor(x: jax.Array, y: jax.Array) -> dict[str, Any]:
             grad = train.updates(self.model, self.dense, x, y)
-            units = self.structure.unit_scores(
-                jp.scores.taylor(self.dense, grad=grad) | still, "sum"
-            )
-            return {name: score**2 for name, score in units.items()}
+            scores = jp.scores.taylor(self.dense, grad=grad) | still
+            return self.structure.unit_scores(scores, jp.reduce.taylor)
 
         size = self.settings.batch
         batches = [slice(i * size, (i + 1) * size) for i in range(self.settings.gradient_batches)]

@@ -21,7 +21,7 @@ from jaxprune.budget.score_tables import score_total
 from jaxprune.budget.search import Search, rising, uncertainty
 from jaxprune.budget.sensitivity import Sensitivity
 from jaxprune.structure import infer
-from jaxprune.structure.patterns import chosen_dims
+from jaxprune.structure.select import chosen_dims
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +165,7 @@ def test_absolute_and_fractional_budgets_agree():
 def test_units_of_largest_score_are_kept():
     fn, params, structure, scores, x = setting("mlp")
     plan = jp.search(fn, params, structure, scores, x, target=jp.Target(params=0.5), round_to=1)
-    units = structure.unit_scores(scores, "sum")
+    units = structure.unit_scores(scores, jp.reduce.sum)
     for name, kept in plan.keep.items():
         assert np.asarray(units[name])[kept].min() >= np.asarray(units[name])[~kept].max(initial=0)
 

@@ -40,7 +40,7 @@ def kept(lines, order, n, m):
 def test_never_worse_and_a_permutation(seed, n_m):
     n, m = n_m
     lines = np.random.default_rng(seed).exponential(size=(16, 3))
-    order = permutation._order(jnp.asarray(lines), n, m, 10, seed)
+    order = permutation._order(jnp.asarray(lines), n, m, 10, jax.random.key(seed))
     assert sorted(order.tolist()) == list(range(16))
     assert kept(lines, order, n, m) >= kept(lines, np.arange(16), n, m) * (1 - 1e-5)
 
@@ -98,7 +98,7 @@ def test_a_transformer_stays_what_it_is():
     params = jax.jit(module.init)(jax.random.key(1), x)
     structure = jp.infer_structure(module.apply, params, x)
     scores = jp.magnitude(params)
-    better, orders = jp.oneshot.permute(module.apply, params, structure, scores, x, rounds=5)
+    better, orders = jp.oneshot.permute(module.apply, params, structure, scores, x, sweeps=5)
     assert {16, 24} <= {structure.dims[name].size for name in orders}
     want, got = (jax.jit(module.apply)(p, x) for p in (params, better))
     np.testing.assert_allclose(got, want, atol=1e-5)

@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
+from jaxprune._leaf import is_float
 from jaxprune.scores.channels import is_norm_scale
 from jaxprune.scores.evidence import split
-from jaxprune.scores.weights import is_float
 from tests.helpers.oracles import TREES
 
 KEY = jax.random.key(1)
@@ -41,6 +41,8 @@ SCORES = {
     "mean_activation": jp.scores.mean_activation,
     "ria": jp.scores.ria,
     "wanda": jp.scores.wanda,
+    "flap": jp.scores.flap,
+    "activation_energy": jp.scores.activation_energy,
     "fpgm": jp.scores.fpgm,
     "batch_norm_scale": functools.partial(jp.batch_norm_scale, where=lambda p, x: is_float(x)),
 }
@@ -57,12 +59,14 @@ def gradients(params):
 
 def all_evidence(params):
     grad = gradients(params)
+    inputs = jax.tree.map(lambda w: jnp.ones(w.shape) if is_float(w) else w, params)
     outputs = jax.tree.map(lambda w: jnp.ones(w.shape[-1]) / 4 if is_float(w) else w, params)
     return {
         **dict.fromkeys(("grad", "hvp", "hessian", "fisher", "nu"), grad),
         **dict.fromkeys(("zeros", "means"), outputs),
         "grads": jax.tree.map(lambda g: jnp.stack([g, -g, g / 2]) if is_float(g) else g, grad),
-        "input_norms": jax.tree.map(lambda w: jnp.ones(w.shape) if is_float(w) else w, params),
+        "input_norms": inputs,
+        "stats": jp.Stats(*[inputs] * 5),
     }
 
 
@@ -125,7 +129,7 @@ def test_strict_promotion_and_64_bit_types(dtype, x64):
 def test_nan_is_never_hidden():
     params = {"w": jnp.array([[1.0, jnp.nan], [2.0, 3.0]])}
     every = compiled_scores(params, all_evidence({"w": jnp.ones((2, 2))}))
-    for name in set(SCORES) - {"random", "apoz", "mean_activation"}:
+    for name in set(SCORES) - {"random", "apoz", "mean_activation", "activation_energy"}:
         assert jnp.isnan(every[name]["w"][0, 1]), name
         with pytest.raises(ValueError, match="hold NaN"):
             jp.unstructured()(every[name], 0.5)
@@ -209,7 +213,7 @@ def test_batch_norm_scale_ranks_the_channels_of_a_structure():
     }
     fn = lambda p, x: jnp.tanh((x @ p["conv"]) * p["norm"]["scale"]) @ p["head"]  # noqa: E731
     structure = jp.infer_structure(fn, params, jnp.ones((1, 3)))
-    masks = jp.structured(structure, reduce="sum")(jp.batch_norm_scale(params), 0.5)
+    masks = jp.structured(structure, reduce=jp.reduce.sum)(jp.batch_norm_scale(params), 0.5)
     (kept,) = (k for n, k in structure.keep(masks).items() if not structure.dims[n].frozen)
     np.testing.assert_array_equal(kept, [1, 1, 1, 0, 0, 0, 0, 1])  # |-4|, |-3|, |-2|, |3|
 

@@ -273,7 +273,7 @@ def test_group_lasso_ends_in_structured_masks_that_compact() -> None:
         strength=0.1,
         at=6,
         score=jp.scores.l2,
-        pattern=jp.structured(STRUCTURE, reduce="sum"),
+        pattern=jp.structured(STRUCTURE, reduce=jp.reduce.sum),
     )
     params, state, seen = train_mlp(tx, 8)
     norms = [unit_norms(jax.tree.map(lambda x, t=t: x[t], seen)) for t in range(7)]

@@ -70,6 +70,8 @@ SCORES: dict[str, tuple[Any, str | None]] = {  # the score, and the evidence tha
     "mean_activation": (jp.scores.mean_activation, "means"),
     "wanda": (jp.scores.wanda, "input_norms"),
     "ria": (jp.scores.ria, "input_norms"),
+    "flap": (jp.scores.flap, "stats"),
+    "activation_energy": (jp.scores.activation_energy, "stats"),
     "fpgm": (jp.scores.fpgm, None),
     "batch_norm_scale": (functools.partial(jp.batch_norm_scale, where=lambda p, w: True), None),
 }
@@ -270,7 +272,8 @@ def bound(name: str, params: Any) -> Any:
     score, needs = SCORES[name]
     if needs is None:
         return score
-    return functools.partial(score, **{needs: jax.tree.map(EVIDENCE[needs], params)})
+    tree = jax.tree.map(EVIDENCE.get(needs, jnp.square), params)
+    return functools.partial(score, **{needs: jp.Stats(*[tree] * 5) if needs == "stats" else tree})
 
 
 def run(row: Row, params: Any) -> Iterator[Run]:

@@ -19,7 +19,7 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
-from jaxprune.scores.weights import widen
+from jaxprune._leaf import widen
 
 STEPS = 12
 END = 7  # no multiple of EVERY
