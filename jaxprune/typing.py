@@ -79,6 +79,16 @@ class Pattern:
     def __repr__(self) -> str:
         return self.name
 
+    @property
+    def __name__(self) -> str:
+        """What jit, profilers and chex call it."""
+        return self.name
+
+    @property
+    def __wrapped__(self) -> PatternFn:
+        """The function whose source and signature ``inspect`` shows."""
+        return self.choose
+
 
 def ending_in(path: str, names: Collection[str]) -> str | None:
     """The longest ending of ``path`` among ``names``: ``0/mu/w`` is a moment of ``w``."""

@@ -236,7 +236,7 @@ def test_every_pair_of_values_has_a_row() -> None:
     for scores, method in itertools.product(PAIRS_OF_SCORES, METHODS):
         meet = frozenset({("scores", scores), ("method", method)}) in met
         assert meet == ((scores == OWN) == (method in WITHOUT_SCORE))
-    assert len(ROWS) <= 1.1 * len(METHODS) * len(OPTIMIZERS), "that many are needed"
+    assert len(ROWS) <= 1.15 * len(METHODS) * len(OPTIMIZERS), "that many are needed"
 
 
 def test_every_public_score_and_method_has_rows_or_a_reason() -> None:
