@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune.budget.result import SearchPlan
-from jaxprune.plot.curves import COLOURS, _style, as_patterns, new_axes
+from jaxprune.plot.curves import COLORS, _style, as_patterns, new_axes
 
 
 def widths(of: Any, *, dims: str | Sequence[str] = "*", ax: Any = None) -> Any:
@@ -52,7 +52,7 @@ def widths(of: Any, *, dims: str | Sequence[str] = "*", ax: Any = None) -> Any:
     at = np.arange(len(labels))
     for k, (name, found) in enumerate(rows.items()):
         beside = 0.16 * (k - (len(rows) - 1) / 2)  # equal widths don't hide each other
-        ax.hlines(at + beside, 0, list(found.values()), color=COLOURS[k % len(COLOURS)], alpha=0.4)
+        ax.hlines(at + beside, 0, list(found.values()), color=COLORS[k % len(COLORS)], alpha=0.4)
         ax.plot(list(found.values()), at + beside, **_style(k), linestyle="", label=name)
     ax.set_yticks(at, labels)
     ax.set(xlabel="units kept [%]", xlim=(0, 103), ylim=(len(labels) - 0.5, -0.5))

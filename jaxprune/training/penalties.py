@@ -130,7 +130,7 @@ def add_penalty(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def regularised(
+def regularized(
     inner: optax.GradientTransformation,
     sparsity: float,
     *,
@@ -165,7 +165,7 @@ def regularised(
       >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
       >>> fn = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
       >>> structure = jp.infer_structure(fn, params, jnp.ones((1, 3)))
-      >>> tx = jp.training.regularised(
+      >>> tx = jp.training.regularized(
       ...     optax.adam(1e-3), 0.5, penalty=jp.training.group_lasso(structure), strength=1e-3,
       ...     at=1000, score=jp.scores.l2, pattern=jp.structured(structure, reduce=jp.reduce.sum),
       ... )
@@ -209,7 +209,7 @@ def network_slimming(
       where: (path, leaf) -> whether the leaf is a scale.
 
     Returns:
-      What :func:`regularised` returns.
+      What :func:`regularized` returns.
 
     Raises:
       ValueError: for a dimension without scales.
@@ -224,7 +224,7 @@ def network_slimming(
     References:
       Liu et al., [Network Slimming](https://arxiv.org/abs/1708.06519), 2017, eq. 1. There one
       threshold ranks all layers together; here each dimension loses its fraction, unless
-      ``regularised`` is given another distribution.
+      ``regularized`` is given another distribution.
     """
     unscaled = _without_scales(structure, chosen_dims(structure, dims), where)
     if unscaled:
@@ -236,7 +236,7 @@ def network_slimming(
     def score(params: Params, **evidence: Any) -> Any:
         return batch_norm_scale(params, where=where)
 
-    return regularised(
+    return regularized(
         inner,
         sparsity,
         penalty=l1(where=where),

@@ -284,7 +284,7 @@ def picture(networks: dict[str, Any], path: Path) -> None:
             if name.startswith(start)
         ]
         marker = jp.plot.curves.MARKERS[k]
-        ax.plot(*np.transpose(points), marker, color=jp.plot.curves.COLOURS[k], label=label,
+        ax.plot(*np.transpose(points), marker, color=jp.plot.curves.COLORS[k], label=label,
                 markersize=7, markeredgecolor="white", alpha=0.9, zorder=9 - k)  # fmt: skip
     ax.set_xscale("log", base=2)
     ticks = [0.125, 0.25, 0.5, 1, *SPEEDUPS["float32"], 4, 6]

@@ -266,7 +266,7 @@ def train_mlp(tx: Any, steps: int) -> Any:
 
 
 def test_group_lasso_ends_in_structured_masks_that_compact() -> None:
-    tx = training.regularised(
+    tx = training.regularized(
         optax.sgd(0.1),
         0.5,
         penalty=training.group_lasso(STRUCTURE),

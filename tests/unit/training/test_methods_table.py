@@ -125,8 +125,8 @@ METHODS = {
         ),
         phases,
     ),
-    "regularised": Method(
-        lambda o, s: training.regularised(
+    "regularized": Method(
+        lambda o, s: training.regularized(
             o, **HALF, penalty=training.l1(), strength=0.01, at=2, score=s
         ),
         lambda t: 0.5 * (t >= 2),
@@ -160,7 +160,7 @@ NO_ROWS = {
     "dense_method": "the core of those that have rows",
     "packed": "wraps a method: test_packed_masks_are_the_same_masks",
     "add_penalty": "makes no masks",
-    "network_slimming": "regularised, with the score and the pattern of a structure",
+    "network_slimming": "regularized, with the score and the pattern of a structure",
 }
 
 # ---- optimizers -----------------------------------------------------------------------------
