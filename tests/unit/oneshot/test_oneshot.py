@@ -85,6 +85,7 @@ def slow_least_squares(w, h, mask):
     return v
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(st.integers(0, 99), st.floats(0.2, 0.8))
 def test_least_squares_and_long_refit_equal_the_slow_way(seed, sparsity):
@@ -99,6 +100,7 @@ def test_least_squares_and_long_refit_equal_the_slow_way(seed, sparsity):
     assert (np.asarray(long)[~np.asarray(masks["w"])] == 0).all()
 
 
+@pytest.mark.slow
 def test_ten_steps_are_worth_97_percent_and_the_order_of_methods():
     found = oneshot_layer.study(seed=0, inputs=128, outputs=64, tokens=1024, exact=True)["2:4"]
     dense_gain = found["wanda"]["in"] - found["wanda + least squares"]["in"]
@@ -130,6 +132,7 @@ def test_masks_are_the_pattern_s(name, pattern, sparsity):
     assert (np.asarray(pruned["w"])[~np.asarray(masks["w"])] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_layouts_give_the_same_weights(name):
     """Transposed kernels, stacks and heads are solved as the plain kernel is."""

@@ -93,6 +93,7 @@ def test_units_that_would_be_lost_together_are_spread():
 # -- the same function
 
 
+@pytest.mark.slow
 def test_a_transformer_stays_what_it_is():
     """The residual width runs through norms, embeddings and both sides of every kernel."""
     module = GPT(50, Widths(16, 2, 4, 24), 2, 12)
@@ -110,6 +111,7 @@ def test_a_transformer_stays_what_it_is():
     )
 
 
+@pytest.mark.slow
 def test_masks_and_scalars_follow():
     fn, params, x = mlp(4)
     structure = jp.infer_structure(fn, params, x)

@@ -97,6 +97,7 @@ def every_score(params, evidence):
 compiled_scores = jit(every_score)  # all in one program, which compiles once for each shape
 
 
+@pytest.mark.slow
 def test_half_precision_gives_the_scores_of_the_same_numbers_in_float32():
     """Nothing is accumulated in bfloat16: 4096 equal terms would stop adding up at 256."""
     half = {"w": jax.random.normal(KEY, (1024, 4)).astype(jnp.bfloat16)}
@@ -107,6 +108,7 @@ def test_half_precision_gives_the_scores_of_the_same_numbers_in_float32():
         np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_vmap_scores_each_of_an_ensemble():
     many = {"w": jax.random.normal(KEY, (2, 1024, 4))}
     together = jit(jax.vmap(lambda p: every_score(p, all_evidence(p))))(many)
