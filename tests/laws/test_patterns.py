@@ -27,6 +27,13 @@ PATTERNS = {
     "channel": jp.channel(),
     "channel_in": jp.channel(axis=-2, distribution=jp.global_threshold),
 }
+
+
+def but_slow(*fast):
+    """The names of patterns; all but a few are marked as slow."""
+    return [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in PATTERNS]
+
+
 SPARSITY = st.integers(0, 20).map(lambda i: i / 20)
 SEED = st.integers(0, 2**32 - 1)
 
@@ -45,11 +52,6 @@ def full(masks, scores):
     return {p: np.broadcast_to(np.asarray(masks[p]), scores[p].shape) for p in scores}
 
 
-def but_slow(*fast):
-    """The names of patterns; all but a few are marked as slow."""
-    return [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in PATTERNS]
-
-
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -59,7 +61,7 @@ def compiled(name):
     return quick(PATTERNS[name])
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", but_slow("unstructured", "n_m", "block", "channel"))
 @settings(max_examples=20)
 @given(SEED, SPARSITY, SPARSITY, st.booleans(), st.sampled_from([jnp.float32, jnp.bfloat16]))
 def test_a_higher_sparsity_gives_a_subset(name, seed, a, b, ties, dtype):
@@ -69,7 +71,7 @@ def test_a_higher_sparsity_gives_a_subset(name, seed, a, b, ties, dtype):
         assert not (high[path] & ~low[path]).any()
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", but_slow("unstructured", "n_m", "block", "channel"))
 @settings(max_examples=15)
 @given(SEED, SPARSITY, st.booleans(), st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16]))
 def test_density_is_the_target_within_one_unit(name, seed, sparsity, ties, dtype):
@@ -458,7 +460,7 @@ def test_known_nan_is_found_while_something_else_is_traced():
         jax.jit(lambda s: jp.unstructured()(NAN, s))(0.5)
 
 
-@pytest.mark.parametrize("name", [*PATTERNS, "threshold"])
+@pytest.mark.parametrize("name", [*but_slow("unstructured", "n_m", "block"), "threshold"])
 def test_strict_promotion_and_64_bit_types(name, x64):
     pattern = {**PATTERNS, "threshold": jp.threshold(0.1)}[name]
     rng = np.random.default_rng(0)

@@ -300,6 +300,7 @@ def test_obc_refuses_blocks():
         jp.oneshot.obc(params, stats, 0.5, pattern=jp.block((2, 2)))
 
 
+@pytest.mark.slow
 def test_a_small_rest_of_inputs_joins_the_last_block():
     params, stats = calibrated(9)
     pattern = jp.unstructured(per_output=True)
