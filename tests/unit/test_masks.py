@@ -78,7 +78,7 @@ def test_density_counts_entries_and_leaves_dense_leaves_out():
     assert float(jp.density(params, masks)) == pytest.approx((6 + 4) / (24 + 4))
     dense = jax.tree.map(lambda _: jnp.asarray(True), params)
     assert float(jp.density(params, dense)) == 1.0
-    assert float(jax.jit(jp.density)(masks, params)) == pytest.approx(10 / 28)
+    assert float(jax.jit(jp.density)(params, masks)) == pytest.approx(10 / 28)
 
 
 def test_density_of_many_entries():
