@@ -10,25 +10,39 @@ Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 KEPT = (*functools.WRAPPER_ASSIGNMENTS, "__kwdefaults__")  # A wrapper shows what it wraps.
 
-# The key is a name that ``jaxprune`` had at its top, the value is what to write in its place.
+# For each module: a name that it had, and what to write in its place.
 RENAMED = {
-    "Family": "jp.ParetoFront",
-    "MetricPlan": "jp.MetricResult",
-    "SearchPlan": "jp.SearchResult",
+    "jp": {
+        "Family": "jp.budget.ParetoFront",
+        "MetricPlan": "jp.budget.MetricResult",
+        "SearchPlan": "jp.budget.SearchResult",
+    },
+    "jp.oneshot": {
+        "flap": "jp.scores.flap(params, stats=stats)",
+        "activation_energy": "jp.scores.activation_energy(params, stats=stats)",
+    },
+    "jp.training": {"regularised": "jp.training.regularized"},
 }
 
 
-def no_attribute(module: str, name: str) -> AttributeError:
-    """The error for a name that ``module`` lacks; it says the new name where there is one.
+def missing(module: str) -> Callable[[str], Any]:
+    """Returns a module's ``__getattr__``: an old name raises AttributeError that says the new one.
 
     Example:
-      >>> from jaxprune._renamed import no_attribute
-      >>> print(no_attribute("jaxprune", "Family"))
-      jp.Family is now jp.ParetoFront
+      >>> import jaxprune as jp
+      >>> jp.Family
+      Traceback (most recent call last):
+      AttributeError: jp.Family is now jp.budget.ParetoFront
     """
-    if name in RENAMED:
-        return AttributeError(f"jp.{name} is now {RENAMED[name]}", name=name)
-    return AttributeError(f"module {module!r} has no attribute {name!r}", name=name)
+
+    def no_attribute(name: str) -> Any:
+        new = RENAMED[module].get(name)
+        raise AttributeError(
+            f"{module}.{name} is now {new}" if new else f"{module} has no attribute {name!r}",
+            name=name,
+        )
+
+    return no_attribute
 
 
 def renamed(who: str, **new: str) -> Callable[[Fn], Fn]:

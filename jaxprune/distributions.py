@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.scores.weights import lamp_of_sorted, root_mean_square, widen
+from jaxprune._leaf import widen
+from jaxprune.scores.weights import lamp_of_sorted, root_mean_square
 from jaxprune.selection import apportion, keep_counts, kept_total, known
 from jaxprune.sharding import host
 from jaxprune.typing import Distribution, Masks, Scores, Sparsities, named_leaves, path_str

@@ -89,26 +89,45 @@ def _apply(leaf: Any, mask: Any) -> Any:
     return jnp.where(over(mask, leaf), leaf, jnp.zeros_like(leaf))
 
 
-def density(masks: Masks, params: Params) -> jax.Array:
+def density(params: Params, masks: Masks) -> jax.Array:
     """Returns the fraction of entries kept, over the leaves that were pruned.
 
     Those are the leaves whose mask is not a scalar: a scalar True is a dense leaf.
 
+    Args:
+      params: any pytree.
+      masks: booleans in the same structure.
+
     Returns:
       A float32 scalar in [0, 1]; 1.0 when every leaf is dense.
+
+    Raises:
+      TypeError: for masks in the place of params.
+      ValueError: when structures or shapes do not fit; the message names the leaf.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
-      >>> float(jp.density({"w": jnp.eye(2, dtype=bool), "b": jnp.asarray(True)}, params))
+      >>> float(jp.density(params, {"w": jnp.eye(2, dtype=bool), "b": jnp.asarray(True)}))
       0.5
     """
+    if _are_masks(params) and not _are_masks(masks):
+        raise TypeError(
+            "density: params holds booleans alone, and masks others; params come first now: write "
+            "jp.density(params, masks)"
+        )
     check_masks(masks, params)
     return _fraction(
         (_entries(mask, leaf), np.size(leaf))
         for _, leaf, mask in _pairs(params, masks)
         if np.shape(mask)
     )
+
+
+def _are_masks(tree: PyTree) -> bool:
+    """Does a tree hold booleans, and nothing else?"""
+    dtypes = [getattr(x, "dtype", type(x)) for x in jax.tree.leaves(tree)]
+    return all(dtype in (bool, np.dtype(bool)) for dtype in dtypes)
 
 
 def _entries(mask: Any, leaf: Any) -> jax.Array:

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._leaf import is_float
 from jaxprune.distributions import like
 from jaxprune.masks import apply_masks, check_masks, overlap
 from jaxprune.patterns import unstructured
 from jaxprune.scores.synaptic_flow import synflow, total_flow
-from jaxprune.scores.weights import is_float, random
+from jaxprune.scores.weights import random
 from jaxprune.selection import known
 from jaxprune.sharding import host
 from jaxprune.typing import Masks, Params, path_str

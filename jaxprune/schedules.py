@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.chosen import is_number
+from jaxprune._leaf import is_number
 from jaxprune.selection import known
 from jaxprune.typing import Schedule
 

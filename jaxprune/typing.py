@@ -8,7 +8,9 @@ structure.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -30,10 +32,63 @@ class ScoreFn(Protocol):
 
 
 Distribution = Callable[[Scores, Any], Sparsities]
-Pattern = Callable[[Scores, Any], Masks]
+PatternFn = Callable[[Scores, Any], Masks]  # a Pattern, or a user's own function
 Schedule = Callable[[Any], Any]  # optax's own type: step -> sparsity
 
 Where = Callable[[str, Any], bool]  # (leaf's path, leaf) -> is it meant?
+ChooseInMatrix = Callable[[Array, Any], Array]  # (scores (in, out), sparsity) -> mask (in, out)
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """``pattern(scores, sparsity) -> masks``, and what it says of how it chooses.
+
+    The factories (``jp.unstructured``, ``jp.n_m``, ...) make these. A function of one's own
+    ``(scores, sparsity) -> masks`` is taken wherever a pattern is, and wrapped there; only methods
+    that choose while weights change need ``within``.
+
+    Attributes:
+      choose: the function that a call runs.
+      name: what error messages call it.
+      where: (path, leaf) -> whether the leaf is pruned; None: the pattern doesn't say.
+      within: sparsity -> how it chooses within one matrix (in, out) at that sparsity; None: it
+        can't, because it couples leaves.
+      group: how many inputs of a matrix are chosen together, as the m of N:M; None: any number.
+      rows: how many inputs are kept or go together, as in a block; None: each on its own.
+      inputs: (path, shape, layout) -> the order of the leaf's input axes in which a mask of the
+        matrix is one of the leaf; it raises ValueError where there is none. None: any order.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxprune as jp
+      >>> choose = lambda scores, sparsity: jax.tree.map(lambda s: s > 0, scores)
+      >>> jp.patterns.Pattern(choose, "positive")({"w": jnp.array([-1.0, 2.0])}, 0.5)["w"]
+      Array([False,  True], dtype=bool)
+    """
+
+    choose: PatternFn
+    name: str = "a pattern of one's own"
+    where: Where | None = None
+    within: Callable[[Any], ChooseInMatrix] | None = None
+    group: int | None = None
+    rows: int | None = None
+    inputs: Callable[[str, tuple[int, ...], Any], tuple[int, ...]] | None = None
+
+    def __call__(self, scores: Scores, sparsity: Any = None) -> Masks:
+        """Returns the masks of the scores at a sparsity, as the factory says."""
+        return self.choose(scores, sparsity)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def __name__(self) -> str:
+        """What jit, profilers and chex call it."""
+        return self.name
+
+    @property
+    def __wrapped__(self) -> PatternFn:
+        """The function whose source and signature ``inspect`` shows."""
+        return self.choose
 
 
 def ending_in(path: str, names: Collection[str]) -> str | None:
@@ -71,3 +126,26 @@ def _refuse_equal(paths: Sequence[tuple[Any, ...]]) -> None:
 def path_str(path: tuple[Any, ...]) -> str:
     """A leaf's path as one string, ``params/Dense_0/kernel``; the way all messages name leaves."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+# Where the types of results are defined, for annotations: ``jp.typing.Structure``.
+RESULTS = {
+    "Certificate": "jaxprune.compaction.certificate",
+    "Compact": "jaxprune.compaction.model",
+    "Comparison": "jaxprune.measuring",
+    "Cost": "jaxprune.costs.api",
+    "Dimension": "jaxprune.structure.structure",
+    "Exported": "jaxprune.artefacts.export",
+    "Pruned": "jaxprune.oneshot",
+    "Stats": "jaxprune.calibration.api",
+    "Structure": "jaxprune.structure.structure",
+    "Summary": "jaxprune.report",
+    "Timing": "jaxprune.measuring",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The type of a result, imported when it is asked for: this file stands below all others."""
+    if name in RESULTS:
+        return getattr(importlib.import_module(RESULTS[name]), name)
+    raise AttributeError(f"jp.typing has no attribute {name!r}", name=name)

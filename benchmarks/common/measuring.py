@@ -19,7 +19,7 @@ def bytes_on_disk(variables: PyTree) -> int:
     """Returns the size of the variables as one uncompressed npz file."""
     file = io.BytesIO()
     leaves = jax.tree_util.tree_leaves_with_path(variables)
-    arrays: dict[str, Any] = {jp.path_str(path): np.asarray(leaf) for path, leaf in leaves}
+    arrays: dict[str, Any] = {jp.typing.path_str(path): np.asarray(leaf) for path, leaf in leaves}
     np.savez(file, **arrays)
     return file.tell()
 
@@ -40,7 +40,7 @@ def size_and_cost(fn: Fn, variables: PyTree, image: np.ndarray) -> dict[str, int
 
 
 def equality(
-    fn: Fn, masked: PyTree, small: jp.Compact, small_fn: Fn, images: np.ndarray
+    fn: Fn, masked: PyTree, small: jp.typing.Compact, small_fn: Fn, images: np.ndarray
 ) -> dict[str, Any]:
     """Returns how far the compact model is from its masked model, and what its certificate says.
 

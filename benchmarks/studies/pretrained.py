@@ -29,6 +29,7 @@ from benchmarks import studies
 from benchmarks.common import results, sounds, texts
 from benchmarks.common.machine import load_average
 from benchmarks.models import minilm, silero
+from jaxprune.typing import ScoreFn
 
 SEED = 0
 TRAIN, TEST, LENGTH = 2000, 1000, 32  # glosses; tokens at most
@@ -59,7 +60,7 @@ class Model:
         return next(iter(self.timed.values()))
 
     @functools.cached_property
-    def structure(self) -> jp.Structure:
+    def structure(self) -> jp.typing.Structure:
         return jp.infer_structure(self.fn, self.params, self.example)
 
 
@@ -151,7 +152,7 @@ MODELS: dict[str, Callable[[], Model]] = {"MiniLM": text, "Silero VAD": speech}
 class Recipe(NamedTuple):
     """How weights are scored, which go together, and how what stays is repaired."""
 
-    score: Callable[[Any, jp.Stats], Any]
+    score: Callable[[Any, jp.typing.Stats], Any]
     pattern: Callable[[Model], Any]
     refit: bool = False
     bias: bool = False
@@ -170,34 +171,34 @@ def entries_per_output(model: Model) -> Any:
 
 
 def units(model: Model) -> Any:
-    return jp.structured(model.structure, dims=model.dims, reduce="sum")
+    return jp.structured(model.structure, dims=model.dims, reduce=jp.reduce.sum)
 
 
-def magnitude(params: Any, stats: jp.Stats) -> Any:
+def magnitude(params: Any, stats: jp.typing.Stats) -> Any:
     return jp.magnitude(params)
 
 
-def wanda(params: Any, stats: jp.Stats) -> Any:
+def wanda(params: Any, stats: jp.typing.Stats) -> Any:
     return jp.wanda(params, input_norms=stats.norms)
 
 
-def read(score: Callable[[Any, jp.Stats], Any]) -> Callable[[Any, jp.Stats], Any]:
+def read(score: ScoreFn) -> Callable[[Any, jp.typing.Stats], Any]:
     """The same scores in sum per input, spread evenly over outputs.
 
     What computes a unit then gives all of them the same: only what reads them tells them apart.
     """
 
-    def scores(params: Any, stats: jp.Stats) -> Any:
+    def scores(params: Any, stats: jp.typing.Stats) -> Any:
         def even(path: Any, s: Any) -> Any:
-            layout = stats.layouts.get(jp.path_str(path))
+            layout = stats.layouts.get(jp.typing.path_str(path))
             return jnp.zeros_like(s) + (0 if layout is None else s.mean(layout.outs, keepdims=True))
 
-        return jax.tree_util.tree_map_with_path(even, score(params, stats))
+        return jax.tree_util.tree_map_with_path(even, score(params, stats=stats))
 
     return scores
 
 
-energy, flap = read(jp.oneshot.activation_energy), read(jp.oneshot.flap)
+energy, flap = read(jp.scores.activation_energy), read(jp.scores.flap)
 RECIPES = {
     "magnitude": Recipe(magnitude, entries),
     "Wanda": Recipe(wanda, entries_per_output),
@@ -214,11 +215,13 @@ POINTS: dict[Any, tuple[float, ...]] = {
 }
 
 
-def calibrated(model: Model) -> jp.Stats:
+def calibrated(model: Model) -> jp.typing.Stats:
     return jp.calibrate(model.fn, model.params, model.batches, where=is_pruned)
 
 
-def pruned(model: Model, stats: jp.Stats, recipe: Recipe, sparsity: float) -> tuple[Any, Any]:
+def pruned(
+    model: Model, stats: jp.typing.Stats, recipe: Recipe, sparsity: float
+) -> tuple[Any, Any]:
     """Params with zeros, and masks."""
     dense = model.params
     masks = recipe.pattern(model)(recipe.score(dense, stats), sparsity)
@@ -226,13 +229,13 @@ def pruned(model: Model, stats: jp.Stats, recipe: Recipe, sparsity: float) -> tu
     if recipe.refit:
         params = jp.oneshot.refit(dense, masks, stats, start=params)
     if recipe.bias:
-        params = jp.oneshot.compensate(dense, params, masks, stats, biases(dense))
+        params = jp.oneshot.compensate(dense, params, masks, stats, biases=biases(dense))
     return params, masks
 
 
 def biases(params: Any) -> dict[str, str]:
     """Each kernel's bias: the leaf of that name beside it."""
-    paths = [jp.path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = [jp.typing.path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     return {p: f"{p.rpartition('/')[0]}/bias" for p in paths if is_pruned(p, None)}
 
 
@@ -258,7 +261,7 @@ def weighed(model: Model, fn: Fn, params: Any) -> dict[str, Any]:
     } | model.measure(jax.jit(fn), params)
 
 
-def row(model: Model, stats: jp.Stats, recipe: Recipe, sparsity: float) -> dict[str, Any]:
+def row(model: Model, stats: jp.typing.Stats, recipe: Recipe, sparsity: float) -> dict[str, Any]:
     begin = time.perf_counter()
     params, masks = jax.block_until_ready(pruned(model, stats, recipe, sparsity))
     seconds = {"pruning_seconds": round(time.perf_counter() - begin, 2), "sparsity": sparsity}

@@ -41,7 +41,7 @@ def search(
         repeats, progress.
 
     Returns:
-      A :class:`jp.SearchResult`: ``.keep``, ``.masks``, ``.predicted``, ``.measured``.
+      A :class:`jp.budget.SearchResult`: ``.keep``, ``.masks``, ``.predicted``, ``.measured``.
 
     Raises:
       TypeError: for an unknown option, or one of another kind.
@@ -93,8 +93,8 @@ def pareto(
       **options: of :class:`jp.Search`.
 
     Returns:
-      A :class:`jp.ParetoFront`. ``jp.plot.accuracy_speedup({name: front.points(), ...})`` draws
-      several of them.
+      A :class:`jp.budget.ParetoFront`; ``jp.plot.accuracy_speedup({name: front.points(), ...})``
+      draws several of them.
 
     Raises:
       TypeError: for an unknown option, a target that isn't one number, or a metric that doesn't
@@ -154,7 +154,7 @@ def prune_to_metric(
       **options: of :class:`jp.Search`.
 
     Returns:
-      A :class:`jp.MetricResult`.
+      A :class:`jp.budget.MetricResult`.
 
     Raises:
       TypeError: for an unknown option, or a metric that doesn't return one number.

@@ -52,7 +52,7 @@ class LatencyTable:
 
     Example:
       >>> import jaxprune as jp
-      >>> table = jp.LatencyTable(False)
+      >>> table = jp.budget.LatencyTable(False)
       >>> len(table)
       0
     """
@@ -84,7 +84,7 @@ class LatencyTable:
         if differing:
             raise ValueError(
                 f"the latency table {path} was measured elsewhere ({'; '.join(differing)}); "
-                "write jp.LatencyTable() for a table of this device, or name a new file"
+                "write jp.budget.LatencyTable() for a table of this device, or name a new file"
             )
         return seconds
 

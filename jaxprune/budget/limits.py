@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxprune.budget.latency import LatencyTable
 from jaxprune.budget.roofline import Device
-from jaxprune.structure.patterns import chosen_dims
+from jaxprune.structure.select import chosen_dims
 from jaxprune.structure.structure import Structure
 
 FLOOR = 1 / 8  # So much of each dimension stays by default: the nearly empty don't train back.
@@ -84,9 +84,11 @@ def _count(value: Any, size: int) -> int | None:
 def check_kinds(structure: Structure, params: Any, device: Any, table: Any, round_to: Any) -> None:
     """Raises unless each is what it is meant to be, and the structure that of params."""
     if not (device is None or isinstance(device, (str, Device))):
-        raise TypeError(f"device is {device!r}; wanted a name among jp.DEVICES, or a jp.Device")
+        raise TypeError(
+            f"device is {device!r}; wanted a name among jp.budget.DEVICES, or a jp.budget.Device"
+        )
     if not (table is None or isinstance(table, LatencyTable)):
-        raise TypeError(f"table is {table!r}; write table=jp.LatencyTable(path)")
+        raise TypeError(f"table is {table!r}; write table=jp.budget.LatencyTable(path)")
     whole = isinstance(round_to, (int, np.integer)) and not isinstance(round_to, bool)
     if round_to is not None and not (whole and round_to >= 1):
         raise ValueError(f"round_to is {round_to!r}; wanted a whole number of units such as 8")

@@ -17,7 +17,7 @@ class Device:
     """Published figures of a device.
 
     Attributes:
-      name: as in ``jp.DEVICES``.
+      name: as in ``jp.budget.DEVICES``.
       flops: peak FLOP/s of dense contractions, by type. A type that isn't given has the peak of
         "float32", or where that isn't given either the least of all: a lower bound on its speed.
       bandwidth: bytes/s of its memory.
@@ -38,13 +38,13 @@ class Device:
     def __post_init__(self) -> None:
         if not isinstance(self.flops, Mapping) or not self.flops:
             raise ValueError(
-                f"jp.Device({self.name!r}, flops={self.flops!r}): wanted a peak in FLOP/s by type, "
-                "such as flops={'float32': 1e13}"
+                f"jp.budget.Device({self.name!r}, flops={self.flops!r}): wanted a peak in FLOP/s "
+                "by type, such as flops={'float32': 1e13}"
             )
         for dtype, peak in self.flops.items():
-            positive(f"jp.Device({self.name!r}, flops={{{dtype!r}: {peak!r}}})", peak)
-        positive(f"jp.Device({self.name!r}, bandwidth={self.bandwidth!r})", self.bandwidth)
-        positive(f"jp.Device({self.name!r}, tile={self.tile!r})", self.tile, least=1)
+            positive(f"jp.budget.Device({self.name!r}, flops={{{dtype!r}: {peak!r}}})", peak)
+        positive(f"jp.budget.Device({self.name!r}, bandwidth={self.bandwidth!r})", self.bandwidth)
+        positive(f"jp.budget.Device({self.name!r}, tile={self.tile!r})", self.tile, least=1)
 
     def peak(self, dtype: str) -> float:
         """FLOP/s of a type, given or not."""
@@ -120,13 +120,13 @@ def device(name: str) -> Device:
 
     Example:
       >>> import jaxprune as jp
-      >>> jp.device("H100").bandwidth
+      >>> jp.budget.device("H100").bandwidth
       3350000000000.0
     """
     if name.lower() not in DEVICES:
         raise ValueError(
             f"no figures are known of the device {name!r}; there are {sorted(DEVICES)}; give "
-            "jp.Device(name, flops={'float32': ...}, bandwidth=..., tile=..., source=...), or "
-            "leave device out to measure this one"
+            "jp.budget.Device(name, flops={'float32': ...}, bandwidth=..., tile=..., source=...), "
+            "or leave device out to measure this one"
         )
     return DEVICES[name.lower()]

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune import reduce
+from jaxprune._leaf import is_float
 from jaxprune.budget.model import Model, dims_in
 from jaxprune.budget.solver import Term, Total, merged
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
-from jaxprune.scores.weights import is_float
 from jaxprune.sharding import host
 from jaxprune.structure.structure import Structure
 
@@ -114,7 +115,7 @@ def _terms(
 ) -> tuple[list[Term], dict[str, np.ndarray]]:
     if not _of_params(structure, scores):
         return _of_units(model, scores)
-    units = structure.unit_scores(scores, "sum")
+    units = structure.unit_scores(scores, reduce.sum)
     order = {n: _best_first(host(units[n])) for n in model.names}
     return _of_entries(structure, model, _numbers(scores), order), order
 

@@ -23,7 +23,7 @@ from jaxprune.budget.score_tables import check_scores
 from jaxprune.budget.target import COUNTED, Budget, Target
 from jaxprune.budget.verification import Verifier
 from jaxprune.costs.api import cost
-from jaxprune.structure.patterns import chosen_dims
+from jaxprune.structure.select import chosen_dims
 from jaxprune.structure.structure import Structure
 
 ATTEMPTS = 5  # At most so many times a choice is solved for, compacted and measured.
@@ -60,8 +60,8 @@ class Search:
       round_to: products stay aligned to it: counts are multiples of it, or of less where several
         units fill it together (heads), or in a dimension of less than two steps; None asks the
         device.
-      device: None for this one, measured; or the name of one in ``jp.DEVICES``, or a
-        :class:`jp.Device`, for which time is an estimate from published peaks.
+      device: None for this one, measured; or the name of one in ``jp.budget.DEVICES``, or a
+        :class:`jp.budget.Device`, for which time is an estimate from published peaks.
       table: where measured times are kept; None for the default file of this device, which is
         written below ``$JAXPRUNE_CACHE`` or ``~/.cache/jaxprune``.
       repeats: samples of each time of the network.
@@ -139,7 +139,7 @@ class Search:
           uniform: the same fraction of every dimension in place of the best counts.
 
         Returns:
-          A :class:`jp.SearchResult`: ``.keep``, ``.masks``, ``.predicted``, ``.measured``.
+          A :class:`jp.budget.SearchResult`: ``.keep``, ``.masks``, ``.predicted``, ``.measured``.
 
         Raises:
           TypeError: for a target that isn't a :class:`jp.Target`.

@@ -14,10 +14,10 @@ import numpy as np
 
 from jaxprune.budget.latency import Progress
 from jaxprune.budget.metric import Metric, several, value_of
-from jaxprune.chosen import is_kernel
 from jaxprune.masks import apply_masks
-from jaxprune.patterns import unstructured
-from jaxprune.structure.patterns import chosen_dims, structured
+from jaxprune.patterns import structured, unstructured
+from jaxprune.patterns.choose import is_kernel
+from jaxprune.structure.select import chosen_dims
 from jaxprune.structure.structure import Structure
 from jaxprune.typing import named_leaves
 

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._leaf import is_float
 from jaxprune.calibration.origins import Layout
 from jaxprune.calibration.reader import UNREAD, Moments, Wish, merge, read, summed
-from jaxprune.scores.weights import is_float
-from jaxprune.typing import Params, PyTree, Where, named_leaves
+from jaxprune.typing import Params, PyTree, Where, named_leaves, path_str
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,41 @@ class Stats:
     count: PyTree
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def check_params(self, method: str, params: Params) -> None:
+        """Raises ValueError unless these are statistics of params like the given ones.
+
+        Args:
+          method: what asks, for the message.
+          params: a tree of arrays.
+        """
+        self._check_paths(method, params)
+        flat = jax.tree_util.tree_leaves_with_path(params)
+        treedef: Any = jax.tree.structure(params)
+        for (path, leaf), mean in zip(flat, treedef.flatten_up_to(self.means), strict=True):
+            layout, shape = self.layouts.get(path_str(path)), np.shape(leaf)
+            if layout is not None and np.shape(mean) != statistic_shape(layout, shape):
+                raise ValueError(
+                    f"{method}: the statistics of {path_str(path)}, shape {shape}, have the shape "
+                    f"{np.shape(mean)}: they are of other params; write "
+                    "stats = jp.calibrate(fn, params, batches) with these"
+                )
+
+    def _check_paths(self, method: str, params: Params) -> None:
+        ours, theirs = (
+            [path_str(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_none)]
+            for tree in (params, self.means)
+        )
+        if ours != theirs:
+            odd = [p for p in ours if p not in theirs] + [p for p in theirs if p not in ours]
+            raise ValueError(
+                f"{method}: stats are of another tree than params, they differ in "
+                f"{(odd or ours)[0]!r}; write stats = jp.calibrate(fn, params, batches) with these"
+            )
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
 
 
 def _flatten(stats: Stats) -> tuple[Any, Any]:

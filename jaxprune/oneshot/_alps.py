@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune.calibration.api import Stats
-from jaxprune.oneshot._refit import conjugate_gradients
-from jaxprune.oneshot.layers import (
-    SINGLE_ENTRIES,
-    Layer,
-    check_size,
-    chosen,
-    damped,
-    map_layers,
-    matmul,
-    sparsity_of,
-    without_dead,
-)
-from jaxprune.sharding import on_meshes
-from jaxprune.typing import Masks, Params, Pattern
+from jaxprune.oneshot._checks import check_size
+from jaxprune.oneshot._linalg import conjugate_gradients, damped, matmul, without_dead
+from jaxprune.oneshot._run import Pruned, in_matrix, per_matrix
+from jaxprune.patterns import UNSTRUCTURED
+from jaxprune.typing import ChooseInMatrix, Params, PatternFn
 
 
-@on_meshes(2)
 def alps(
     params: Params,
     stats: Stats,
     sparsity: Any,
     *,
-    pattern: Pattern = SINGLE_ENTRIES,
+    pattern: PatternFn = UNSTRUCTURED,
     damping: float = 0.01,
     steps: int = 300,
     refit_steps: int = 10,
-) -> tuple[Params, Masks]:
+) -> Pruned:
     r"""Returns pruned params and their masks, by ALPS.
 
     Minimises :math:`\lVert X(W - B) \rVert^2` with B = D, D sparse, by ADMM:
@@ -74,28 +63,10 @@ def alps(
     """
     check_size("alps", "steps", steps, 0)
     check_size("alps", "refit_steps", refit_steps, 0)
-    found, masks = chosen("alps", params, stats, pattern, sparsity, damping)
-    within = pattern.within_at(sparsity)  # type: ignore[attr-defined]
-
-    def solve(layer: Layer, mask: Any) -> tuple[jax.Array, jax.Array]:
-        return _stack(
-            layer.matrices(layer.leaf).astype(layer.gram.dtype),
-            layer.gram,
-            sparsity_of(mask),
-            damping,
-            within=within,
-            steps=steps,
-            refit_steps=refit_steps,
-        )
-
-    return map_layers(found, params, masks, solve)
-
-
-@functools.partial(jax.jit, static_argnames=("within", "steps", "refit_steps"))
-def _stack(
-    weights: jax.Array, grams: jax.Array, sparsity: Any, damping: Any, **how: Any
-) -> tuple[jax.Array, jax.Array]:
-    return jax.lax.map(lambda wh: _matrix(wh[0], wh[1], sparsity, damping, **how), (weights, grams))
+    return per_matrix(
+        "alps", _matrix, params, stats, sparsity,
+        pattern=in_matrix("alps", pattern), damping=damping, steps=steps, refit_steps=refit_steps,
+    )  # fmt: skip
 
 
 def _matrix(
@@ -103,7 +74,8 @@ def _matrix(
     gram: jax.Array,
     sparsity: Any,
     damping: Any,
-    within: Any,
+    *,
+    within: ChooseInMatrix,
     steps: int,
     refit_steps: int,
 ) -> tuple[jax.Array, jax.Array]:

@@ -11,8 +11,9 @@ import numpy as np
 
 from jaxprune.calibration.api import Stats
 from jaxprune.masks import check_masks
-from jaxprune.oneshot.layers import Layer, check_size, layers, map_layers
-from jaxprune.oneshot.structured import column
+from jaxprune.oneshot._checks import check_size
+from jaxprune.oneshot._leaves import Layer, layers, map_layers
+from jaxprune.scores.inputs import column
 from jaxprune.sharding import on_meshes
 from jaxprune.typing import Masks, Params, path_str
 

@@ -9,31 +9,24 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.calibration.api import Stats
-from jaxprune.oneshot.layers import (
-    SINGLE_ENTRIES,
-    Layer,
-    chosen,
-    factor,
-    map_layers,
-    sparsity_of,
-    without_dead,
-)
+from jaxprune.oneshot._leaves import Layer
+from jaxprune.oneshot._linalg import factor, without_dead
+from jaxprune.oneshot._run import Pruned, in_matrix, per_matrix
+from jaxprune.patterns import UNSTRUCTURED
 from jaxprune.selection import keep_largest, kept_count
-from jaxprune.sharding import on_meshes
-from jaxprune.typing import Masks, Params, Pattern
+from jaxprune.typing import ChooseInMatrix, Params, PatternFn
 
 LARGEST = 1024  # inputs: each output has an inverse of its own
 
 
-@on_meshes(2)
 def obc(
     params: Params,
     stats: Stats,
     sparsity: Any,
     *,
-    pattern: Pattern = SINGLE_ENTRIES,
+    pattern: PatternFn = UNSTRUCTURED,
     damping: float = 0.01,
-) -> tuple[Params, Masks]:
+) -> Pruned:
     r"""Returns pruned params and their masks, by OBC (ExactOBS), for small layers.
 
     Each output removes its entry p of least :math:`w_p^2 / [H^{-1}]_{pp}`, and repairs
@@ -67,21 +60,16 @@ def obc(
       >>> jnp.sum(masks["w"], 0)
       Array([4, 4, 4, 4], dtype=int32)
     """
-    how: Any = pattern
-    if getattr(how, "rows", None) is not None:
+    how = in_matrix("obc", pattern)
+    if how.rows is not None:
         raise TypeError(
             "obc: it removes single entries, and can't follow jp.block(); write "
             "jp.oneshot.sparsegpt(params, stats, sparsity, pattern=pattern)"
         )
-    found, masks = chosen("obc", params, stats, pattern, sparsity, damping)
-
-    def solve(layer: Layer, mask: Any) -> tuple[jax.Array, jax.Array]:
-        _check_inputs(layer)
-        weights = layer.matrices(layer.leaf).astype(layer.gram.dtype)
-        group = how.group or layer.gram.shape[-1]
-        return _stack(weights, layer.gram, damping, sparsity_of(mask), group=group)
-
-    return map_layers(found, params, masks, solve)
+    return per_matrix(
+        "obc", _matrix, params, stats, sparsity,
+        pattern=how, damping=damping, check=_check_inputs, group=how.group,
+    )  # fmt: skip
 
 
 def _check_inputs(layer: Layer) -> None:
@@ -94,20 +82,23 @@ def _check_inputs(layer: Layer) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames="group")
-def _stack(
-    weights: jax.Array, grams: jax.Array, damping: Any, sparsity: Any, group: int
-) -> tuple[jax.Array, jax.Array]:
-    def matrix(args: Any) -> tuple[jax.Array, jax.Array]:
-        w, gram = args
-        lower = factor(gram, damping)
-        inverse = jax.scipy.linalg.cho_solve((lower, True), jnp.eye(len(w), dtype=w.dtype))
-        return _matrix(inverse, without_dead(w, gram), kept_count(w.size, sparsity), group)
-
-    return jax.lax.map(matrix, (weights, grams))
-
-
 def _matrix(
+    w: jax.Array,
+    gram: jax.Array,
+    sparsity: Any,
+    damping: Any,
+    *,
+    within: ChooseInMatrix,
+    group: int | None,
+) -> tuple[jax.Array, jax.Array]:
+    """A matrix (in, out) that keeps equally many entries in each group of each output."""
+    lower = factor(gram, damping)
+    inverse = jax.scipy.linalg.cho_solve((lower, True), jnp.eye(len(w), dtype=w.dtype))
+    kept = kept_count(w.size, sparsity)
+    return _in_groups(inverse, without_dead(w, gram), kept, group or len(w))
+
+
+def _in_groups(
     inverse: jax.Array, w: jax.Array, kept: jax.Array, group: int
 ) -> tuple[jax.Array, jax.Array]:
     """A matrix (in, out) that keeps ``kept`` entries, equally many in each group of each output.

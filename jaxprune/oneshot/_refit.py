@@ -9,23 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._renamed import renamed
 from jaxprune.calibration.api import Stats
 from jaxprune.masks import check_masks, check_structure
-from jaxprune.oneshot.layers import (
-    Layer,
-    check_damping,
-    check_size,
-    check_stats,
-    damped,
-    layer_of,
-    map_layers,
-    matmul,
-    repairable,
-)
+from jaxprune.oneshot._checks import check_damping, check_size
+from jaxprune.oneshot._leaves import Layer, layer_of, map_layers, repairable
+from jaxprune.oneshot._linalg import conjugate_gradients, damped, matmul
+from jaxprune.scores.required import check_stats
 from jaxprune.sharding import on_meshes
 from jaxprune.typing import Masks, Params, PyTree, path_str
 
 
+@renamed("jp.oneshot.refit", steps="cg_steps")
 @on_meshes(1)
 def refit(
     params: Params,
@@ -33,7 +28,7 @@ def refit(
     stats: Stats,
     *,
     start: Params | None = None,
-    steps: int = 10,
+    cg_steps: int = 10,
     damping: float = 0.01,
 ) -> Params:
     r"""Returns params whose kept weights are refit to the dense outputs, others zero.
@@ -43,7 +38,7 @@ def refit(
     .. math:: \lVert X (W - V) \rVert^2 + \lambda \lVert W - V \rVert^2,
               \quad V = V \odot M
 
-    by ``steps`` of conjugate gradients on the kept entries, preconditioned with the diagonal of
+    by ``cg_steps`` of conjugate gradients on the kept entries, preconditioned with the diagonal of
     :math:`H = X^T X + \lambda I`, all outputs at once. Matrix products only. Ten steps recover
     nearly all that :func:`least_squares` does. Where a mask takes no input away there is nothing to
     repair, and the leaf is just masked: biases, embeddings, kernels cut in whole outputs. So are
@@ -55,7 +50,7 @@ def refit(
       stats: of :func:`jaxprune.calibrate`, with Gram matrices.
       start: pruned params to start from, such as :func:`sparsegpt` gives; default: the masked
         dense ones.
-      steps: of conjugate gradients.
+      cg_steps: of conjugate gradients.
       damping: :math:`\lambda` over the mean diagonal of :math:`X^T X`. It holds the weights near
         the dense ones: more of it for few calibration tokens.
 
@@ -80,7 +75,7 @@ def refit(
     """
     check_masks(masks, params)
     check_damping("refit", damping)
-    check_size("refit", "steps", steps, 0)
+    check_size("refit", "cg_steps", cg_steps, 0)
     found = repairable("refit", params, stats, masks)
     begin = _by_path("refit", "start", params if start is None else start, params)
 
@@ -89,7 +84,7 @@ def refit(
         kept = layer.matrices(mask)
         first = layer.matrices(begin[layer.path]).astype(dtype)
         dense = layer.matrices(layer.leaf).astype(dtype)
-        return _stack(dense, first, kept, layer.gram, damping, steps), kept
+        return _stack(dense, first, kept, layer.gram, damping, cg_steps), kept
 
     return map_layers(found, params, masks, solve)[0]
 
@@ -118,32 +113,6 @@ def _stack(
         return conjugate_gradients(w, v, m, damped(gram, damping), steps)
 
     return jax.lax.map(one, (dense, first, kept, grams))
-
-
-def conjugate_gradients(
-    w: jax.Array, v: jax.Array, kept: jax.Array, h: jax.Array, steps: int
-) -> jax.Array:
-    """Steps from v toward the best masked matrix (in, out), each output on its own."""
-    scale = 1 / jnp.diagonal(h)[:, None]
-
-    def step(_: Any, state: Any) -> Any:
-        v, r, p, rz = state
-        hp = jnp.where(kept, matmul(h, p), 0)
-        alpha = _ratio(rz, jnp.sum(p * hp, 0))
-        v, r = v + alpha * p, r - alpha * hp
-        z = scale * r
-        new = jnp.sum(r * z, 0)
-        return v, r, z + _ratio(new, rz) * p, new
-
-    v = jnp.where(kept, v, 0)
-    r = jnp.where(kept, matmul(h, w - v), 0)
-    z = scale * r
-    return jax.lax.fori_loop(0, steps, step, (v, r, z, jnp.sum(r * z, 0)))[0]
-
-
-def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a / b, 0 where an output has converged."""
-    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
 
 
 @on_meshes(1)

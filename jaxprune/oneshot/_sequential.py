@@ -8,8 +8,10 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from jaxprune._renamed import renamed
 from jaxprune.calibration.api import Calibrator, Stats
 from jaxprune.oneshot import order as orders
+from jaxprune.oneshot._run import Pruned
 from jaxprune.oneshot.drift import Corrector
 from jaxprune.typing import Masks, Params, Where, path_str
 
@@ -17,6 +19,7 @@ Prune = Callable[[Params, Stats], tuple[Params, Masks]]
 Block = Callable[[Params, Any], Any]
 
 
+@renamed("jp.oneshot.sequential", drift="error_propagation")
 def sequential(
     block: Block,
     blocks: Sequence[Params],
@@ -24,12 +27,12 @@ def sequential(
     prune: Prune,
     *,
     order: Sequence[Where] | Literal["use"] | None = None,
-    drift: float = 0.0,
+    error_propagation: float = 0.0,
     where: Where | None = None,
     grams: bool | Where = True,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
-) -> tuple[list[Params], list[Masks]]:
-    """Returns pruned blocks and their masks.
+) -> Pruned:
+    """Returns pruned blocks and their masks, a list of each.
 
     A pruned block changes what those behind it read: each is fit to the inputs that it will meet.
     Only one block's statistics are held at a time.
@@ -47,20 +50,20 @@ def sequential(
         each is calibrated on what the pruned ones before it give within the block, too, at one
         more pass over the batches. ``"use"`` reads the groups off the jaxpr: weights whose inputs
         depend on the same weights before them. ``prune`` is given the leaves of a group, None for
-        all others; leaves of no group stay. None prunes a block at once, or, with ``drift``, in
-        the order of use.
-      drift: a share in [0, 1] of how far a weight's outputs have drifted from the dense network's,
-        because of all that was pruned before it, that is made up for: the weights that ``prune`` is
-        given are corrected for it by least squares. A quarter to a half repairs much, on other
-        texts, too; all of it fits the calibration alone. It needs Gram matrices, and holds the
-        dense hidden states beside the pruned ones.
+        all others; leaves of no group stay. None prunes a block at once, or, with
+        ``error_propagation``, in the order of use.
+      error_propagation: a share in [0, 1] of how far a weight's outputs have drifted from the dense
+        network's, because of all that was pruned before it, that is made up for: the weights that
+        ``prune`` is given are corrected for it by least squares. A quarter to a half repairs much,
+        on other texts, too; all of it fits the calibration alone. It needs Gram matrices, and holds
+        the dense hidden states beside the pruned ones.
       where, grams: as for :func:`jaxprune.calibrate`.
       progress: wraps the iterable of blocks, such as ``tqdm.tqdm``.
 
     Raises:
       ValueError: without blocks or batches; for a group that has no leaf in one of the blocks, or
-        shares leaves with another one; for a drift outside [0, 1], or of a weight that a loop
-        within the block uses; and as :func:`jaxprune.calibrate`.
+        shares leaves with another one; for an error_propagation outside [0, 1], or of a weight that
+        a loop within the block uses; and as :func:`jaxprune.calibrate`.
       TypeError: for a stack in place of a list of blocks, or names in place of functions in
         ``order``; when prune doesn't return (pruned, masks).
 
@@ -74,12 +77,12 @@ def sequential(
       >>> blocks = [{"w": jnp.eye(4) + 0.1}, {"w": jnp.ones((4, 4))}]
       >>> pruned, masks = jp.oneshot.sequential(
       ...     block, blocks, [jnp.eye(4)], lambda p, stats: jp.oneshot.sparsegpt(p, stats, 0.5))
-      >>> [float(jp.density(m, p)) for m, p in zip(masks, pruned)]
+      >>> [float(jp.density(p, m)) for p, m in zip(pruned, masks)]
       [0.5, 0.5]
     """
     _check_blocks(blocks)
-    _check_drift(drift)
-    order = "use" if order is None and drift else order
+    _check_share(error_propagation)
+    order = "use" if order is None and error_propagation else order
     _check_order(order, blocks)
     run = jax.jit(lambda p, x: block(p, x))  # its own: block may close over what has changed
     partial = _of_a_part(block)
@@ -90,22 +93,22 @@ def sequential(
         p, kept = dense, jax.tree.map(lambda _: True, dense)
         for group in _groups(order, block, dense, states[0], where):
             inside = _selected(dense, group)
-            part, rest = _split(p, inside)
+            part, rest = _partition(p, inside)
             given = [(rest, x) for x in states]
             stats = calibrate(part, given)
-            if drift:
-                before = [(_split(dense, inside)[1], x) for x in dense_states]
-                part = correct(part, zip(given, before), stats, drift)
+            if error_propagation:
+                before = [(_partition(dense, inside)[1], x) for x in dense_states]
+                part = correct(part, zip(given, before), stats, error_propagation)
             new, mask = _checked(prune(part, stats))
             if order is None:  # the whole block, with leaves that it may have got
                 p, kept = new, mask
             else:
-                p, kept = _joined(new, rest), _joined(mask, _split(kept, inside)[1])
+                p, kept = _combine(new, rest), _combine(mask, _partition(kept, inside)[1])
         pruned.append(p)
         masks.append(kept)
         states = [run(p, x) for x in states]
-        dense_states = [run(dense, x) for x in dense_states] if drift else []
-    return pruned, masks
+        dense_states = [run(dense, x) for x in dense_states] if error_propagation else []
+    return Pruned(pruned, masks)
 
 
 def _groups(order: Any, block: Block, p: Params, x: Any, where: Where | None) -> Sequence[Where]:
@@ -115,21 +118,21 @@ def _groups(order: Any, block: Block, p: Params, x: Any, where: Where | None) ->
 
 
 def _of_a_part(block: Block) -> Callable[[Params, Params, Any], Any]:
-    return lambda part, rest, x: block(_joined(part, rest), x)
+    return lambda part, rest, x: block(_combine(part, rest), x)
 
 
 def _selected(p: Params, group: Where) -> Params:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: group(path_str(path), leaf), p)
 
 
-def _split(tree: Params, inside: Params) -> tuple[Params, Params]:
+def _partition(tree: Params, inside: Params) -> tuple[Params, Params]:
     """The leaves inside, and the others; None where a leaf is in the other tree."""
     part = jax.tree.map(lambda leaf, ok: leaf if ok else None, tree, inside)
     rest = jax.tree.map(lambda leaf, ok: None if ok else leaf, tree, inside)
     return part, rest
 
 
-def _joined(part: Params, rest: Params) -> Params:
+def _combine(part: Params, rest: Params) -> Params:
     return jax.tree.map(
         lambda a, b: b if a is None else a, part, rest, is_leaf=lambda leaf: leaf is None
     )
@@ -197,9 +200,11 @@ def _check_groups(groups: Sequence[Where], number: int, p: Params) -> None:
         owner |= dict.fromkeys(inside, k)
 
 
-def _check_drift(drift: float) -> None:
-    if not 0 <= drift <= 1:
-        raise ValueError(f"sequential: drift={drift}; wanted a share in [0, 1], such as 0.5")
+def _check_share(share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(
+            f"sequential: error_propagation={share}; wanted a share in [0, 1], such as 0.5"
+        )
 
 
 def _checked(found: Any) -> tuple[Params, Masks]:

@@ -9,33 +9,24 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.calibration.api import Stats
-from jaxprune.oneshot.layers import (
-    SINGLE_ENTRIES,
-    Layer,
-    check_size,
-    chosen,
-    factor,
-    map_layers,
-    matmul,
-    sparsity_of,
-    without_dead,
-)
-from jaxprune.sharding import on_meshes
-from jaxprune.typing import Masks, Params, Pattern
+from jaxprune.oneshot._checks import check_size
+from jaxprune.oneshot._linalg import inverse_factor, matmul, without_dead
+from jaxprune.oneshot._run import Pruned, in_matrix, per_matrix
+from jaxprune.patterns import UNSTRUCTURED
+from jaxprune.typing import ChooseInMatrix, Params, PatternFn
 
 STEP = 16  # inputs at most that are removed with only each other's errors at hand: they fit a cache
 
 
-@on_meshes(2)
 def sparsegpt(
     params: Params,
     stats: Stats,
     sparsity: Any,
     *,
-    pattern: Pattern = SINGLE_ENTRIES,
+    pattern: PatternFn = UNSTRUCTURED,
     block: int = 128,
     damping: float = 0.01,
-) -> tuple[Params, Masks]:
+) -> Pruned:
     r"""Returns pruned params and their masks, by SparseGPT.
 
     With :math:`H = X^T X + \lambda I` and the upper triangular C of :math:`H^{-1} = C^T C`, inputs
@@ -82,34 +73,23 @@ def sparsegpt(
       (16, 16)
     """
     check_size("sparsegpt", "block", block, 1)
-    found, masks = chosen("sparsegpt", params, stats, pattern, sparsity, damping)
-    how: Any = pattern
-    within = how.within_at(sparsity)
+    how = in_matrix("sparsegpt", pattern)
     whole = how.group or how.rows or 1  # inputs that can't stand in two blocks
-
-    def solve(layer: Layer, mask: Any) -> tuple[jax.Array, jax.Array]:
-        return _stack(
-            layer.matrices(layer.leaf).astype(layer.gram.dtype),
-            layer.gram,
-            sparsity_of(mask),
-            damping,
-            within=within,
-            group=how.group,
-            block=-(-block // whole) * whole,
-        )
-
-    return map_layers(found, params, masks, solve)
-
-
-@functools.partial(jax.jit, static_argnames=("within", "group", "block"))
-def _stack(
-    weights: jax.Array, grams: jax.Array, sparsity: Any, damping: Any, **how: Any
-) -> tuple[jax.Array, jax.Array]:
-    return jax.lax.map(lambda wh: _matrix(wh[0], wh[1], sparsity, damping, **how), (weights, grams))
+    return per_matrix(
+        "sparsegpt", _matrix, params, stats, sparsity,
+        pattern=how, damping=damping, group=how.group, block=-(-block // whole) * whole,
+    )  # fmt: skip
 
 
 def _matrix(
-    w: jax.Array, gram: jax.Array, sparsity: Any, damping: Any, within: Any, group: Any, block: int
+    w: jax.Array,
+    gram: jax.Array,
+    sparsity: Any,
+    damping: Any,
+    *,
+    within: ChooseInMatrix,
+    group: int | None,
+    block: int,
 ) -> tuple[jax.Array, jax.Array]:
     """One matrix (in, out): equal blocks in a loop, then the last one.
 
@@ -130,17 +110,6 @@ def _matrix(
     state = jax.lax.fori_loop(0, equal, lambda b, s: one(b * block, s, block), state)
     w, mask = one(equal * block, state, rest) if equal < count else state
     return jnp.where(mask, w, 0), mask
-
-
-def inverse_factor(gram: jax.Array, damping: Any) -> jax.Array:
-    """The upper triangular C with C^T C the inverse of the damped Gram matrix.
-
-    From the factor of the matrix with its inputs in reverse order: one Cholesky factorisation and
-    one triangular solve, instead of an inverse that is factorised again.
-    """
-    lower = factor(gram[::-1, ::-1], damping)
-    eye = jnp.eye(len(gram), dtype=gram.dtype)
-    return jax.scipy.linalg.solve_triangular(lower, eye, lower=True)[::-1, ::-1]
 
 
 def _block(

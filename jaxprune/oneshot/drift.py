@@ -21,7 +21,8 @@ import numpy as np
 
 from jaxprune.calibration.api import Stats
 from jaxprune.calibration.reader import Wish, read_rows
-from jaxprune.oneshot.layers import damped, layer_of, matmul
+from jaxprune.oneshot._leaves import layer_of
+from jaxprune.oneshot._linalg import damped, matmul
 from jaxprune.typing import Params, path_str
 
 DAMPING = 0.01  # of the mean diagonal of X^T X
@@ -64,12 +65,12 @@ def _corrected(
         if not chosen[k]:
             leaves.append(leaf)
             continue
-        layer = layer_of("sequential(drift=)", path_str(path), leaf, gram, stats)
+        layer = layer_of("sequential(error_propagation=)", path_str(path), leaf, gram, stats)
         if k not in cross:
             raise ValueError(
-                f"sequential: drift={share} asks for the inputs of {layer.path}, shape "
+                f"sequential: error_propagation={share} asks for the inputs of {layer.path}, shape "
                 f"{np.shape(leaf)}, token by token; within a loop of the block there are none: "
-                "unroll the loop, or pass drift=0"
+                "unroll the loop, or pass error_propagation=0"
             )
         w = layer.matrices(leaf).astype(layer.gram.dtype)
         new = _solved(w, layer.gram, cross[k].reshape(layer.gram.shape), share)

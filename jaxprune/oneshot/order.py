@@ -73,8 +73,8 @@ def _check(named: Any, wish: Wish, levels: dict[int, int], block: Any, p: Params
         path, leaf = looped[0]
         raise ValueError(
             f"sequential: {path}, shape {np.shape(leaf)}, is used within a loop of the block, "
-            'where order="use" and drift= can\'t tell its place: unroll the loop, or pass order= '
-            "as functions of (path, leaf), and drift=0"
+            'where order="use" and error_propagation= can\'t tell its place: unroll the loop, or '
+            "pass order= as functions of (path, leaf), and error_propagation=0"
         )
     if not levels:
         raise ValueError(

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._renamed import renamed
 from jaxprune.ir import axes
-from jaxprune.structure.patterns import chosen_dims
+from jaxprune.structure.select import chosen_dims
 from jaxprune.structure.structure import Structure
 from jaxprune.typing import PyTree
 
@@ -20,6 +21,7 @@ TOLERANCE = 1e-3  # of the largest output: roundings of sums in another order
 PAIRS = 8  # of groups whose swaps are looked at side by side
 
 
+@renamed("jp.oneshot.permute", rounds="sweeps", seed="key")
 def permute(
     fn: Callable[..., Any],
     params: PyTree,
@@ -29,8 +31,8 @@ def permute(
     n: int = 2,
     m: int = 4,
     dims: str | Sequence[str] = "*",
-    rounds: int = 200,
-    seed: int = 0,
+    sweeps: int = 200,
+    key: jax.Array | None = None,
 ) -> tuple[PyTree, Orders]:
     """Returns params of the same function whose n:m masks keep more score, and the new orders.
 
@@ -46,8 +48,8 @@ def permute(
       n, m: as of :func:`jp.n_m`.
       dims: names or labels, with wildcards. Those that no kernel reads as its whole input axis,
         or whose size m doesn't divide, keep their order.
-      rounds: of swaps; each draws every group once.
-      seed: of the drawing.
+      sweeps: of swaps; each draws every group once.
+      key: of the drawing; ``jax.random.key(0)`` by default.
 
     Raises:
       ValueError: unless 0 < n < m; when no chosen dimension can be reordered; where an order
@@ -78,11 +80,12 @@ def permute(
             f"permute: scores have the structure {jax.tree.structure(scores)}; wanted one like "
             f"params, {structure.treedef}"
         )
+    key = jax.random.key(0) if key is None else key
     orders = {}
     for name in chosen_dims(structure, dims):
         lines = _lines(structure, name, scores)
         if lines is not None and structure.dims[name].size % m == 0:
-            orders[name] = _order(lines, n, m, rounds, seed)
+            orders[name] = _order(lines, n, m, sweeps, key)
     if not orders:
         raise ValueError(
             f"permute: of dims={dims!r} no dimension is the whole input axis of a kernel "
@@ -93,7 +96,7 @@ def permute(
 
 
 def permuted(tree: PyTree, structure: Structure, orders: Mapping[str, Any]) -> PyTree:
-    """A tree like params (scores, masks at full shape, gradients) with its units in new orders.
+    """Returns a tree like params (scores, masks, gradients) with its units in new orders.
 
     Args:
       tree: leaves of the shapes of params; an axis of size 1, such as a mask's, and a scalar stay.
@@ -156,18 +159,18 @@ def _lines(structure: Structure, name: str, scores: PyTree) -> jax.Array | None:
     return jnp.concatenate(found, 1).astype(jnp.float32) if found else None
 
 
-def _order(lines: jax.Array, n: int, m: int, rounds: int, seed: int) -> np.ndarray:
+def _order(lines: jax.Array, n: int, m: int, sweeps: int, key: jax.Array) -> np.ndarray:
     order = jnp.arange(len(lines))
     if len(lines) == m:  # one group: nothing to swap with
         return np.asarray(order)
-    return np.asarray(_swapped(lines, order, jax.random.key(seed), n, m, rounds))
+    return np.asarray(_swapped(lines, order, key, n, m, sweeps))
 
 
-@functools.partial(jax.jit, static_argnames=("n", "m", "rounds"))
+@functools.partial(jax.jit, static_argnames=("n", "m", "sweeps"))
 def _swapped(
-    lines: jax.Array, order: jax.Array, key: jax.Array, n: int, m: int, rounds: int
+    lines: jax.Array, order: jax.Array, key: jax.Array, n: int, m: int, sweeps: int
 ) -> jax.Array:
-    """Rounds of swaps between the groups of a random matching; the kept score never falls."""
+    """Sweeps of swaps between the groups of a random matching; the kept score never falls."""
     count = len(lines) // m // 2
 
     def one(k: Any, order: jax.Array) -> jax.Array:
@@ -177,7 +180,7 @@ def _swapped(
         pairs = jax.lax.map(swap, pairs, batch_size=min(PAIRS, count))
         return groups.at[: 2 * count].set(pairs.reshape(-1, m)).reshape(-1)
 
-    return jax.lax.fori_loop(0, rounds, one, order)
+    return jax.lax.fori_loop(0, sweeps, one, order)
 
 
 def _best_swap(lines: jax.Array, pair: jax.Array, n: int) -> jax.Array:

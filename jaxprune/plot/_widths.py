@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from jaxprune.budget.result import SearchResult
-from jaxprune.plot.curves import COLOURS, _style, as_patterns, new_axes
+from jaxprune.plot.curves import COLORS, _style, as_patterns, new_axes
 
 
 def widths(of: Any, *, dims: str | Sequence[str] = "*", ax: Any = None) -> Any:
     """Draws how many units a search keeps of each dimension, in per cent, and returns the axes.
 
     Args:
-      of: a :class:`jp.SearchResult`, or ``{name: plan}`` to compare several of one structure.
+      of: a :class:`jp.budget.SearchResult`, or ``{name: plan}`` to compare several of one
+        structure.
       dims: labels of the dimensions to draw, one or several, with wildcards.
       ax: matplotlib axes, a new figure of fitting size if None.
 
@@ -52,7 +53,7 @@ def widths(of: Any, *, dims: str | Sequence[str] = "*", ax: Any = None) -> Any:
     at = np.arange(len(labels))
     for k, (name, found) in enumerate(rows.items()):
         beside = 0.16 * (k - (len(rows) - 1) / 2)  # equal widths don't hide each other
-        ax.hlines(at + beside, 0, list(found.values()), color=COLOURS[k % len(COLOURS)], alpha=0.4)
+        ax.hlines(at + beside, 0, list(found.values()), color=COLORS[k % len(COLORS)], alpha=0.4)
         ax.plot(list(found.values()), at + beside, **_style(k), linestyle="", label=name)
     ax.set_yticks(at, labels)
     ax.set(xlabel="units kept [%]", xlim=(0, 103), ylim=(len(labels) - 0.5, -0.5))

@@ -12,7 +12,7 @@ from jaxprune.report import Summary
 from jaxprune.sharding import host
 
 # Okabe and Ito, Color Universal Design (2008): https://jfly.uni-koeln.de/color/, yellow left out.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")  # one more than colours: pairs repeat late
 
 _PIXELS = 400  # a mask of more rows or columns is averaged over small areas
@@ -175,7 +175,8 @@ def sensitivity(found: Sensitivity, *, limit: int = 8, ax: Any = None) -> Any:
 
     Example:
       >>> import jaxprune as jp
-      >>> found = jp.Sensitivity((0.5, 0.9), {"up": (0.9, 0.4), "down": (0.8, 0.7)}, dense=0.9)
+      >>> curves = {"up": (0.9, 0.4), "down": (0.8, 0.7)}
+      >>> found = jp.budget.Sensitivity((0.5, 0.9), curves, dense=0.9)
       >>> jp.plot.sensitivity(found).get_xlabel()
       'removed of one dimension or leaf [%]'
     """
@@ -269,7 +270,7 @@ def mask(mask: Any, *, ax: Any = None) -> Any:
     rows = array.reshape(-1, array.shape[-1])
     ax = new_axes(ax)
     ax.imshow(
-        rows.astype(float), cmap=_two_colours(), vmin=0, vmax=1, aspect="auto",
+        rows.astype(float), cmap=_two_colors(), vmin=0, vmax=1, aspect="auto",
         interpolation="nearest" if max(rows.shape) <= _PIXELS else "hanning",
     )  # fmt: skip
     above = " x ".join(map(str, array.shape[:-1])) or "1"
@@ -333,8 +334,8 @@ def _draw(ax: Any, points: Mapping[str, Sequence[tuple[Any, Any]]]) -> None:
 
 
 def _style(k: int) -> dict[str, Any]:
-    colour = COLOURS[k % len(COLOURS)]
-    return {"color": colour, "marker": MARKERS[k % len(MARKERS)], "markersize": 6,
+    color = COLORS[k % len(COLORS)]
+    return {"color": color, "marker": MARKERS[k % len(MARKERS)], "markersize": 6,
             "markeredgecolor": "white", "markeredgewidth": 0.6}  # fmt: skip
 
 
@@ -357,10 +358,10 @@ def _label_ratios(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _two_colours() -> Any:
+def _two_colors() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("mask", ["#E8EEF2", COLOURS[0]])
+    return LinearSegmentedColormap.from_list("mask", ["#E8EEF2", COLORS[0]])
 
 
 def as_patterns(dims: str | Sequence[str]) -> list[str]:

@@ -11,11 +11,11 @@ from typing import Any
 
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
-from jaxprune.plot.curves import COLOURS, as_patterns, new_axes
+from jaxprune.plot.curves import COLORS, as_patterns, new_axes
 from jaxprune.structure.structure import Dimension, Slot, Structure
 from jaxprune.structure.table import pattern_of
 
-_LANES = [c for c in COLOURS if c != "#000000"]
+_LANES = [c for c in COLORS if c != "#000000"]
 _COLLECTIONS = {"params", "batch_stats"}
 _GREY = "#DADDE0"
 _INK = "#30363C"
@@ -47,7 +47,7 @@ class _Lane:
     dim: Dimension
     rows: list[int]
     column: int = 0
-    colour: str = ""
+    color: str = ""
 
 
 def structure(structure: Structure, dims: str | Sequence[str] = "*", *, ax: Any = None) -> Any:
@@ -173,20 +173,20 @@ def _lanes(rows: Sequence[_Row], chosen: dict[Axis, Dimension]) -> list[_Lane]:
         free = [c for c, end in enumerate(ends) if end < lane.rows[0]]
         lane.column = free[0] if free else len(ends)
         ends[lane.column : lane.column + 1] = [lane.rows[-1]]
-    _colour(lanes)
+    _color(lanes)
     return lanes
 
 
-def _colour(lanes: Sequence[_Lane]) -> None:
+def _color(lanes: Sequence[_Lane]) -> None:
     """One colour per kind of dimension, another for lanes that overlap, as far as colours go."""
     kinds: dict[str, str] = {}
     for k, lane in enumerate(lanes):
-        beside = {o.colour for o in lanes[:k] if o.rows[-1] >= lane.rows[0]}
+        beside = {o.color for o in lanes[:k] if o.rows[-1] >= lane.rows[0]}
         kind = pattern_of(lane.dim.label)
         unused = [c for c in _LANES if c not in beside | set(kinds.values())]
         free = unused or [c for c in _LANES if c not in beside] or [_LANES[k % len(_LANES)]]
         wanted = kinds.setdefault(kind, free[0])
-        lane.colour = wanted if wanted not in beside else free[0]
+        lane.color = wanted if wanted not in beside else free[0]
 
 
 def _short(reason: str) -> str:
@@ -214,7 +214,7 @@ class _Picture:
 
     def __init__(self, rows: list[_Row], lanes: list[_Lane], chosen: dict[Axis, Dimension]):
         self.rows, self.lanes, self.chosen = rows, lanes, chosen
-        self.colours = {axes.find(lane.dim.axis): lane.colour for lane in lanes}
+        self.colors = {axes.find(lane.dim.axis): lane.color for lane in lanes}
         self.notes: dict[str, str] = {}  # why -> its letter
         self.names_at: float = 0.9 + _text_width(row.module for row in rows)
         self.boxes_at = self.names_at + 0.8 + _text_width(row.name for row in rows)
@@ -226,7 +226,7 @@ class _Picture:
 
     def draw(self, ax: Any, structure: Structure) -> Any:
         drawn = [leaf for row in self.rows for axis in row.axs for leaf in axes.leaves(axis)]
-        fixed = [leaf for leaf in drawn if leaf in self.chosen and leaf not in self.colours]
+        fixed = [leaf for leaf in drawn if leaf in self.chosen and leaf not in self.colors]
         why = [self.chosen[leaf].frozen or "" for leaf in fixed]
         self.notes = {w: _mark(k) for k, w in enumerate(dict.fromkeys(_short(r) for r in why))}
         bottom = max([float(len(self.rows)), *(y + 1 for y in self._label_rows())]) + 0.3
@@ -271,27 +271,27 @@ class _Picture:
             ax.plot(ends, [y, y], color="0.8", linewidth=0.8, zorder=-1)
 
     def _box(self, ax: Any, x: float, y: float, leaf: Axis, width: float) -> None:
-        colour = self.colours.get(leaf)
+        color = self.colors.get(leaf)
         dim = self.chosen.get(leaf)
-        fixed = dim is not None and colour is None
-        face = colour or (_GREY if fixed else "white")
-        edge = "none" if colour or fixed else "0.75"
+        fixed = dim is not None and color is None
+        face = color or (_GREY if fixed else "white")
+        edge = "none" if color or fixed else "0.75"
         box = (x, y - 0.38), width, 0.76
         from matplotlib.patches import Rectangle
 
         ax.add_patch(Rectangle(*box, facecolor=face, edgecolor=edge, linewidth=0.8))
         letter = self.notes[_short(dim.frozen or "")] if dim is not None and fixed else ""
         above = rf"$^{{\mathregular{{{letter}}}}}$" if letter else ""
-        ink = "white" if colour in _DARK else "black" if colour else "0.35"
+        ink = "white" if color in _DARK else "black" if color else "0.35"
         ax.text(x + width / 2, y, f"{leaf.size}{above}", ha="center", va="center_baseline",
                 fontsize=8, color=ink)  # fmt: skip
 
     def _lane(self, ax: Any, lane: _Lane, label_y: float) -> None:
         x, top = self._x(lane.column), lane.rows[0]
-        ax.plot([x, x], [top, lane.rows[-1]], color=lane.colour, linewidth=2.2, zorder=2)
-        ax.plot([x] * len(lane.rows), lane.rows, "o", color=lane.colour, markersize=6.5,
+        ax.plot([x, x], [top, lane.rows[-1]], color=lane.color, linewidth=2.2, zorder=2)
+        ax.plot([x] * len(lane.rows), lane.rows, "o", color=lane.color, markersize=6.5,
                 markeredgecolor="white", markeredgewidth=0.8, zorder=3)  # fmt: skip
-        ax.plot([x, self.labels_at], [top, label_y], color=lane.colour, linewidth=1, zorder=1)
+        ax.plot([x, self.labels_at], [top, label_y], color=lane.color, linewidth=1, zorder=1)
         ax.text(self.labels_at + 0.2, label_y, _label(lane), va="center", fontsize=8.5, color=_INK)
 
     def _x(self, column: int) -> float:

@@ -20,6 +20,8 @@ from jaxprune.scores.gradients import movement as movement
 from jaxprune.scores.gradients import saliency as saliency
 from jaxprune.scores.gradients import snip as snip
 from jaxprune.scores.gradients import taylor as taylor
+from jaxprune.scores.inputs import activation_energy as activation_energy
+from jaxprune.scores.inputs import flap as flap
 from jaxprune.scores.rounds import in_rounds as in_rounds
 from jaxprune.scores.synaptic_flow import synflow as synflow
 from jaxprune.scores.weights import l2 as l2

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune._leaf import is_float, widen
 from jaxprune.scores.activations import NORMS, by_input
 from jaxprune.scores.required import required
-from jaxprune.scores.weights import is_float, widen
 from jaxprune.typing import Params, Scores
 
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._leaf import is_float, widen
 from jaxprune.scores.evidence import Batches, check_batches
 from jaxprune.scores.required import required
-from jaxprune.scores.weights import is_float, widen
 from jaxprune.typing import Params, PyTree, Scores, path_str
 
 

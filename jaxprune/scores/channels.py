@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.scores.weights import is_float, leaf_name, map_floats, widen
+from jaxprune._leaf import is_float, leaf_name, widen
+from jaxprune.scores.weights import map_floats
 from jaxprune.typing import Params, Scores, Where, path_str
 
 
@@ -20,9 +21,9 @@ def is_norm_scale(path: str, leaf: Any) -> bool:
 def batch_norm_scale(params: Params, *, where: Where = is_norm_scale, **evidence: Any) -> Scores:
     r"""Returns :math:`|\gamma|` at the scales of normalisation layers, zero elsewhere.
 
-    Made for ``jp.structured(structure, reduce="sum")``: a normalisation shares its dimension with
-    the layer before it, so a channel's score is the sum of the scales that it passes through. In
-    a pattern that ranks kernel entries themselves all of them would tie.
+    Made for ``jp.structured(structure, reduce=jp.reduce.sum)``: a normalisation shares its
+    dimension with the layer before it, so a channel's score is the sum of the scales that it passes
+    through. In a pattern that ranks kernel entries themselves all of them would tie.
 
     Args:
       params: any pytree of arrays.
@@ -37,7 +38,7 @@ def batch_norm_scale(params: Params, *, where: Where = is_norm_scale, **evidence
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> jp.batch_norm_scale({"scale": jnp.array([-2.0]), "w": jnp.ones(1)})
+      >>> jp.scores.batch_norm_scale({"scale": jnp.array([-2.0]), "w": jnp.ones(1)})
       {'scale': Array([2.], dtype=float32), 'w': Array([0.], dtype=float32)}
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(params)

@@ -6,7 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxprune.scores.weights import map_floats, widen
+from jaxprune._leaf import widen
+from jaxprune.scores.weights import map_floats
 from jaxprune.typing import Params, ScoreFn, Scores
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._leaf import is_float, widen
 from jaxprune.masks import check_structure
 from jaxprune.scores.required import required, required_tree
-from jaxprune.scores.weights import is_float, widen
 from jaxprune.typing import Params, Scores, path_str
 
 _EIGH_AT_ONCE = 256  # blocks that are factorised together

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.scores.weights import is_float, widen
+from jaxprune._leaf import is_float, widen
 from jaxprune.typing import Params, PyTree
 
 Loss = Callable[..., Any]  # (params, *batch) -> scalar

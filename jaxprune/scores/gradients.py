@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune._leaf import is_float, widen
 from jaxprune.scores.required import required_tree
-from jaxprune.scores.weights import is_float, map_floats, widen
+from jaxprune.scores.weights import map_floats
 from jaxprune.typing import Params, Scores
 
 GRAD = "grad=jax.grad(loss)(params)"
@@ -80,9 +81,9 @@ def _positive(x: jax.Array) -> jax.Array:
 def taylor(params: Params, *, grad: Any = None, **evidence: Any) -> Scores:
     r"""Returns the signed :math:`w \cdot \partial L / \partial w`, to be summed over a unit.
 
-    ``jp.structured(structure, reduce="taylor")`` sums the entries of each unit first and squares
-    the sum: entries that cancel within a unit then count as what they are, no change of the loss.
-    To rank single entries use :func:`saliency`.
+    ``jp.structured(structure, reduce=jp.reduce.taylor)`` sums the entries of each unit first and
+    squares the sum: entries that cancel within a unit then count as what they are, no change of the
+    loss. To rank single entries use :func:`saliency`.
 
     Args:
       params: any pytree of arrays.

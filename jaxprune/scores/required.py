@@ -17,6 +17,21 @@ def required(score: str, name: str, value: Any, how: str) -> None:
         raise TypeError(f"{score} needs the evidence {name}=; write {how}")
 
 
+def check_stats(method: str, params: Params, stats: Any) -> None:
+    """Raises unless stats are what ``jp.calibrate`` gives for params like these.
+
+    Raises:
+      TypeError: for anything else than all statistics.
+      ValueError: for statistics of other params.
+    """
+    if not hasattr(stats, "grams"):
+        raise TypeError(
+            f"{method}: stats is a {type(stats).__name__}; wanted all that "
+            "jp.calibrate(fn, params, batches) returns, not its .norms or .grams alone"
+        )
+    stats.check_params(method, params)
+
+
 def required_tree(score: str, name: str, tree: Any, params: Params, how: str) -> None:
     """As :func:`required`; besides ValueError unless the tree has params' structure and shapes."""
     required(score, name, tree, how)

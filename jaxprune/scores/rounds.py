@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune._leaf import is_float
 from jaxprune.masks import apply_masks
-from jaxprune.scores.weights import is_float
-from jaxprune.typing import Masks, Params, Pattern, ScoreFn
+from jaxprune.typing import Masks, Params, PatternFn, ScoreFn
 
 
-def in_rounds(score: ScoreFn, pattern: Pattern, *, rounds: int = 100) -> Callable[..., Masks]:
+def in_rounds(score: ScoreFn, pattern: PatternFn, *, rounds: int = 100) -> Callable[..., Masks]:
     r"""Returns ``(params, sparsity, **evidence) -> masks``: score, prune a little, score again.
 
     Round k of n leaves the density :math:`(1 - s)^{k / n}`, and scores the parameters as they are

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune._leaf import is_float, widen
 from jaxprune.scores.evidence import split
 from jaxprune.scores.required import required
-from jaxprune.scores.weights import is_float, map_floats, widen
+from jaxprune.scores.weights import map_floats
 from jaxprune.typing import Params, Scores
 
 

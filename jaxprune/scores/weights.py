@@ -9,18 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._leaf import is_float, widen
 from jaxprune.scores.required import required
 from jaxprune.typing import Params, Scores
-
-
-def is_float(leaf: Any) -> bool:
-    """Does a leaf hold real or complex floats? Counters, keys and functions are no weights."""
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def leaf_name(path: str) -> str:
-    """The last part of a path that says what a leaf is; NNX adds ``/value`` to all of its own."""
-    return path.removesuffix("/value").rsplit("/", 1)[-1]
 
 
 def magnitude(params: Params, **evidence: Any) -> Scores:
@@ -56,7 +47,7 @@ _without_sign.defjvp(lambda x, dx: (_without_sign(*x), jax.jvp(jnp.abs, x, dx)[1
 def l2(params: Params, **evidence: Any) -> Scores:
     r"""Returns :math:`w^2`: summed over the entries of a unit, its squared L2 norm.
 
-    Made for ``jp.structured(structure, reduce="sum")``. For single entries it ranks as
+    Made for ``jp.structured(structure, reduce=jp.reduce.sum)``. For single entries it ranks as
     :func:`magnitude` does. Half precision is squared in float32, where it can't overflow.
 
     References:
@@ -167,11 +158,6 @@ def _widest(a: Any, b: Any) -> list[jax.Array]:
 
 def _add_and_max(a: Any, b: Any) -> list[jax.Array]:
     return [a[0] + b[0], jnp.maximum(a[1], b[1])]
-
-
-def widen(x: Any) -> jax.Array:
-    """At least float32: products of half-precision numbers underflow, and means of them tie."""
-    return jnp.asarray(x, jnp.float32) if jnp.finfo(x.dtype).bits < 32 else jnp.asarray(x)
 
 
 def random(params: Params, *, key: Any = None, step: Any = None, **evidence: Any) -> Scores:

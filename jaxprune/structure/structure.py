@@ -17,6 +17,7 @@ import numpy as np
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
 from jaxprune.masks import fits
+from jaxprune.reduce import Reduction, check_reduce, mean
 from jaxprune.selection import known
 from jaxprune.sharding import declared_layout, freely, host
 from jaxprune.structure import infer as _infer
@@ -246,18 +247,22 @@ class Structure:
                     kept = kept | alive if how == "any" else kept & alive
         return kept
 
-    def unit_scores(self, scores: Any, reduce: str = "mean") -> dict[str, np.ndarray | jax.Array]:
-        """Sums or averages entry scores over all slots of each unit of every prunable dimension.
+    def unit_scores(
+        self, scores: Any, reduce: Reduction = mean
+    ) -> dict[str, np.ndarray | jax.Array]:
+        """Returns a score for each unit of every prunable dimension, over all of its slots.
 
         Args:
           scores: a tree like params.
-          reduce: "sum" or "mean" over the entries of a unit.
+          reduce: what becomes of a unit's entries: ``jp.reduce.mean``, ``jp.reduce.sum``,
+            ``jp.reduce.taylor``, or another function ``(sums, counts) -> scores``.
 
         Returns:
           dimension name -> a vector of its size.
 
         Raises:
-          ValueError: for scores of another structure or shape than params, or that hold NaN.
+          ValueError: for scores of another structure or shape than params, or that hold NaN; for
+            a reduce that is no function.
         """
         leaves, treedef = jax.tree.flatten(scores)
         if treedef != self.treedef:
@@ -270,8 +275,7 @@ class Structure:
                     f"the scores of {path} have shape {np.shape(leaf)}, wanted {shape}: one number "
                     "for each entry of params"
                 )
-        if reduce not in ("sum", "mean"):
-            raise ValueError(f"reduce is {reduce!r}; wanted 'sum' or 'mean'")
+        check_reduce(reduce)
         free = [d for d in self.dims.values() if not d.frozen]
         units: dict[str, Any] = freely(
             lambda xs: {
@@ -323,7 +327,7 @@ class Structure:
         return table.full(self, pattern)
 
 
-def _unit_score(dim: Dimension, owned: list[tuple[Any, Any]], reduce: str) -> jax.Array:
+def _unit_score(dim: Dimension, owned: list[tuple[Any, Any]], reduce: Reduction) -> jax.Array:
     total, count = jnp.zeros(dim.size), np.zeros(dim.size)
     for axs, leaf in owned:
         for k, axis in enumerate(axs):
@@ -333,7 +337,7 @@ def _unit_score(dim: Dimension, owned: list[tuple[Any, Any]], reduce: str) -> ja
                 inside = units >= 0
                 total = total.at[units[inside]].add(line[inside])
                 np.add.at(count, units[inside], np.prod([axs[i].size for i in others], initial=1))
-    return total / np.maximum(count, 1) if reduce == "mean" else total
+    return reduce(total, count)
 
 
 def _along(mask: np.ndarray, k: int, rank: int, size: int) -> np.ndarray:

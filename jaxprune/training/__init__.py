@@ -9,7 +9,7 @@ prune              follow a score and a schedule (GMP)                          
 iterative          one set per round of training, with rewinding (a driver)        zeros
 set, rigl, snfs    drop the smallest, grow at random / by gradient / by momentum   zeros
 ac_dc              sparse and dense phases take turns                              zeros
-regularised        one_shot after a penalty: l1, group_lasso, network_slimming     zeros
+regularized        one_shot after a penalty: l1, group_lasso, network_slimming     zeros
 ste, sr_ste        the best of the stored weights, after each step                 all weights
 top_kast           two nested sets: used, and learning                             all weights
 movement           by where weights go; soft_movement with a threshold             all weights
@@ -21,6 +21,7 @@ Where params hold all weights, the network computes with ``forward_params(params
 What is evaluated, saved and served is ``masked_params(params, opt_state)``.
 """
 
+from jaxprune._renamed import missing
 from jaxprune.training._admm import admm as admm
 from jaxprune.training._movement import movement as movement
 from jaxprune.training._movement import soft_movement as soft_movement
@@ -52,7 +53,7 @@ from jaxprune.training.penalties import add_penalty as add_penalty
 from jaxprune.training.penalties import group_lasso as group_lasso
 from jaxprune.training.penalties import l1 as l1
 from jaxprune.training.penalties import network_slimming as network_slimming
-from jaxprune.training.penalties import regularised as regularised
+from jaxprune.training.penalties import regularized as regularized
 from jaxprune.training.rewinding import Round as Round
 from jaxprune.training.rewinding import iterative as iterative
 from jaxprune.training.rewinding import set_masks as set_masks
@@ -61,3 +62,5 @@ from jaxprune.training.sparse_params import keep_params_sparse as keep_params_sp
 from jaxprune.training.straight_through import sr_ste as sr_ste
 from jaxprune.training.straight_through import ste as ste
 from jaxprune.training.straight_through import top_kast as top_kast
+
+__getattr__ = missing("jp.training")

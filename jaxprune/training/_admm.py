@@ -8,16 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.patterns import unstructured
+from jaxprune.patterns import UNSTRUCTURED
 from jaxprune.scores.weights import magnitude
 from jaxprune.training.core import MaskState, scored
 from jaxprune.training.dense import Chosen, dense_method
 from jaxprune.training.landing import is_placeholder, where_kept
 from jaxprune.training.renewal import scheduled
 from jaxprune.training.straight_through import check_rate
-from jaxprune.typing import Masks, Params, Pattern, Schedule, ScoreFn
-
-_UNSTRUCTURED = unstructured()
+from jaxprune.typing import Masks, Params, PatternFn, Schedule, ScoreFn
 
 
 def admm(
@@ -27,7 +25,7 @@ def admm(
     rho: float | Schedule = 1e-3,
     every: int = 32,
     score: ScoreFn = magnitude,
-    pattern: Pattern = _UNSTRUCTURED,
+    pattern: PatternFn = UNSTRUCTURED,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Wraps an optimizer with ADMM: params stay dense and are drawn to a sparse copy of them.
 

@@ -8,16 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.chosen import is_kernel
-from jaxprune.patterns import threshold, unstructured
+from jaxprune.patterns import UNSTRUCTURED, threshold
+from jaxprune.patterns.choose import is_kernel
 from jaxprune.training.core import MaskState
 from jaxprune.training.dense import Chosen, dense_method
 from jaxprune.training.landing import where_kept
 from jaxprune.training.renewal import scheduled
 from jaxprune.training.straight_through import check_rate
-from jaxprune.typing import Masks, Params, Pattern, Schedule, Scores, Where
-
-_UNSTRUCTURED = unstructured()
+from jaxprune.typing import Masks, Params, PatternFn, Schedule, Scores, Where
 
 
 def movement(
@@ -25,7 +23,7 @@ def movement(
     sparsity: float | Schedule,
     *,
     every: int = 1,
-    pattern: Pattern = _UNSTRUCTURED,
+    pattern: PatternFn = UNSTRUCTURED,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Wraps an optimizer with movement pruning, for fine-tuning of pretrained networks.
 
@@ -120,7 +118,7 @@ def _by_movement(
     inner: Any,
     sparsity: Any,
     choose: Any,
-    pattern: Pattern,
+    pattern: PatternFn,
     every: int,
     rate: float,
     strength: float | Schedule,

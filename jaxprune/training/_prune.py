@@ -7,12 +7,10 @@ from typing import Any
 import jax
 import optax
 
-from jaxprune.patterns import unstructured
+from jaxprune.patterns import UNSTRUCTURED
 from jaxprune.training.core import check_score, method, scored
 from jaxprune.training.landing import hold
-from jaxprune.typing import Masks, Pattern, Schedule, ScoreFn
-
-_UNSTRUCTURED = unstructured()
+from jaxprune.typing import Masks, PatternFn, Schedule, ScoreFn
 
 
 def prune(
@@ -20,7 +18,7 @@ def prune(
     score: ScoreFn,
     sparsity: float | Schedule,
     *,
-    pattern: Pattern = _UNSTRUCTURED,
+    pattern: PatternFn = UNSTRUCTURED,
     every: int = 1,
     regrow: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

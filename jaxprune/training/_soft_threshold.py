@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.chosen import is_kernel
 from jaxprune.patterns import threshold
+from jaxprune.patterns.choose import is_kernel
 from jaxprune.training.core import MaskState
 from jaxprune.training.dense import Chosen, dense_method
 from jaxprune.training.landing import is_placeholder, where_kept

@@ -9,15 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.patterns import unstructured
+from jaxprune.patterns import UNSTRUCTURED
 from jaxprune.schedules import one_shot as at_step
 from jaxprune.scores.weights import magnitude, random
 from jaxprune.training._prune import prune
 from jaxprune.training.core import check_score, method
 from jaxprune.training.renewal import check_number
-from jaxprune.typing import Masks, Pattern, ScoreFn
-
-_UNSTRUCTURED = unstructured()
+from jaxprune.typing import Masks, PatternFn, ScoreFn
 
 
 def or_random(score: ScoreFn | None) -> ScoreFn:
@@ -33,7 +31,7 @@ def static(
     sparsity: float,
     *,
     score: ScoreFn | None = None,
-    pattern: Pattern = _UNSTRUCTURED,
+    pattern: PatternFn = UNSTRUCTURED,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that it trains a sparse network on masks fixed before training.
 
@@ -92,7 +90,7 @@ def one_shot(
     *,
     at: int = 0,
     score: ScoreFn = magnitude,
-    pattern: Pattern = _UNSTRUCTURED,
+    pattern: PatternFn = UNSTRUCTURED,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that it prunes once, at step ``at``, and trains on what is left.
 

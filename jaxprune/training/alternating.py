@@ -8,13 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.patterns import unstructured
+from jaxprune.patterns import UNSTRUCTURED
 from jaxprune.scores.weights import magnitude
 from jaxprune.training.core import Moments, check_score, method, scored
 from jaxprune.training.renewal import check_number
-from jaxprune.typing import Masks, Pattern, ScoreFn
-
-_UNSTRUCTURED = unstructured()
+from jaxprune.typing import Masks, PatternFn, ScoreFn
 
 
 def ac_dc(
@@ -26,7 +24,7 @@ def ac_dc(
     sparse_steps: int,
     dense_steps: int,
     score: ScoreFn = magnitude,
-    pattern: Pattern = _UNSTRUCTURED,
+    pattern: PatternFn = UNSTRUCTURED,
     moments: Moments = "reset",
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer with AC/DC: compressed and decompressed phases take turns.

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.masks import check_masks, check_structure
+from jaxprune.patterns import as_pattern
 from jaxprune.sharding import layout, like, put
 from jaxprune.training.landing import (
     all_pruned,
@@ -30,14 +31,13 @@ from jaxprune.training.moments import check_moments, forget_pruned
 from jaxprune.training.renewal import (
     all_kept,
     check_every,
-    check_pattern,
     check_schedule,
     renewal_of,
     scheduled,
     strong,
 )
 from jaxprune.training.wrappers import warn_of_wrappers
-from jaxprune.typing import Masks, Params, Pattern, Schedule, ScoreFn, Scores, path_str
+from jaxprune.typing import Masks, Params, PatternFn, Schedule, ScoreFn, Scores, path_str
 
 Renew = Callable[..., Masks]  # (params, masks, sparsity, **evidence) -> masks
 Due = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (step, sparsity, last) -> bool
@@ -61,7 +61,7 @@ def method(
     sparsity: float | Schedule,
     renew: Renew,
     *,
-    pattern: Pattern,
+    pattern: PatternFn,
     start: ScoreFn | None = None,
     every: int = 1,
     due: Due | None = None,
@@ -117,7 +117,7 @@ def method(
     """
     inner = as_transform(inner)
     memory = optax.with_extra_args_support(memory)
-    check_pattern(pattern)
+    pattern = as_pattern(pattern)
     check_every(every)
     check_schedule(sparsity)
     check_moments(moments)
@@ -171,7 +171,7 @@ def method(
 
 
 def first_masks(
-    start: ScoreFn | None, pattern: Pattern, params: Params, sparsity: float | Schedule
+    start: ScoreFn | None, pattern: PatternFn, params: Params, sparsity: float | Schedule
 ) -> Masks:
     """The masks before step 0, sharded as params are."""
     # Asks the pattern for the schedule's end.

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxprune.patterns import as_pattern
 from jaxprune.training.core import (
     MaskState,
     as_transform,
@@ -20,12 +21,11 @@ from jaxprune.training.core import (
 from jaxprune.training.landing import check_update, where_kept
 from jaxprune.training.renewal import (
     check_every,
-    check_pattern,
     check_schedule,
     is_due,
     scheduled,
 )
-from jaxprune.typing import Masks, Params, Pattern, Schedule, ScoreFn
+from jaxprune.typing import Masks, Params, PatternFn, Schedule, ScoreFn
 
 Chosen = tuple[Masks, Any]  # masks for the next forward pass, and the method's memory
 
@@ -55,7 +55,7 @@ def dense_method(
     sparsity: float | Schedule,
     choose: Callable[..., Chosen],
     *,
-    pattern: Pattern,
+    pattern: PatternFn,
     start: ScoreFn,
     every: int = 1,
     memory: Callable[[Params, Masks], Any] = no_memory,
@@ -104,7 +104,7 @@ def dense_method(
     """
     inner = as_transform(inner)
     check_score(start)
-    check_pattern(pattern)
+    pattern = as_pattern(pattern)
     check_every(every)
     check_schedule(sparsity)
 

@@ -11,25 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.chosen import is_kernel
+from jaxprune._leaf import is_float, widen
 from jaxprune.distributions import Rule, uniform
-from jaxprune.patterns import unstructured
-from jaxprune.scores.weights import is_float, magnitude, random, widen
+from jaxprune.patterns import UNSTRUCTURED, unstructured
+from jaxprune.patterns.choose import is_kernel
+from jaxprune.scores.weights import magnitude, random
 from jaxprune.selection import count, keep_largest, kept_total, known
 from jaxprune.sharding import freely, over
 from jaxprune.training._static import or_random
 from jaxprune.training.core import NOTHING, Moments, Renew, check_renewed, method
 from jaxprune.training.landing import hold
 from jaxprune.training.renewal import final, scheduled
-from jaxprune.typing import Distribution, Masks, Pattern, Schedule, ScoreFn, Scores, Where
-
-_UNSTRUCTURED = unstructured()
-
+from jaxprune.typing import Distribution, Masks, PatternFn, Schedule, ScoreFn, Scores, Where
 
 # ---- the two parts of every such method -----------------------------------------------------
 
 
-def drop(scores: Scores, masks: Masks, sparsity: Any, fraction: Any, pattern: Pattern) -> Masks:
+def drop(scores: Scores, masks: Masks, sparsity: Any, fraction: Any, pattern: PatternFn) -> Masks:
     r"""Returns ``masks`` without the ``fraction`` of their entries that scores lowest.
 
     Each leaf keeps what the pattern keeps of it at the density :math:`(1-f)(1-s)`. Where that is
@@ -74,7 +72,7 @@ def _drop_entries(fraction: Any, score: Any, mask: jax.Array) -> jax.Array:
     return keep_largest(jnp.where(mask, score, -jnp.inf), jnp.maximum(kept - gone, 1)) & mask
 
 
-def grow(scores: Scores, masks: Masks, sparsity: Any, pattern: Pattern) -> Masks:
+def grow(scores: Scores, masks: Masks, sparsity: Any, pattern: PatternFn) -> Masks:
     """Returns ``masks`` and besides the entries of highest score, up to the given sparsity.
 
     Example:
@@ -112,7 +110,7 @@ def set(
     *,
     drop_fraction: float | Schedule = 0.3,
     every: int = 100,
-    pattern: Pattern = _UNSTRUCTURED,
+    pattern: PatternFn = UNSTRUCTURED,
     score: ScoreFn | None = None,
     key: jax.Array | None = None,
     moments: Moments = "reset",
@@ -171,7 +169,7 @@ def rigl(
     *,
     drop_fraction: float | Schedule = 0.3,
     every: int = 100,
-    pattern: Pattern = _UNSTRUCTURED,
+    pattern: PatternFn = UNSTRUCTURED,
     score: ScoreFn | None = None,
     moments: Moments = "reset",
 ) -> optax.GradientTransformationExtraArgs:
@@ -328,7 +326,7 @@ def _dynamic(
     sparsity: float | Schedule,
     renew: Renew,
     every: int,
-    pattern: Pattern,
+    pattern: PatternFn,
     score: ScoreFn | None,
     moments: Moments,
     name: str,

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxprune._leaf import is_float
 from jaxprune.masks import apply_masks, check_masks, check_structure
-from jaxprune.scores.weights import is_float
 from jaxprune.training._soft_threshold import shrink
 from jaxprune.training.packing import unpacked
 from jaxprune.training.states import Average, Held, averages, held, hung_on

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxprune._leaf import is_float
 from jaxprune.masks import check_masks, check_structure
-from jaxprune.scores.weights import is_float
 from jaxprune.selection import known
 from jaxprune.sharding import over
 from jaxprune.typing import Masks, Params, PyTree, Scores, path_str

@@ -10,19 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.chosen import choose, is_kernel
-from jaxprune.patterns import unstructured
+from jaxprune import reduce
+from jaxprune._leaf import widen
+from jaxprune.patterns import UNSTRUCTURED, structured
+from jaxprune.patterns.choose import choose, is_kernel
 from jaxprune.scores.channels import batch_norm_scale, is_norm_scale
-from jaxprune.scores.weights import l2, magnitude, widen
-from jaxprune.structure.patterns import chosen_dims, structured
+from jaxprune.scores.weights import l2, magnitude
+from jaxprune.structure.select import chosen_dims
 from jaxprune.structure.structure import Structure
 from jaxprune.training._static import one_shot
 from jaxprune.training.core import as_transform
 from jaxprune.training.renewal import scheduled
 from jaxprune.training.straight_through import check_rate
-from jaxprune.typing import Params, Pattern, Schedule, ScoreFn, Where
+from jaxprune.typing import Params, PatternFn, Schedule, ScoreFn, Where
 
-_UNSTRUCTURED = unstructured()
 Penalty = Callable[[Params], jax.Array]  # params -> a number
 
 
@@ -77,8 +78,8 @@ def group_lasso(structure: Structure, *, dims: str | Sequence[str] = "*") -> Pen
     names = chosen_dims(structure, dims)
 
     def penalty(params: Params) -> jax.Array:
-        squares = structure.unit_scores(l2(params), "sum")
-        sizes = structure.unit_scores(jax.tree.map(jnp.ones_like, params), "sum")
+        squares = structure.unit_scores(l2(params), reduce.sum)
+        sizes = structure.unit_scores(jax.tree.map(jnp.ones_like, params), reduce.sum)
         norms = [jnp.sum(jnp.sqrt(sizes[n]) * _root(jnp.asarray(squares[n]))) for n in names]
         return sum(norms, jnp.zeros(()))
 
@@ -129,7 +130,7 @@ def add_penalty(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def regularised(
+def regularized(
     inner: optax.GradientTransformation,
     sparsity: float,
     *,
@@ -137,7 +138,7 @@ def regularised(
     strength: float | Schedule,
     at: int,
     score: ScoreFn = magnitude,
-    pattern: Pattern = _UNSTRUCTURED,
+    pattern: PatternFn = UNSTRUCTURED,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer: trains under a penalty until step ``at``, prunes, and trains on without.
 
@@ -164,9 +165,9 @@ def regularised(
       >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
       >>> fn = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
       >>> structure = jp.infer_structure(fn, params, jnp.ones((1, 3)))
-      >>> tx = jp.training.regularised(
+      >>> tx = jp.training.regularized(
       ...     optax.adam(1e-3), 0.5, penalty=jp.training.group_lasso(structure), strength=1e-3,
-      ...     at=1000, score=jp.scores.l2, pattern=jp.structured(structure, reduce="sum"),
+      ...     at=1000, score=jp.scores.l2, pattern=jp.structured(structure, reduce=jp.reduce.sum),
       ... )
     """
     if not at >= 1:
@@ -208,7 +209,7 @@ def network_slimming(
       where: (path, leaf) -> whether the leaf is a scale.
 
     Returns:
-      What :func:`regularised` returns.
+      What :func:`regularized` returns.
 
     Raises:
       ValueError: for a dimension without scales.
@@ -223,7 +224,7 @@ def network_slimming(
     References:
       Liu et al., [Network Slimming](https://arxiv.org/abs/1708.06519), 2017, eq. 1. There one
       threshold ranks all layers together; here each dimension loses its fraction, unless
-      ``regularised`` is given another distribution.
+      ``regularized`` is given another distribution.
     """
     unscaled = _without_scales(structure, chosen_dims(structure, dims), where)
     if unscaled:
@@ -235,14 +236,14 @@ def network_slimming(
     def score(params: Params, **evidence: Any) -> Any:
         return batch_norm_scale(params, where=where)
 
-    return regularised(
+    return regularized(
         inner,
         sparsity,
         penalty=l1(where=where),
         strength=strength,
         at=at,
         score=score,
-        pattern=structured(structure, dims=dims, reduce="sum"),
+        pattern=structured(structure, dims=dims, reduce=reduce.sum),
     )
 
 
@@ -252,5 +253,5 @@ def _without_scales(structure: Structure, names: Sequence[str], where: Where) ->
         np.full(shape, where(path, jax.ShapeDtypeStruct(shape, jnp.float32)), np.float32)
         for path, shape in zip(structure.paths, structure.shapes, strict=True)
     ]
-    found = structure.unit_scores(jax.tree.unflatten(structure.treedef, leaves), "sum")
+    found = structure.unit_scores(jax.tree.unflatten(structure.treedef, leaves), reduce.sum)
     return [name for name in names if not np.any(found[name])]

@@ -8,22 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.chosen import is_number
-from jaxprune.patterns import block, channel, n_m, threshold, unstructured
+from jaxprune._leaf import is_number
 from jaxprune.selection import known
 from jaxprune.sharding import like
-from jaxprune.structure.patterns import structured
 from jaxprune.training.landing import is_placeholder
-from jaxprune.typing import Masks, Params, Pattern, Schedule
+from jaxprune.typing import Masks, Params, PatternFn, Schedule
 
-_FACTORIES: dict[Any, str] = {
-    unstructured: "jp.unstructured()",
-    n_m: "jp.n_m(2, 4)",
-    block: "jp.block((4, 4))",
-    channel: "jp.channel()",
-    threshold: "jp.threshold(0.1)",
-    structured: "jp.structured(jp.infer_structure(fn, params, x))",
-}
 _LAST_STEP = np.iinfo(np.int32).max  # where optax's counters stop
 
 
@@ -67,20 +57,6 @@ def check_number(name: str, sparsity: Any) -> None:
     check_schedule(sparsity)
 
 
-def check_pattern(pattern: Any) -> None:
-    """Raises TypeError unless a pattern is a function, and not what makes one."""
-    factory = _FACTORIES.get(pattern) if callable(pattern) else None
-    if factory is not None:
-        raise TypeError(
-            f"pattern is jp.{pattern.__name__} itself, which makes patterns; call it: {factory}"
-        )
-    if not callable(pattern):
-        raise TypeError(
-            f"pattern is a {type(pattern).__name__}; wanted a function (scores, sparsity) -> masks "
-            "such as jp.unstructured()"
-        )
-
-
 def check_every(every: Any) -> None:
     """Raises ValueError unless ``every`` is a whole number of steps, known before tracing."""
     if not (isinstance(every, int | np.integer) and every >= 1):
@@ -90,7 +66,7 @@ def check_every(every: Any) -> None:
         )
 
 
-def all_kept(pattern: Pattern, params: Params, sparsity: float | Schedule) -> Masks:
+def all_kept(pattern: PatternFn, params: Params, sparsity: float | Schedule) -> Masks:
     """Masks of the shapes that ``pattern`` gives, everything kept; computes no score.
 
     A score may need evidence that ``init`` doesn't have, and a state may never change its shapes.

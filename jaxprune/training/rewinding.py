@@ -10,16 +10,15 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.masks import apply_masks
-from jaxprune.patterns import unstructured
+from jaxprune.patterns import UNSTRUCTURED
 from jaxprune.schedules import exponential
 from jaxprune.scores.weights import magnitude
 from jaxprune.training.core import MaskState, check_renewed, check_score, scored
 from jaxprune.training.landing import hold
 from jaxprune.training.renewal import strong
 from jaxprune.training.sparse_params import KeepParamsSparseState
-from jaxprune.typing import Masks, Params, Pattern, ScoreFn
+from jaxprune.typing import Masks, Params, PatternFn, ScoreFn
 
-_UNSTRUCTURED = unstructured()
 Train = Callable[[Params, Any, int, int], tuple[Params, Any]]
 Rewind = Literal["weights", "learning rate", "reset"]
 
@@ -79,7 +78,7 @@ def iterative(
     rewind: Rewind = "weights",
     rewind_to: int = 0,
     score: ScoreFn = magnitude,
-    pattern: Pattern = _UNSTRUCTURED,
+    pattern: PatternFn = UNSTRUCTURED,
     resume: Round | None = None,
 ) -> Iterator[Round]:
     r"""Yields a trained network per round of pruning, each sparser: iterative magnitude pruning.
@@ -171,7 +170,7 @@ def iterative(
     return tickets()
 
 
-def _fewer(last: Round, score: ScoreFn, pattern: Pattern, sparsity: jax.Array) -> Masks:
+def _fewer(last: Round, score: ScoreFn, pattern: PatternFn, sparsity: jax.Array) -> Masks:
     """Masks within the last ones."""
     return pattern(hold(scored(score, last.params, {}), last.masks), sparsity)
 

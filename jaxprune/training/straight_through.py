@@ -8,16 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.patterns import n_m, unstructured
+from jaxprune.patterns import UNSTRUCTURED, n_m
 from jaxprune.scores.weights import magnitude
 from jaxprune.selection import known
 from jaxprune.training.core import MaskState, scored
 from jaxprune.training.dense import Chosen, dense_method, same_gradient
 from jaxprune.training.landing import is_placeholder
 from jaxprune.training.renewal import final, scheduled
-from jaxprune.typing import Masks, Params, Pattern, Schedule, ScoreFn
+from jaxprune.typing import Masks, Params, PatternFn, Schedule, ScoreFn
 
-_UNSTRUCTURED = unstructured()
 _TWO_OF_FOUR = n_m(2, 4)
 
 
@@ -33,7 +32,7 @@ def ste(
     *,
     score: ScoreFn = magnitude,
     every: int = 1,
-    pattern: Pattern = _UNSTRUCTURED,
+    pattern: PatternFn = UNSTRUCTURED,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Wraps an optimizer with straight-through pruning: masked forward, dense backward.
 
@@ -84,7 +83,7 @@ def sr_ste(
     decay: float = 2e-4,
     score: ScoreFn = magnitude,
     every: int = 1,
-    pattern: Pattern = _TWO_OF_FOUR,
+    pattern: PatternFn = _TWO_OF_FOUR,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Wraps an optimizer with SR-STE, which trains N:M sparse networks from scratch.
 
@@ -132,7 +131,7 @@ def _straight_through(
     sparsity: Any,
     score: ScoreFn,
     every: int,
-    pattern: Pattern,
+    pattern: PatternFn,
     name: str,
     gradient: Any = same_gradient,
 ) -> optax.GradientTransformationExtraArgs:
@@ -158,7 +157,7 @@ def top_kast(
     backward: float | Schedule,
     decay: float = 1e-4,
     every: int = 1,
-    pattern: Pattern = _UNSTRUCTURED,
+    pattern: PatternFn = UNSTRUCTURED,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Wraps an optimizer with Top-KAST: sparse forward, and a larger sparse set that learns.
 

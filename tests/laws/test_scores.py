@@ -385,4 +385,4 @@ def test_rounds_take_any_pattern(pattern):
     masks = jit(lambda p, s: jp.scores.in_rounds(jp.magnitude, pattern, rounds=3)(p, s))(
         params, 0.5
     )
-    assert float(jp.density(masks, params)) == 0.5
+    assert float(jp.density(params, masks)) == 0.5

@@ -274,7 +274,7 @@ def counted(place: Any) -> Any:
     applied = jp.apply_masks(p, masks)
     units = jp.apply_masks(p, jp.channel()(jp.magnitude(p), 0.5))
     host = jp.apply_masks(p, jax.tree.map(lambda w: w > 0, PARAMS))
-    return jp.density(masks, p), [kept for _, kept, _ in table], applied, units, host
+    return jp.density(p, masks), [kept for _, kept, _ in table], applied, units, host
 
 
 def packed(place: Any) -> Any:

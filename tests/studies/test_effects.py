@@ -90,7 +90,7 @@ def test_scheduled_methods_end_at_the_sparsity_on_the_same_layers(trainer, metho
     wanted = effects_training.ERK(jp.magnitude(trainer.params()), 0.9)
     masks = run.opt_state.masks
     np.testing.assert_allclose(densities(masks), densities(wanted), atol=0.01)
-    assert 0.09 < float(jp.density(masks, run.params)) < 0.11
+    assert 0.09 < float(jp.density(run.params, masks)) < 0.11
     for mask, leaf in zip(jax.tree.leaves(masks), jax.tree.leaves(run.params)):
         assert not np.any(np.where(mask, 0, leaf))
 

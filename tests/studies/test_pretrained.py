@@ -204,7 +204,7 @@ def test_single_weights_go_from_every_kernel(calibrated, recipe):
     ):
         off = np.count_nonzero(leaf) / leaf.size - (0.25 if np.ndim(mask) else 1)
         one = leaf.shape[-1] / leaf.size  # an entry of each output
-        assert abs(off) <= one / 2 + 1e-6, jp.path_str(path)
+        assert abs(off) <= one / 2 + 1e-6, jp.typing.path_str(path)
     summary = jp.summary(model.params, masks, fn=model.fn, args=(model.example,))
     assert summary.total.kept == sum(np.count_nonzero(x) for x in jax.tree.leaves(params))
     assert summary.flops.after < summary.flops.before
@@ -226,7 +226,7 @@ def test_repairs_lower_what_each_layer_loses(calibrated):
 
 def test_units_are_ranked_by_what_reads_them():
     model, stats = made("speech")
-    scores = model.structure.unit_scores(job.flap(model.params, stats), "sum")
+    scores = model.structure.unit_scores(job.flap(model.params, stats), jp.reduce.sum)
     p, v = model.params, stats.variances
     want = np.sum(p["lstm"]["recurrent_kernel"] ** 2, 1) * v["lstm"]["recurrent_kernel"]
     want = want + np.sum(p["final"]["kernel"] ** 2, 1) * v["final"]["kernel"]

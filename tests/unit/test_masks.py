@@ -32,7 +32,7 @@ def test_apply_is_idempotent_and_density_is_the_target(tree):
     assert jax.tree.structure(masks) == jax.tree.structure(params)
     once = jp.apply_masks(params, masks)
     same(jp.apply_masks(once, masks), once)
-    assert abs(float(jp.density(masks, params)) - 0.25) < 0.01
+    assert abs(float(jp.density(params, masks)) - 0.25) < 0.01
     assert sum(int(jnp.sum(x == 0)) for x in leaves(once) if jnp.ndim(x) > 1) >= 0.7 * (8 + 4) * 12
 
 
@@ -75,16 +75,16 @@ def test_density_counts_entries_and_leaves_dense_leaves_out():
         "v": jnp.ones((2, 2), bool),
         "b": jnp.asarray(True),
     }
-    assert float(jp.density(masks, params)) == pytest.approx((6 + 4) / (24 + 4))
+    assert float(jp.density(params, masks)) == pytest.approx((6 + 4) / (24 + 4))
     dense = jax.tree.map(lambda _: jnp.asarray(True), params)
-    assert float(jp.density(dense, params)) == 1.0
-    assert float(jax.jit(jp.density)(masks, params)) == pytest.approx(10 / 28)
+    assert float(jp.density(params, dense)) == 1.0
+    assert float(jax.jit(jp.density)(params, masks)) == pytest.approx(10 / 28)
 
 
 def test_density_of_many_entries():
     size = 2**24 + 2**22
     masks = {"w": jnp.ones((1, size), bool).at[0, : 2**22].set(False)}
-    assert float(jp.density(masks, {"w": masks["w"].astype(jnp.int8)})) == pytest.approx(
+    assert float(jp.density({"w": masks["w"].astype(jnp.int8)}, masks)) == pytest.approx(
         0.8, abs=1e-7
     )
 
@@ -151,7 +151,7 @@ FULL = jax.tree.map(lambda x: jnp.ones(x.shape, bool), W)
 def test_masks_that_do_not_fit_are_named(masks, text):
     for call in (
         jp.apply_masks,
-        lambda p, m: jp.density(m, p),
+        lambda p, m: jp.density(p, m),
         lambda p, m: mk.overlap(m, FULL, p),
     ):
         with pytest.raises(ValueError, match=text):

@@ -59,10 +59,10 @@ def test_measured_against_theoretical_marks_what_flops_promise():
     assert {"0.5", "1", "2"} <= labels
 
 
-def test_series_differ_in_colour_and_marker():
+def test_series_differ_in_color_and_marker():
     styles = [(s["color"], s["marker"]) for s in map(curves._style, range(56))]
     assert len(set(styles)) == 56
-    assert len({colour for colour, _ in styles[:7]}) == len({m for _, m in styles[:7]}) == 7
+    assert len({color for color, _ in styles[:7]}) == len({m for _, m in styles[:7]}) == 7
 
 
 @pytest.mark.parametrize(("count", "outside"), [(3, False), (9, True)])
@@ -204,15 +204,15 @@ def test_a_structure_is_drawn_in_order_of_use_with_labels_and_reasons():
     ]
     assert drawn[0].endswith("residual width: 4") and drawn[2].endswith("b hidden: 8")
     assert "a  input 0 of the function" in texts(ax) and "b  output of the function" in texts(ax)
-    blue, orange = curves.COLOURS[:2]
+    blue, orange = curves.COLORS[:2]
     assert lanes(ax) == {blue: [0, 1, 2, 3, 4], orange: [2, 3]}
 
 
-def test_a_box_has_the_colour_of_its_lane_and_what_is_fixed_is_grey():
+def test_a_box_has_the_color_of_its_lane_and_what_is_fixed_is_gray():
     from matplotlib.colors import to_rgba
 
     structure = jp.infer_structure(two_layers, TWO_LAYERS, jnp.ones((1, 3)))
-    blue, orange, grey = map(to_rgba, (*curves.COLOURS[:2], "#DADDE0"))
+    blue, orange, grey = map(to_rgba, (*curves.COLORS[:2], "#DADDE0"))
     assert boxes(jp.plot.structure(structure)) == [
         grey, blue, blue, blue, orange, orange, blue, blue, grey,
     ]  # fmt: skip
@@ -225,7 +225,7 @@ def test_some_dimensions_only():
     assert len(lanes(ax)) == 1
 
 
-def test_lanes_that_do_not_overlap_share_a_column_and_a_kind_its_colour():
+def test_lanes_that_do_not_overlap_share_a_column_and_a_kind_its_color():
     def fn(p, x):
         for layer in p:
             x = x + jnp.tanh(x @ layer["up"]) @ layer["down"]
@@ -362,13 +362,15 @@ def test_accuracy_density_refuses_percent():
 
 
 def test_sensitivity_draws_the_steepest_curves():
-    found = jp.Sensitivity((0.5, 0.9), {"a": (0.9, 0.8), "b": (0.7, 0.2), "c": (0.9, 0.9)}, 0.95)
+    found = jp.budget.Sensitivity(
+        (0.5, 0.9), {"a": (0.9, 0.8), "b": (0.7, 0.2), "c": (0.9, 0.9)}, 0.95
+    )
     ax = jp.plot.sensitivity(found, limit=2)
     assert list(lines(ax)) == ["b", "a"]
     np.testing.assert_allclose(lines(ax)["b"], ([0, 50, 90], [0.95, 0.7, 0.2]))
     assert "2 steepest of 3" in ax.get_title()
     with pytest.raises(ValueError, match="sensitivity"):
-        jp.plot.sensitivity(jp.Sensitivity((0.5,), {}, 0.9))
+        jp.plot.sensitivity(jp.budget.Sensitivity((0.5,), {}, 0.9))
 
 
 # -- widths that a search keeps
@@ -468,7 +470,7 @@ BAD = {
         NO_SERIES + "list",
     ),
     "a front in place of its points": (
-        lambda s: jp.plot.accuracy_speedup({"a": jp.ParetoFront(())}),
+        lambda s: jp.plot.accuracy_speedup({"a": jp.budget.ParetoFront(())}),
         TypeError,
         NO_SERIES + "ParetoFront",
     ),

@@ -38,7 +38,7 @@ def test_rows_count_entries_and_bytes():
     assert len(s.rows) == len(jax.tree.leaves(VARIABLES))
     kernels = [r for r in s.rows if r.path.endswith("kernel")]
     density = sum(r.kept for r in kernels) / sum(r.size for r in kernels)
-    np.testing.assert_allclose(density, jp.density(MASKS, VARIABLES), rtol=1e-6)
+    np.testing.assert_allclose(density, jp.density(VARIABLES, MASKS), rtol=1e-6)
     assert s.total.size == sum(x.size for x in jax.tree.leaves(VARIABLES))
     assert s.density == s.total.kept / s.total.size
     assert s.flops is None and s.others is None

@@ -30,7 +30,7 @@ def drawn(params: Any, seed: int) -> Any:
     """Parameters around their initial values, none of them zero; variances stay positive."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(treedef, [_drawn(jp.path_str(p), x, rng) for p, x in leaves])
+    return jax.tree.unflatten(treedef, [_drawn(jp.typing.path_str(p), x, rng) for p, x in leaves])
 
 
 def _drawn(path: str, leaf: Any, rng: np.random.Generator) -> Any:
@@ -159,7 +159,7 @@ def gradients(fn: Any, weigh: Any, params: Any, args: Any) -> tuple[Any, Any, An
     return outputs, by_all, by_inputs
 
 
-def compared(masked: Model, smaller: Model, small: jp.Compact) -> dict[str, float | None]:
+def compared(masked: Model, smaller: Model, small: jp.typing.Compact) -> dict[str, float | None]:
     """The errors of the compact model against the masked one.
 
     Entries that the masks remove have no counterpart in the compact model: ``restrict`` drops
@@ -194,7 +194,7 @@ def widened(model: Model) -> Model:
     return Model(model.fn, *jax.tree.map(leaf, (model.params, model.args)))
 
 
-def compared_float64(masked: Model, smaller: Model, small: jp.Compact) -> Any:
+def compared_float64(masked: Model, smaller: Model, small: jp.typing.Compact) -> Any:
     """The same in float64; None for models that fix float32 inside and refuse it."""
     jax.clear_caches()  # JAX would take a 32-bit program for 64-bit indices
     with contextlib.suppress(Exception), jax.enable_x64(True):
@@ -214,7 +214,7 @@ def measured(model: Model, seed: int, float64: bool) -> Row:
     row: Row = {
         "params": count(params),
         "params_removed": 1 - count(small.params) / count(params),
-        "masked": 1 - float(jp.density(masks, params)),
+        "masked": 1 - float(jp.density(params, masks)),
         "untouched": untouched(structure) / count(params),
         "dims": sum(not d.frozen for d in structure.dims.values()),
         "frozen": frozen_share(structure),
@@ -226,13 +226,13 @@ def measured(model: Model, seed: int, float64: bool) -> Row:
     return row | verdict(model, jp.apply_masks(params, masks), small, float64)
 
 
-def kept(small: jp.Compact) -> dict[str, list[Any]]:
+def kept(small: jp.typing.Compact) -> dict[str, list[Any]]:
     """Dimensions that keep masked units: size, how many, why."""
     entries = [e for e in small.certificate.entries if e.removed != e.masked]
     return {e.name: [e.size, e.masked - e.removed, e.reason] for e in entries}
 
 
-def verdict(model: Model, masked: Any, small: jp.Compact, float64: bool) -> Row:
+def verdict(model: Model, masked: Any, small: jp.typing.Compact, float64: bool) -> Row:
     """The errors, and what they say; in float64 too, on request or where float32 leaves it open."""
     whole = Model(model.fn, masked, model.args)
     smaller = Model(small.fn, small.params, model.args)

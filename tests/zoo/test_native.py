@@ -36,7 +36,7 @@ def compacted(entry: Entry, seed: int) -> Any:
     return jp.apply_masks(params, masks), jp.compact(jax.jit(fn), params, masks, *args)
 
 
-def halves(structure: jp.Structure, seed: int) -> dict[str, np.ndarray]:
+def halves(structure: jp.typing.Structure, seed: int) -> dict[str, np.ndarray]:
     """Half of every prunable dimension, at random."""
     rng = np.random.default_rng(seed)
     keep = {}
@@ -47,7 +47,7 @@ def halves(structure: jp.Structure, seed: int) -> dict[str, np.ndarray]:
     return keep
 
 
-def prunable_sizes(structure: jp.Structure, path: str, axis: int) -> tuple[int, ...]:
+def prunable_sizes(structure: jp.typing.Structure, path: str, axis: int) -> tuple[int, ...]:
     """Sizes of the prunable dimensions along one axis of a leaf, each once, in order."""
     found = {}
     for dim in structure.dims.values():
@@ -99,7 +99,7 @@ def gradient_error(expected: Any, got: Any) -> float:
     return max(float(np.max(np.abs(a - b))) for a, b in pairs) / float(norm)
 
 
-def reasons(structure: jp.Structure, certificate: Any) -> list[str]:
+def reasons(structure: jp.typing.Structure, certificate: Any) -> list[str]:
     found = [d.frozen for d in structure.dims.values() if d.frozen]
     return found + [e.reason for e in certificate.entries if e.reason]
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import matplotlib
 
 import jaxprune as jp
-from jaxprune.plot.curves import COLOURS, MARKERS
+from jaxprune.plot.curves import COLORS, MARKERS
 
 matplotlib.use("Agg")  # files only; after this, nothing opens a window
 
@@ -249,9 +249,7 @@ def _rows(ax: Any, accuracy: Mapping[str, Any]) -> None:
     shown = [m for m in ROWS if name(m, 0.98) in accuracy]
     for k, method in enumerate(shown):
         mean, spread = _mean_and_spread(accuracy[name(method, 0.98)])
-        ax.errorbar(
-            100 * mean, k, xerr=100 * spread, color=COLOURS[k], marker=MARKERS[k], capsize=3
-        )
+        ax.errorbar(100 * mean, k, xerr=100 * spread, color=COLORS[k], marker=MARKERS[k], capsize=3)
     ax.set_yticks(range(len(shown)), [_wrapped(m) for m in shown])
     ax.set(xlabel="test accuracy at 98 % sparsity [%]", ylim=(-0.6, len(shown) - 0.4))
     ax.grid(alpha=0.3)
@@ -272,7 +270,7 @@ def _layers(ax: Any, found: Mapping[str, Any]) -> None:
             continue
         kept = [100 * (1 - s) for s, _ in points]
         alive = [statistics.fmean(n) - 0.07 * k for _, n in points]  # equal lines stay visible
-        style = {"color": COLOURS[k], "marker": MARKERS[k], "linestyle": ("-", "--", "-.", ":")[k]}
+        style = {"color": COLORS[k], "marker": MARKERS[k], "linestyle": ("-", "--", "-.", ":")[k]}
         ax.plot(kept, alive, label=method, linewidth=1.4, **style)
     ax.set_xscale("log")
     ax.invert_xaxis()

@@ -14,6 +14,7 @@ import optax
 import jaxprune as jp
 from benchmarks.common import train
 from benchmarks.common.data import Data
+from jaxprune.reduce import Reduction
 
 PyTree = Any
 
@@ -26,10 +27,10 @@ def l2(variables: PyTree, **evidence: Any) -> PyTree:
 
 
 # name -> how entries are scored, and how a unit's entries come together
-STRUCTURED: dict[str, tuple[Callable[..., PyTree], str]] = {
-    "magnitude L2": (l2, "sum"),
-    "Taylor": (jp.scores.taylor, "taylor"),
-    "BatchNorm scale": (jp.scores.batch_norm_scale, "sum"),
+STRUCTURED: dict[str, tuple[Callable[..., PyTree], Reduction]] = {
+    "magnitude L2": (l2, jp.reduce.sum),
+    "Taylor": (jp.scores.taylor, jp.reduce.taylor),
+    "BatchNorm scale": (jp.scores.batch_norm_scale, jp.reduce.sum),
 }
 UNSTRUCTURED = "magnitude"
 

@@ -1,8 +1,8 @@
 """``python -m benchmarks oneshot_drift``: how much of the drift pruned kernels should make up for.
 
 Chosen on texts that nothing is fit to and no table reports: Python's language reference, and
-WordNet's adjectives. Of single weights (``jp.oneshot.sequential(drift=)``) and of hidden units
-(:mod:`benchmarks.studies.oneshot.stream`). Rows that the result file has are kept.
+WordNet's adjectives. Of single weights (``jp.oneshot.sequential(error_propagation=)``) and of
+hidden units (:mod:`benchmarks.studies.oneshot.stream`). Rows that the result file has are kept.
 """
 
 from __future__ import annotations

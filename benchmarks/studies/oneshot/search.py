@@ -66,7 +66,7 @@ def stage(
     judged: np.ndarray,
     found: jp.Search,
     target: jp.Target,
-) -> tuple[Keep, jp.SearchResult]:
+) -> tuple[Keep, jp.budget.SearchResult]:
     """Fewer units for a target, and the solver's plan.
 
     ``now`` is the model with what has gone. ``judged``: tokens that it was not calibrated on.
@@ -78,7 +78,7 @@ def stage(
     return [{d: old[d] & units[d] for d in old} for old, units in zip(keep, new)], plan
 
 
-def of_plan(plan: jp.SearchResult, blocks: int) -> Keep:
+def of_plan(plan: jp.budget.SearchResult, blocks: int) -> Keep:
     return [{dim: plan.keep[f"blocks/{k}/{dim}"] for dim in TRIED} for k in range(blocks)]
 
 
@@ -95,7 +95,7 @@ def tried(
     begin, curves, order = dense(now, 0, x), Curves(), []
     for k, p in enumerate(tqdm(params["blocks"], desc="further cuts")):
         stats = jp.calibrate(smollm2.block, p, states, where=structured.is_consumer)
-        units = structured.importance(structure, p, jp.oneshot.flap(p, stats))
+        units = structured.importance(structure, p, jp.scores.flap(p, stats=stats))
         order.append({d: np.where(keep[k][d], units[d], -1.0) for d in TRIED})
         curves.append({})
         for dim in TRIED:

@@ -35,7 +35,7 @@ States = list[jax.Array]  # batches of hidden states
 
 
 def pruned_blocks(
-    structure: jp.Structure,
+    structure: jp.typing.Structure,
     blocks: Sequence[Any],
     states: States,
     keep: Sequence[Any],

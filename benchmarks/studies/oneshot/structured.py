@@ -43,16 +43,16 @@ def is_consumer(path: str, leaf: Any) -> bool:
     return path in CONSUMERS.values()
 
 
-def _structure(params: Any) -> jp.Structure:
+def _structure(params: Any) -> jp.typing.Structure:
     x = jnp.zeros((1, TOKENS, params["embedding"].shape[1]))
     return jp.infer_structure(smollm2.block, params["blocks"][0], x)
 
 
-def importance(structure: jp.Structure, p: Any, scores: Any) -> Units:
+def importance(structure: jp.typing.Structure, p: Any, scores: Any) -> Units:
     """Of each unit, the sum of its consumer's scores: what it makes isn't asked."""
     silent = jax.tree.map(jnp.zeros_like, p)
     read = silent | {name: scores[name] for name in CONSUMERS.values()}
-    return {d: np.asarray(structure.unit_scores(read, "sum")[d]) for d in CONSUMERS}
+    return {d: np.asarray(structure.unit_scores(read, jp.reduce.sum)[d]) for d in CONSUMERS}
 
 
 # ---- recipes: which hidden units stay ----------------------------------------------------------
@@ -63,7 +63,11 @@ def magnitude(p: Any, stats: Any) -> Any:
 
 
 def energy(p: Any, stats: Any) -> Any:
-    return jp.oneshot.activation_energy(p, stats)
+    return jp.scores.activation_energy(p, stats=stats)
+
+
+def flap(p: Any, stats: Any) -> Any:
+    return jp.scores.flap(p, stats=stats)
 
 
 def uniform(found: list[Units], kept: float) -> Keep:
@@ -110,7 +114,7 @@ def by_hand(found: Found) -> Keep:
     ]
 
 
-SCORES = {"magnitude": magnitude, "activations": energy, "FLAP": jp.oneshot.flap}
+SCORES = {"magnitude": magnitude, "activations": energy, "FLAP": flap}
 # ---- one pass over the blocks ------------------------------------------------------------------
 
 
@@ -140,7 +144,9 @@ def _turned(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.mean(1 - jnp.sum(x * y, -1) / sizes)
 
 
-def cut(structure: jp.Structure, p: Any, stats: Any, keep: Units, refit: bool, bias: bool) -> Any:
+def cut(
+    structure: jp.typing.Structure, p: Any, stats: Any, keep: Units, refit: bool, bias: bool
+) -> Any:
     """One block without some units: (the dense block's tree with zeros, masks)."""
     masks = structure.traced_masks(keep)
     pruned = jp.apply_masks(p, masks)
@@ -154,7 +160,7 @@ def cut(structure: jp.Structure, p: Any, stats: Any, keep: Units, refit: bool, b
         biased = {"down_bias": jnp.zeros(p["down"].shape[1])}
         masks |= {"down_bias": jnp.asarray(True)}
         pruned = jp.oneshot.compensate(
-            p | biased, pruned | biased, masks, _with_bias(stats), {"down": "down_bias"}
+            p | biased, pruned | biased, masks, _with_bias(stats), biases={"down": "down_bias"}
         )
     return pruned, masks
 

@@ -27,7 +27,7 @@ from benchmarks.models import smollm2
 from benchmarks.studies.oneshot import search as oneshot_search
 from benchmarks.studies.oneshot import structured
 
-COLOURS, MARKERS = jp.plot.curves.COLOURS, "osD^v*P"
+COLORS, MARKERS = jp.plot.curves.COLORS, "osD^v*P"
 RUNS = {"prefill": structured.TOKENS, "one token": 1}  # tokens
 
 Kept = Mapping[str, list[int]]  # dimension -> how many units of each block stay
@@ -82,9 +82,9 @@ def plot(cut: Mapping[str, Any], times: Mapping[str, Any], path: Path) -> Figure
             lines.setdefault(family(name), []).append(point)
     fig, ax = plt.subplots(figsize=(9, 5), layout="constrained")
     for k, (name, points) in enumerate(sorted(lines.items())):
-        colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k // 2 % len(MARKERS)]
+        color, marker = COLORS[k % len(COLORS)], MARKERS[k // 2 % len(MARKERS)]
         by_perplexity = sorted(points, key=lambda point: point[1])
-        ax.plot(*zip(*by_perplexity), f"{marker}-", color=colour, lw=1, label=name)
+        ax.plot(*zip(*by_perplexity), f"{marker}-", color=color, lw=1, label=name)
     ax.axhline(dense, color="grey", lw=0.8, ls="--", label="dense")
     ax.set(xlabel="measured speed-up of a prefill of 256 tokens", ylabel="perplexity, excerpt")
     ax.set_yscale("log")

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import jaxprune as jp
 from benchmarks import studies
 from benchmarks.common import results
+from jaxprune.oneshot._run import within
 from jaxprune.oneshot._sparsegpt import _matrix
 
 TOKENS, SIZE, COMPILED = 4096, 2048, (512, 1024, 2048)
 LARGE = (11008, 4096)  # in, out
-WITHIN = jp.unstructured().within  # type: ignore[attr-defined]
+WITHIN = within("sparsegpt", jp.unstructured(), 0.5)
 
 
 def gram(x: jax.Array) -> jax.Array:
@@ -35,7 +36,7 @@ def gram_and_factor(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def solve(w: jax.Array, h: jax.Array) -> Any:
-    return _matrix(w, h, 0.5, 0.01, WITHIN, None, 128)
+    return _matrix(w, h, 0.5, 0.01, within=WITHIN, group=None, block=128)
 
 
 def compile_seconds(size: int) -> float:

@@ -126,7 +126,7 @@ def prune_model(
         return pruned, masks
 
     blocks, _ = jp.oneshot.sequential(
-        smollm2.block, params["blocks"], states, timed, drift=drift, grams=grams,
+        smollm2.block, params["blocks"], states, timed, error_propagation=drift, grams=grams,
         progress=functools.partial(tqdm, desc=f"{method}, {at}", leave=False),
     )  # fmt: skip
     calibrating = time.perf_counter() - begin - solving

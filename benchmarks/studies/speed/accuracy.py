@@ -123,10 +123,8 @@ class Trainer:
         @jax.jit
         def taylor(x: jax.Array, y: jax.Array) -> dict[str, Any]:
             grad = train.updates(self.model, self.dense, x, y)
-            units = self.structure.unit_scores(
-                jp.scores.taylor(self.dense, grad=grad) | still, "sum"
-            )
-            return {name: score**2 for name, score in units.items()}
+            scores = jp.scores.taylor(self.dense, grad=grad) | still
+            return self.structure.unit_scores(scores, jp.reduce.taylor)
 
         size = self.settings.batch
         batches = [slice(i * size, (i + 1) * size) for i in range(self.settings.gradient_batches)]
@@ -141,7 +139,7 @@ class Trainer:
         state = optax.tree_utils.tree_set(self.tune.init(masked), masks=masks)
         return self._fit(self.tune, train.Run(masked, state), self.settings.tune_steps)
 
-    def compacted(self, keep: Keep) -> jp.Compact:
+    def compacted(self, keep: Keep) -> jp.typing.Compact:
         return jp.compact(self.fn, self.dense, self.structure.masks(keep), self.x)
 
     def entries(self, keeps: dict[str, Keep]) -> dict[str, Any]:

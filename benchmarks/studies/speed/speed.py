@@ -79,7 +79,7 @@ class Network:
             **options,
         )
 
-    def compact(self, masks: Any) -> jp.Compact:
+    def compact(self, masks: Any) -> jp.typing.Compact:
         return jp.compact(self.fn, self.params, masks, self.x)
 
     def half(self) -> Any:
@@ -116,7 +116,7 @@ def entries(network: Network, asked: dict[str, Sequence[float]]) -> tuple[dict[s
     return found, about
 
 
-def _plan(search: jp.Search, speedup: float, uniform: bool) -> jp.SearchResult | None:
+def _plan(search: jp.Search, speedup: float, uniform: bool) -> jp.budget.SearchResult | None:
     """The plan, or None where every dimension at its least isn't fast enough."""
     try:
         return search.plan(jp.Target(speedup=speedup), uniform=uniform)
@@ -125,12 +125,12 @@ def _plan(search: jp.Search, speedup: float, uniform: bool) -> jp.SearchResult |
         return None
 
 
-def _small(network: Network, plan: jp.SearchResult) -> Entry:
+def _small(network: Network, plan: jp.budget.SearchResult) -> Entry:
     small = network.compact(plan.masks)
     return small.fn, (small.params, network.x)
 
 
-def _about(plan: jp.SearchResult, asked: float) -> dict[str, Any]:
+def _about(plan: jp.budget.SearchResult, asked: float) -> dict[str, Any]:
     return {
         "asked": asked,
         "predicted": plan.predicted.speedup,
@@ -159,7 +159,7 @@ def sparse_entries(network: Network) -> Iterator[tuple[str, Entry | None]]:
 def _converted(params: Any, convert: Callable[[Any], Any]) -> tuple[Any, int]:
     """Kernels of dense layers, transposed and converted, and how many there are."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-    dense = [fnmatch.fnmatch(jp.path_str(path), "*Dense_*/kernel") for path, _ in flat]
+    dense = [fnmatch.fnmatch(jp.typing.path_str(path), "*Dense_*/kernel") for path, _ in flat]
     leaves = [convert(w.T) if found else w for (_, w), found in zip(flat, dense)]
     return jax.tree.unflatten(treedef, leaves), sum(dense)
 
@@ -283,7 +283,7 @@ def picture(networks: dict[str, Any], path: Path) -> None:
             if name.startswith(start)
         ]
         marker = jp.plot.curves.MARKERS[k]
-        ax.plot(*np.transpose(points), marker, color=jp.plot.curves.COLOURS[k], label=label,
+        ax.plot(*np.transpose(points), marker, color=jp.plot.curves.COLORS[k], label=label,
                 markersize=7, markeredgecolor="white", alpha=0.9, zorder=9 - k)  # fmt: skip
     ax.set_xscale("log", base=2)
     ticks = [0.125, 0.25, 0.5, 1, *SPEEDUPS["float32"], 4, 6]

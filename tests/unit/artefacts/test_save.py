@@ -78,7 +78,7 @@ def test_the_plan_is_text_and_names_what_print_names(tmp_path):
     names = {row["name"] for row in plan["dimensions"]}
     assert names == {entry.name for entry in small.certificate.entries}
     leaves = jax.tree_util.tree_leaves_with_path(small.params)
-    np.testing.assert_array_equal(found, {jp.path_str(p): leaf for p, leaf in leaves}[path])
+    np.testing.assert_array_equal(found, {jp.typing.path_str(p): leaf for p, leaf in leaves}[path])
     assert {file.name for file in tmp_path.iterdir()} == {save.FILE}
 
 

@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 import pytest
+from jaxprune.structure.patterns import chosen_dims
 
 import jaxprune as jp
 from benchmarks.models.transformers import ViT, Widths
 from jaxprune.budget import candidates, model
-from jaxprune.structure.patterns import chosen_dims
 from tests.unit.budget.networks import built, module
 
 
@@ -48,7 +48,7 @@ def test_each_dimension_gets_the_step_of_its_own_products(monkeypatch):
         return lambda: float(group.work(counts)) * (1.5 if slow else 1)
 
     monkeypatch.setattr(candidates, "time_group", timed)
-    steps = candidates.fastest_steps(made.groups, made.axes, jp.LatencyTable(False), None)
+    steps = candidates.fastest_steps(made.groups, made.axes, jp.budget.LatencyTable(False), None)
     assert dict(zip((d.size for d in made.axes), steps)) == tiles
 
 

@@ -18,8 +18,8 @@ def clock(*seconds):
 def test_a_table_is_read_and_not_measured_again(tmp_path):
     compiled = []
     wanted = {name: lambda name=name: compiled.append(name) or (lambda: 1.5) for name in "ab"}
-    jp.LatencyTable(tmp_path / "t.json").measure(wanted)
-    again = jp.LatencyTable(tmp_path / "t.json")
+    jp.budget.LatencyTable(tmp_path / "t.json").measure(wanted)
+    again = jp.budget.LatencyTable(tmp_path / "t.json")
     again.measure(wanted)
     assert compiled == ["a", "b"] and again.seconds == {"a": 1.5, "b": 1.5}
 
@@ -28,7 +28,7 @@ def test_the_least_of_passes_over_everything_counts():
     """A machine that is slow during the first pass: nothing of it is left."""
     passes = []
     wanted = {n: lambda n=n: lambda: passes.append(n) or (9.0, 1.0)[len(passes) > 2] for n in "ab"}
-    table = jp.LatencyTable(False)
+    table = jp.budget.LatencyTable(False)
     table.measure(wanted)
     assert table.seconds == {"a": 1.0, "b": 1.0} and passes[:4] == ["a", "b", "a", "b"]
 
@@ -40,16 +40,18 @@ def test_an_interrupted_measurement_goes_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        jp.LatencyTable(tmp_path / "t.json").measure({"a": clock(1.0), "b": fails})
-    assert jp.LatencyTable(tmp_path / "t.json").seconds == {"a": 1.0}
+        jp.budget.LatencyTable(tmp_path / "t.json").measure({"a": clock(1.0), "b": fails})
+    assert jp.budget.LatencyTable(tmp_path / "t.json").seconds == {"a": 1.0}
 
 
 def test_a_table_from_elsewhere(tmp_path):
-    table = jp.LatencyTable(tmp_path / "t.json")
+    table = jp.budget.LatencyTable(tmp_path / "t.json")
     table.identity["jax"] = "0.1"
     table.measure({"a": clock(1.0)})
-    with pytest.raises(ValueError, match=r"measured elsewhere \(jax: '0.1' there.*jp.LatencyTable"):
-        jp.LatencyTable(tmp_path / "t.json")
+    with pytest.raises(
+        ValueError, match=r"measured elsewhere \(jax: '0.1' there.*jp.budget.LatencyTable"
+    ):
+        jp.budget.LatencyTable(tmp_path / "t.json")
 
 
 def fake_clock(monkeypatch, turn, hiccups=()):
@@ -87,4 +89,4 @@ def test_a_group_is_compiled_at_a_width_and_timed():
 def test_a_corrupt_table_is_named(tmp_path, text):
     (tmp_path / "t.json").write_text(text)
     with pytest.raises(ValueError, match=r"table .*t.json can't be read .*; delete it to measure"):
-        jp.LatencyTable(tmp_path / "t.json")
+        jp.budget.LatencyTable(tmp_path / "t.json")

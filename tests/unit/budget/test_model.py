@@ -77,7 +77,7 @@ def test_an_operand_in_another_order_is_not_timed(monkeypatch):
     params = {"up": jnp.ones((48, 16)), "down": jnp.ones((5, 48))}
     fn = lambda p, x: jnp.tanh(x @ p["up"].T) @ p["down"].T  # noqa: E731
     x = jnp.ones((4, 16))
-    structure, table = jp.infer_structure(fn, params, x), jp.LatencyTable(False)
+    structure, table = jp.infer_structure(fn, params, x), jp.budget.LatencyTable(False)
     clockless(monkeypatch)
     (dim,) = (name for name, dim in structure.dims.items() if not dim.frozen)
     made = model.build(fn, params, (x,), structure, [dim], 8, {})
@@ -92,7 +92,7 @@ def test_an_operand_in_another_order_is_not_timed(monkeypatch):
 def test_times_between_widths_follow_the_work():
     """A recurrent layer takes a quadratic time: exact between the five widths that are timed."""
     made = built("lstm")
-    table = jp.LatencyTable(False)
+    table = jp.budget.LatencyTable(False)
     seconds = lambda g, at: 1e-3 + 1e-9 * float(g.work(at))  # noqa: E731
     for g in made.groups:
         widths = [model._spread(made.counts_of[d], model._number(g)) for d in g.dims]

@@ -7,7 +7,7 @@ from tests.unit.budget.networks import setting
 
 
 def device(flops, bandwidth=1e9, tile=8):
-    return jp.Device("mine", flops=flops, bandwidth=bandwidth, tile=tile, source="a guess")
+    return jp.budget.Device("mine", flops=flops, bandwidth=bandwidth, tile=tile, source="a guess")
 
 
 def test_a_type_without_a_peak_has_that_of_float32_or_the_least():
@@ -35,7 +35,7 @@ BAD = {
     "negative peak": (
         lambda: device({"int8": -1}),
         ValueError,
-        r"jp.Device\('mine', flops=\{'int8': -1\}\): wanted a finite number above 0",
+        r"jp.budget.Device\('mine', flops=\{'int8': -1\}\): wanted a finite number above 0",
     ),
     "text peak": (lambda: device({"int8": "1e12"}), TypeError, r"'int8': '1e12'\}\): wanted"),
     "no bandwidth": (

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxprune.structure.patterns import chosen_dims
 
 import jaxprune as jp
 from jaxprune.budget import api
-from jaxprune.structure.patterns import chosen_dims
 from tests.unit.budget.networks import HALF, clockless, close, searching, setting, slow_unless_small
 
 
@@ -160,7 +160,7 @@ def test_random_keys_among_the_params_have_no_score():
 def test_timed_target_is_measured_and_printed(tmp_path):
     """No time is asserted: what was measured is there, beside what was predicted."""
     fn, params, structure, scores, x = setting("mlp")
-    table = jp.LatencyTable(tmp_path / "times.json")
+    table = jp.budget.LatencyTable(tmp_path / "times.json")
     plan = jp.search(
         fn, params, structure, scores, x, target=jp.Target(latency=10.0), dims="mid*",
         maximum={"*": 0.5}, table=table, repeats=3, round_to=16,
@@ -168,7 +168,7 @@ def test_timed_target_is_measured_and_printed(tmp_path):
     assert plan.measured.speedup > 0 and plan.predicted["latency"] > 0
     text = str(plan)
     assert "predicted" in text and "measured" in text and "speedup" in text
-    assert len(table) > 4 and len(jp.LatencyTable(tmp_path / "times.json")) == len(table)
+    assert len(table) > 4 and len(jp.budget.LatencyTable(tmp_path / "times.json")) == len(table)
 
 
 def test_a_known_device_is_estimated():
@@ -185,7 +185,14 @@ def test_a_stage_is_a_new_search_with_those_limits(monkeypatch):
     fn, params, structure, scores, x = setting("mlp")
     options = {"round_to": 4, "repeats": 2}
     first = jp.Search(
-        fn, params, structure, scores, x, minimum={"*": 4}, **options, table=jp.LatencyTable(False)
+        fn,
+        params,
+        structure,
+        scores,
+        x,
+        minimum={"*": 4},
+        **options,
+        table=jp.budget.LatencyTable(False),
     )
     other = {name: np.random.default_rng(0).random(dim.size) for name, dim in structure.dims.items()
              if name in first.model.names}  # fmt: skip
@@ -375,8 +382,8 @@ def units_of(s):
 
 WRONG_KINDS = {
     "target": ({"target": 2.0}, r"target is 2.0; write target=jp.Target\(speedup=2.0\)"),
-    "device": ({"target": HALF, "device": 3}, "device is 3; wanted a name among jp.DEVICES"),
-    "table": ({"target": HALF, "table": "t"}, "table is 't'; write table=jp.LatencyTable"),
+    "device": ({"target": HALF, "device": 3}, "device is 3; wanted a name among jp.budget.DEVICES"),
+    "table": ({"target": HALF, "table": "t"}, "table is 't'; write table=jp.budget.LatencyTable"),
     "minimum": ({"target": HALF, "minimum": 3}, 'minimum is 3; write minimum={"\\*": 64}'),
     "dims": ({"target": HALF, "dims": None}, "dims is None; wanted names or labels"),
 }

@@ -60,13 +60,13 @@ def test_allowed_fraction_is_read_off_the_curve():
 
 def test_nan_and_infinity_are_below_every_floor():
     curves = {"nan": (0.9, NAN, 0.9), "inf": (0.9, -INF, 0.9), "first": (NAN, 1.0, 1.0)}
-    found = jp.Sensitivity((0.25, 0.5, 0.75), curves, 1.0)
+    found = jp.budget.Sensitivity((0.25, 0.5, 0.75), curves, 1.0)
     assert found.allowed(0.5) == {"nan": 0.25, "inf": 0.25, "first": 0.0}
-    assert jp.Sensitivity((0.5,), {"a": (1.0,)}, NAN).allowed(0.5) == {"a": 0.0}
+    assert jp.budget.Sensitivity((0.5,), {"a": (1.0,)}, NAN).allowed(0.5) == {"a": 0.0}
 
 
 def test_a_curve_that_starts_at_infinity_has_no_line():
-    assert jp.Sensitivity((0.5,), {"a": (0.0,)}, INF).allowed(0.5) == {"a": 0.0}
+    assert jp.budget.Sensitivity((0.5,), {"a": (0.0,)}, INF).allowed(0.5) == {"a": 0.0}
 
 
 def test_saved_sensitivity_is_strict_json(tmp_path):
@@ -74,10 +74,10 @@ def test_saved_sensitivity_is_strict_json(tmp_path):
         raise AssertionError(f"{name} is not JSON")
 
     curves = {"a": (1.0, NAN), "b": (-INF, INF)}
-    jp.Sensitivity((0.25, 0.5), curves, NAN).save(tmp_path / "s.json")
+    jp.budget.Sensitivity((0.25, 0.5), curves, NAN).save(tmp_path / "s.json")
     text = (tmp_path / "s.json").read_text()
     assert json.loads(text, parse_constant=refuse)["curves"]["a"] == [1.0, None]
-    again = jp.Sensitivity.load(tmp_path / "s.json")
+    again = jp.budget.Sensitivity.load(tmp_path / "s.json")
     np.testing.assert_equal(again.curves, curves)
     assert math.isnan(again.dense) and again.fractions == (0.25, 0.5)
 
@@ -85,7 +85,7 @@ def test_saved_sensitivity_is_strict_json(tmp_path):
 def test_files_with_bare_nan_are_still_read(tmp_path):
     old = '{"fractions": [0.5], "curves": {"a": [NaN]}, "dense": -Infinity}'
     (tmp_path / "old.json").write_text(old)
-    again = jp.Sensitivity.load(tmp_path / "old.json")
+    again = jp.budget.Sensitivity.load(tmp_path / "old.json")
     assert math.isnan(again.curves["a"][0]) and again.dense == -INF
 
 

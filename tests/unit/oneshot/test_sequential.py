@@ -150,7 +150,9 @@ def test_drift_is_made_up_for_as_least_squares_do(network):
         return sparsegpt(p, stats)
 
     order = [only("up"), only("down")]
-    pruned, _ = jp.oneshot.sequential(block, blocks, batches, prune, order=order, drift=0.5)
+    pruned, _ = jp.oneshot.sequential(
+        block, blocks, batches, prune, order=order, error_propagation=0.5
+    )
     ours = theirs = np.concatenate(batches).astype(np.float64)
     for k, (dense, got) in enumerate(zip(blocks, pruned, strict=True)):
         dense, got = (
@@ -179,7 +181,7 @@ def test_all_of_the_drift_brings_outputs_nearer_to_the_dense_ones(network):
     order, errors = [only("up"), only("down")], {}
     for drift in (0.0, 1.0):
         pruned, _ = jp.oneshot.sequential(
-            block, blocks, batches, sparsegpt, order=order, drift=drift
+            block, blocks, batches, sparsegpt, order=order, error_propagation=drift
         )
         got = want = jnp.concatenate(batches)
         for p, q in zip(blocks, pruned, strict=True):
@@ -220,17 +222,19 @@ def test_products_of_equal_inputs_are_gram_matrices(use):
 def test_drift_is_checked(network):
     blocks, batches = network
     run = functools.partial(jp.oneshot.sequential, block, blocks, batches, sparsegpt)
-    with pytest.raises(ValueError, match=r"drift=1.5; wanted a share in \[0, 1\]"):
-        run(order=[only("up")], drift=1.5)
+    with pytest.raises(ValueError, match=r"error_propagation=1.5; wanted a share in \[0, 1\]"):
+        run(order=[only("up")], error_propagation=1.5)
     with pytest.raises(ValueError, match="up, .*has no Gram matrix .* without grams"):
-        run(order=[only("up")], drift=0.5, grams=False)
+        run(order=[only("up")], error_propagation=0.5, grams=False)
 
     def looped(p, x):
         return jax.lax.fori_loop(0, 2, lambda _, x: jnp.tanh(x @ p["w"]), x)
 
     stacks = [{"w": jnp.eye(8)}]
     with pytest.raises(ValueError, match=r"inputs of w, shape \(8, 8\), token by token"):
-        jp.oneshot.sequential(looped, stacks, batches, sparsegpt, order=[only("w")], drift=0.5)
+        jp.oneshot.sequential(
+            looped, stacks, batches, sparsegpt, order=[only("w")], error_propagation=0.5
+        )
 
 
 def attention(p, x):
@@ -282,7 +286,9 @@ def test_order_of_use_equals_order_by_hand(network):
     by_hand = {"order": [only("up"), only("down")]}
     for drift, ask in ((0.0, {"order": "use"}), (0.5, {}), (0.5, {"order": "use"})):
         run = functools.partial(jp.oneshot.sequential, block, blocks, batches, sparsegpt)
-        chex.assert_trees_all_equal(run(drift=drift, **ask), run(drift=drift, **by_hand))
+        chex.assert_trees_all_equal(
+            run(error_propagation=drift, **ask), run(error_propagation=drift, **by_hand)
+        )
 
 
 def test_order_of_use_is_checked(network):
@@ -293,7 +299,7 @@ def test_order_of_use_is_checked(network):
         return jax.lax.fori_loop(0, 2, lambda _, x: block(p, x), x)
 
     with pytest.raises(ValueError, match=r"down, shape \(16, 8\), is used within a loop of the"):
-        run(looped, drift=0.5)
+        run(looped, error_propagation=0.5)
     with pytest.raises(ValueError, match='order="use" finds no weight that the block contracts'):
         run(lambda p, x: x, order="use")
     with pytest.raises(ValueError, match='order=.up.; wanted "use", or groups of leaves as'):

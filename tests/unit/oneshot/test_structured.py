@@ -26,16 +26,16 @@ def setting(seed=0):
 
 def masks_of(score, params, stats, x, sparsity=0.25):
     structure = jp.infer_structure(mlp, params, x)
-    return jp.structured(structure, reduce="sum")(score(params, stats), sparsity)
+    return jp.structured(structure, reduce=jp.reduce.sum)(score(params, stats=stats), sparsity)
 
 
-@pytest.mark.parametrize("score", [jp.oneshot.flap, jp.oneshot.activation_energy])
+@pytest.mark.parametrize("score", [jp.scores.flap, jp.scores.activation_energy])
 def test_repairs_help_and_compact_equals_masked(score):
     params, x, stats = setting()
     masks = masks_of(score, params, stats, x)
     masked = jp.apply_masks(params, masks)
     refit = jp.oneshot.refit(params, masks, stats)
-    both = jp.oneshot.compensate(params, refit, masks, stats, {"down": "down_bias"})
+    both = jp.oneshot.compensate(params, refit, masks, stats, biases={"down": "down_bias"})
 
     def error(p):
         return float(jnp.mean((mlp(p, x) - mlp(params, x)) ** 2))
@@ -53,9 +53,9 @@ def test_flap_chooses_what_fluctuates():
     params, x, stats = setting()
     hidden = np.asarray(jax.nn.relu(x @ params["up"] + params["up_bias"]), np.float64)
     slow = hidden.var(0) * (np.asarray(params["down"]) ** 2).sum(1)
-    kept = np.asarray(masks_of(jp.oneshot.flap, params, stats, x)["down"])
+    kept = np.asarray(masks_of(jp.scores.flap, params, stats, x)["down"])
     gone = ~np.broadcast_to(kept, (16, 5)).any(1)
-    scores = np.asarray(jp.oneshot.flap(params, stats)["down"]).sum(1)
+    scores = np.asarray(jp.scores.flap(params, stats=stats)["down"]).sum(1)
     np.testing.assert_allclose(scores, slow, rtol=1e-4)
     assert gone.sum() == 4
 
@@ -70,7 +70,7 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name):
     params, x, stats = setting()
-    masks = masks_of(jp.oneshot.flap, params, stats, x)
+    masks = masks_of(jp.scores.flap, params, stats, x)
     biases, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
-        jp.oneshot.compensate(params, params, masks, stats, biases)
+        jp.oneshot.compensate(params, params, masks, stats, biases=biases)

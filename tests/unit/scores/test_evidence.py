@@ -74,6 +74,7 @@ def test_grasp_is_what_the_norm_of_the_gradient_loses_with_an_entry():
         assert loss_of_norm / (2 * small) == pytest.approx(float(scores[i]), rel=2e-2, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_hessian_diagonal_converges_and_is_exact_where_the_hessian_is_diagonal():
     got = evidence.hessian_diagonal(loss, PARAMS, BATCHES, key=KEY, samples=2000)
     np.testing.assert_allclose(floats(got), jnp.diag(HESSIAN), atol=0.05)
@@ -82,6 +83,7 @@ def test_hessian_diagonal_converges_and_is_exact_where_the_hessian_is_diagonal()
     np.testing.assert_allclose(one["w"], 12 * PARAMS["w"] ** 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_fisher_and_gradients_of_single_examples():
     fisher = evidence.fisher_diagonal(loss, PARAMS, BATCHES)
     np.testing.assert_allclose(floats(fisher), (EXAMPLES**2).mean(0), rtol=1e-4)
@@ -104,6 +106,7 @@ def test_optimal_brain_damage_predicts_the_loss_of_a_quadratic_in_full():
     np.testing.assert_allclose(scores, jnp.stack(costs), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_half_precision_is_accumulated_in_float32():
     params = {"w": jnp.ones(2, jnp.bfloat16)}
     linear = lambda p, x: jnp.mean(p["w"].astype(jnp.float32) * x)  # noqa: E731
@@ -122,6 +125,7 @@ def test_half_precision_is_accumulated_in_float32():
         assert tree["w"].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_any_tree_and_inside_of_jit():
     model, x = eqx.nn.MLP(3, 2, 4, 1, key=KEY), BATCHES[0][0]
     loss = lambda m, x: jnp.sum(jax.vmap(m)(x) ** 2)  # noqa: E731
@@ -147,6 +151,7 @@ def test_activity_counts_over_batches_and_positions():
     assert seen.zeros["head"] is None
 
 
+@pytest.mark.slow
 def test_activity_feeds_the_scores_of_a_structure():
     """The unit that never fires goes first, in all its slots."""
     params = {"up": jnp.array([[1.0, -1.0, 2.0]]), "down": jnp.ones((3, 1))}

@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
+from jaxprune._leaf import is_float
 from jaxprune.scores.channels import is_norm_scale
 from jaxprune.scores.evidence import split
-from jaxprune.scores.weights import is_float
 from tests.helpers.oracles import TREES
 
 KEY = jax.random.key(1)
@@ -41,8 +41,12 @@ SCORES = {
     "mean_activation": jp.scores.mean_activation,
     "ria": jp.scores.ria,
     "wanda": jp.scores.wanda,
+    "flap": jp.scores.flap,
+    "activation_energy": jp.scores.activation_energy,
     "fpgm": jp.scores.fpgm,
-    "batch_norm_scale": functools.partial(jp.batch_norm_scale, where=lambda p, x: is_float(x)),
+    "batch_norm_scale": functools.partial(
+        jp.scores.batch_norm_scale, where=lambda p, x: is_float(x)
+    ),
 }
 NO_SCORES = {"activity", "in_rounds"}
 
@@ -57,12 +61,14 @@ def gradients(params):
 
 def all_evidence(params):
     grad = gradients(params)
+    inputs = jax.tree.map(lambda w: jnp.ones(w.shape) if is_float(w) else w, params)
     outputs = jax.tree.map(lambda w: jnp.ones(w.shape[-1]) / 4 if is_float(w) else w, params)
     return {
         **dict.fromkeys(("grad", "hvp", "hessian", "fisher", "nu"), grad),
         **dict.fromkeys(("zeros", "means"), outputs),
         "grads": jax.tree.map(lambda g: jnp.stack([g, -g, g / 2]) if is_float(g) else g, grad),
-        "input_norms": jax.tree.map(lambda w: jnp.ones(w.shape) if is_float(w) else w, params),
+        "input_norms": inputs,
+        "stats": jp.typing.Stats(*[inputs] * 5),
     }
 
 
@@ -93,6 +99,7 @@ def every_score(params, evidence):
 compiled_scores = jit(every_score)  # all in one program, which compiles once for each shape
 
 
+@pytest.mark.slow
 def test_half_precision_gives_the_scores_of_the_same_numbers_in_float32():
     """Nothing is accumulated in bfloat16: 4096 equal terms would stop adding up at 256."""
     half = {"w": jax.random.normal(KEY, (1024, 4)).astype(jnp.bfloat16)}
@@ -103,6 +110,7 @@ def test_half_precision_gives_the_scores_of_the_same_numbers_in_float32():
         np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_vmap_scores_each_of_an_ensemble():
     many = {"w": jax.random.normal(KEY, (2, 1024, 4))}
     together = jit(jax.vmap(lambda p: every_score(p, all_evidence(p))))(many)
@@ -125,7 +133,7 @@ def test_strict_promotion_and_64_bit_types(dtype, x64):
 def test_nan_is_never_hidden():
     params = {"w": jnp.array([[1.0, jnp.nan], [2.0, 3.0]])}
     every = compiled_scores(params, all_evidence({"w": jnp.ones((2, 2))}))
-    for name in set(SCORES) - {"random", "apoz", "mean_activation"}:
+    for name in set(SCORES) - {"random", "apoz", "mean_activation", "activation_energy"}:
         assert jnp.isnan(every[name]["w"][0, 1]), name
         with pytest.raises(ValueError, match="hold NaN"):
             jp.unstructured()(every[name], 0.5)
@@ -188,16 +196,16 @@ def test_random_prunes_inside_optax():
 
 
 def test_batch_norm_scale_finds_the_norms_of_each_framework():
-    nnx_scores = jp.batch_norm_scale(TREES["nnx"])
-    flat = {jp.path_str(p): s for p, s in jax.tree_util.tree_leaves_with_path(nnx_scores)}
+    nnx_scores = jp.scores.batch_norm_scale(TREES["nnx"])
+    flat = {jp.typing.path_str(p): s for p, s in jax.tree_util.tree_leaves_with_path(nnx_scores)}
     assert flat["norm/scale/value"].sum() == 12 and flat["up/kernel/value"].sum() == 0
     norm = eqx.nn.LayerNorm(3)
     params = {"norm": norm, "linear": eqx.nn.Linear(3, 2, key=KEY)}
-    scores = jp.batch_norm_scale(params)
+    scores = jp.scores.batch_norm_scale(params)
     assert scores["norm"].weight.sum() == 3
     assert scores["norm"].bias.sum() == scores["linear"].weight.sum() == 0
     assert is_norm_scale("bn/gamma", jnp.ones(3)) and not is_norm_scale("bn/beta", jnp.ones(3))
-    mine = jp.batch_norm_scale({"g": -jnp.ones(2)}, where=lambda path, leaf: path == "g")
+    mine = jp.scores.batch_norm_scale({"g": -jnp.ones(2)}, where=lambda path, leaf: path == "g")
     np.testing.assert_array_equal(mine["g"], [1, 1])
 
 
@@ -209,7 +217,7 @@ def test_batch_norm_scale_ranks_the_channels_of_a_structure():
     }
     fn = lambda p, x: jnp.tanh((x @ p["conv"]) * p["norm"]["scale"]) @ p["head"]  # noqa: E731
     structure = jp.infer_structure(fn, params, jnp.ones((1, 3)))
-    masks = jp.structured(structure, reduce="sum")(jp.batch_norm_scale(params), 0.5)
+    masks = jp.structured(structure, reduce=jp.reduce.sum)(jp.scores.batch_norm_scale(params), 0.5)
     (kept,) = (k for n, k in structure.keep(masks).items() if not structure.dims[n].frozen)
     np.testing.assert_array_equal(kept, [1, 1, 1, 0, 0, 0, 0, 1])  # |-4|, |-3|, |-2|, |3|
 
@@ -312,7 +320,7 @@ def test_missing_evidence_says_what_to_pass_and_how_to_compute_it(name):
             r"grad has shape \(2, 3\) at layer/kernel, the leaf \(3, 2\); pass grad=jax.grad",
         ),
         (
-            lambda: jp.batch_norm_scale(W),
+            lambda: jp.scores.batch_norm_scale(W),
             ValueError,
             "finds no scale of a normalisation among the leaves .*layer/bias.*where=lambda",
         ),

@@ -151,7 +151,8 @@ def test_structured_keeps_the_units_of_largest_mean_score():
         (lambda s: jp.structured(s, dims="down:1"), "frozen: down:1"),
         (lambda s: jp.structured(s, round_to=0), "round_to is 0"),
         (lambda s: s.unit_scores({"up": jnp.ones((3, 8))}), "scores have another structure"),
-        (lambda s: s.unit_scores(mlp_params(), "max"), "reduce is 'max'"),
+        (lambda s: s.unit_scores(mlp_params(), "max"), "reduce is 'max'; wanted a function"),
+        (lambda s: jp.structured(s, reduce="taylor"), "pass reduce=jp.reduce.taylor"),
     ],
 )  # fmt: skip
 def test_bad_input(call, text):

@@ -379,7 +379,7 @@ HARMLESS = {
     "inject": lambda: optax.inject_hyperparams(lambda r: prune(optax.adam(r)))(0.01),
     "inside": lambda: prune(optax.chain(optax.clip(1.0), optax.contrib.mechanize(ADAM))),
     "prune in prune": lambda: prune(prune()),
-    "penalty": lambda: T.regularised(ADAM, 0.5, penalty=T.l1(), strength=0.1, at=3),
+    "penalty": lambda: T.regularized(ADAM, 0.5, penalty=T.l1(), strength=0.1, at=3),
     "no zeros to undo": lambda: optax.chain(T.ste(ADAM, 0.5), optax.scale(0.5)),
     "unknown link": lambda: optax.chain(
         prune(), optax.GradientTransformation(lambda p: (), lambda u, s, p=None: (u, s))

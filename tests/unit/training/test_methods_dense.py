@@ -267,14 +267,14 @@ def train_mlp(tx: Any, steps: int) -> Any:
 
 
 def test_group_lasso_ends_in_structured_masks_that_compact() -> None:
-    tx = training.regularised(
+    tx = training.regularized(
         optax.sgd(0.1),
         0.5,
         penalty=training.group_lasso(STRUCTURE),
         strength=0.1,
         at=6,
         score=jp.scores.l2,
-        pattern=jp.structured(STRUCTURE, reduce="sum"),
+        pattern=jp.structured(STRUCTURE, reduce=jp.reduce.sum),
     )
     params, state, seen = train_mlp(tx, 8)
     norms = [unit_norms(jax.tree.map(lambda x, t=t: x[t], seen)) for t in range(7)]

@@ -424,7 +424,7 @@ STRUCTURE = jp.infer_structure(
         (lambda: training.admm(ADAM, 0.5, rho=-1.0), ValueError, "rho is -1.0; wanted a number"),
         (lambda: training.soft_movement(ADAM, -0.1), ValueError, "strength is -0.1; wanted"),
         (
-            lambda: training.regularised(ADAM, 0.5, penalty=training.l1(), strength=0.1, at=0),
+            lambda: training.regularized(ADAM, 0.5, penalty=training.l1(), strength=0.1, at=0),
             ValueError,
             "at is 0; wanted a step >= 1, before which the penalty acts; to prune at once",
         ),

@@ -19,7 +19,7 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
-from jaxprune.scores.weights import widen
+from jaxprune._leaf import widen
 
 pytestmark = pytest.mark.slow  # Each row compiles an update of its own.
 
@@ -114,7 +114,7 @@ def run(tx: Any, params: Any, grads_at: Callable[[Any, Any], Any], **extra: Any)
 
 def by_path(tree: Any) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jp.path_str(path): np.asarray(leaf) for path, leaf in leaves}
+    return {jp.typing.path_str(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def bits(x: np.ndarray) -> np.ndarray:
@@ -169,7 +169,7 @@ SCORES = {
     "random": functools.partial(jp.random, key=jax.random.key(3)),
     "saliency": jp.saliency,
     "taylor": jp.scores.taylor,
-    "batch_norm_scale": jp.batch_norm_scale,  # 0 for each kernel: nothing but ties
+    "batch_norm_scale": jp.scores.batch_norm_scale,  # 0 for each kernel: nothing but ties
 }
 INPUTS = jax.random.normal(jax.random.key(4), (5, 8))
 

@@ -1,4 +1,4 @@
-"""Patterns over whole dimensions, and the scores of their units."""
+"""Whole units of logical dimensions, in all their slots."""
 
 from __future__ import annotations
 
@@ -15,43 +15,12 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxprune import selection
 from jaxprune.distributions import ByPath, Rule, as_distribution, by_path, uniform
 from jaxprune.ir import axes
-from jaxprune.patterns import check_sparsity
+from jaxprune.patterns.choose import check_sparsity
+from jaxprune.reduce import Reduction, check_reduce, mean
 from jaxprune.sharding import on_meshes, parts
+from jaxprune.structure.select import chosen_dims
 from jaxprune.structure.structure import Dimension, Structure
-from jaxprune.typing import Distribution, Pattern
-
-
-def chosen_dims(
-    structure: Structure, dims: str | Sequence[str], argument: str = "dims"
-) -> list[str]:
-    """The prunable dimensions whose names or labels match one of the patterns (``fnmatch``).
-
-    Raises:
-      TypeError: for dims that are neither a pattern nor several.
-      ValueError: without patterns; when one matches no dimension, or only frozen ones.
-    """
-    patterns = [dims] if isinstance(dims, str) else dims
-    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
-        raise TypeError(
-            f'{argument} is {dims!r}; wanted names or labels, such as "*hidden" or ["a:1", "b:1"]'
-        )
-    if not patterns:
-        raise ValueError(f'{argument} is empty; write {argument}="*" for all prunable dimensions')
-    found: list[str] = []
-    for pattern in patterns:
-        matched = [n for n, d in structure.dims.items() if d.matches(pattern)]
-        free = [n for n in matched if not structure.dims[n].frozen]
-        if not free:
-            why = "; ".join(f"{n}: {structure.dims[n].frozen}" for n in matched[:4])
-            every = [d for d in structure.dims.values() if not d.frozen]
-            names = ", ".join(f"{d.name} ({d.label})" for d in every[:8])
-            raise ValueError(
-                f"{argument}={pattern!r} matches no prunable dimension"
-                + (f" (frozen: {why})" if matched else "")
-                + f"; prunable are: {names or 'none, see print(structure)'}"
-            )
-        found += [n for n in free if n not in found]
-    return found
+from jaxprune.typing import Distribution, Masks, Pattern, Scores
 
 
 def structured(
@@ -60,9 +29,9 @@ def structured(
     dims: str | Sequence[str] = "*",
     distribution: Distribution | Mapping[str, Rule] = uniform,
     round_to: int | Mesh | AbstractMesh = 1,
-    reduce: str = "mean",
+    reduce: Reduction = mean,
 ) -> Pattern:
-    """A pattern that keeps or removes whole units of logical dimensions, in all their slots.
+    """Returns the pattern that keeps or removes whole units of dimensions, in all their slots.
 
     The score of a unit is the mean (or sum) of the entry scores over all its slots, so that a
     producer, its bias and its consumers vote together. Leaves that should not vote (running
@@ -80,15 +49,17 @@ def structured(
         dimension is at least that large; all of them at sparsity 0. A mesh: widths that it divides,
         along the axes that the params lie on with which the structure was inferred; for params
         that lie on none, along all axes together.
-      reduce: "mean" or "sum" over a unit's entries; "taylor" squares the sum, for the signed
-        scores of ``jp.scores.taylor``.
+      reduce: what becomes of a unit's entries: ``jp.reduce.mean``, ``jp.reduce.sum``,
+        ``jp.reduce.taylor`` for the signed scores of ``jp.scores.taylor``, or another function
+        ``(sums, counts) -> scores``.
 
     Returns:
       ``(scores, sparsity) -> masks`` for ``jp.compact``; jittable.
 
     Raises:
       ValueError: for dims or a pattern of the distribution that match nothing prunable, a
-        round_to that is neither a whole number from 1 on nor a mesh, and scores that hold NaN.
+        round_to that is neither a whole number from 1 on nor a mesh, a reduce that is no function,
+        and scores that hold NaN.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -100,26 +71,25 @@ def structured(
       Array([[0, 0, 0, 0, 1, 1, 1, 1]], dtype=int32)
     """
     names = chosen_dims(structure, dims)
+    check_reduce(reduce)
     steps = {name: _step(structure, structure.dims[name], round_to) for name in names}
     distribution = _by_name(distribution, [structure.dims[name] for name in names])
 
     @on_meshes(1)
-    def pattern(scores: Any, sparsity: Any) -> Any:
+    def masks(scores: Scores, sparsity: Any) -> Masks:
         check_sparsity(sparsity)
-        every = structure.unit_scores(scores, "sum" if reduce == "taylor" else reduce)
+        every = structure.unit_scores(scores, reduce)
         units = {name: jnp.asarray(every[name]) for name in names}
-        if reduce == "taylor":
-            units = {name: jnp.square(unit) for name, unit in units.items()}
         wanted = distribution(units, sparsity)
         keep = {
             name: selection.keep_largest(
-                units[name], kept_count(structure.dims[name].size, wanted[name], steps[name])
+                units[name], _kept_units(structure.dims[name].size, wanted[name], steps[name])
             )
             for name in names
         }
         return structure.traced_masks(keep)
 
-    return pattern
+    return Pattern(masks, "jp.structured(...)")
 
 
 def _step(structure: Structure, dim: Dimension, round_to: int | Mesh | AbstractMesh) -> int:
@@ -163,7 +133,7 @@ def _by_name(
     return by_path(table, distribution.default)
 
 
-def kept_count(size: int, sparsity: Any, round_to: int) -> jax.Array:
+def _kept_units(size: int, sparsity: Any, round_to: int) -> jax.Array:
     """Units to keep: the nearest multiple of ``round_to``, never none; all at sparsity 0."""
     step = min(round_to, size)
     exact = (1.0 - jnp.asarray(sparsity, jnp.float32)) * size

@@ -13,18 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.calibration.api import Stats, statistic_shape
+from jaxprune.calibration.api import Stats
 from jaxprune.calibration.origins import Layout
 from jaxprune.calibration.reader import GROUPED, UNREAD
-from jaxprune.chosen import is_number
 from jaxprune.masks import apply_masks
-from jaxprune.patterns import unstructured
-from jaxprune.scores.activations import wanda
+from jaxprune.scores.required import check_stats
 from jaxprune.selection import count, known
 from jaxprune.sharding import whole
-from jaxprune.typing import Masks, Params, Pattern, path_str
-
-SINGLE_ENTRIES = unstructured()  # what methods choose by default
+from jaxprune.typing import Masks, Params, path_str
 
 
 class Layer(NamedTuple):
@@ -130,6 +126,7 @@ LEAVE_OUT = (  # of what a pattern chooses
 def layer_of(
     method: str, path: str, leaf: Any, gram: Any, stats: Stats, instead: str = LEAVE_OUT
 ) -> Layer:
+    """Returns one leaf beside its Gram matrix; raises ValueError, with what to do, without one."""
     if gram is None:
         reason = stats.reasons.get(path, "it was left out of the calibration")
         why = f"{reason}; {instead}"
@@ -139,93 +136,6 @@ def layer_of(
             f"{method}: {path}, shape {np.shape(leaf)}, has no Gram matrix of its inputs: {why}"
         )
     return Layer(path, leaf, stats.layouts[path], gram.reshape(-1, *gram.shape[-2:]))
-
-
-def check_stats(method: str, params: Params, stats: Stats) -> None:
-    """Raises unless stats are what ``jp.calibrate`` gives for params like these."""
-    if not isinstance(stats, Stats):
-        raise TypeError(
-            f"{method}: stats is a {type(stats).__name__}; wanted all that "
-            "jp.calibrate(fn, params, batches) returns, not its .norms or .grams alone"
-        )
-    _check_tree(method, params, stats)
-    flat, treedef = _flatten(params)
-    for (path, leaf), mean in zip(flat, treedef.flatten_up_to(stats.means), strict=True):
-        layout, shape = stats.layouts.get(path_str(path)), np.shape(leaf)
-        if layout is not None and np.shape(mean) != statistic_shape(layout, shape):
-            raise ValueError(
-                f"{method}: the statistics of {path_str(path)}, shape {shape}, have the shape "
-                f"{np.shape(mean)}: they are of other params; write "
-                "stats = jp.calibrate(fn, params, batches) with these"
-            )
-
-
-def _check_tree(method: str, params: Params, stats: Stats) -> None:
-    ours, theirs = (
-        [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_none)]
-        for tree in (params, stats.means)
-    )
-    if ours != theirs:
-        odd = [p for p in ours if p not in theirs] + [p for p in theirs if p not in ours]
-        raise ValueError(
-            f"{method}: stats are of another tree than params, they differ in "
-            f"{(odd or ours)[0]!r}; write stats = jp.calibrate(fn, params, batches) with these"
-        )
-
-
-def _is_none(x: Any) -> bool:
-    return x is None
-
-
-def check_damping(method: str, damping: Any) -> None:
-    """Raises ValueError unless a known damping is a number from 0 on."""
-    if known(damping) and not (is_number(damping) and 0 <= float(damping) < np.inf):
-        raise ValueError(
-            f"{method}: damping={damping!r}; wanted a number from 0 on such as 0.01, a part of the "
-            "mean diagonal of X^T X"
-        )
-
-
-def check_size(method: str, name: str, value: Any, least: int) -> None:
-    """Raises ValueError unless ``value`` is an integer from ``least`` on."""
-    if not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{method}: {name}={value!r}; wanted an integer from {least} on")
-
-
-def chosen(
-    method: str, params: Params, stats: Stats, pattern: Pattern, sparsity: Any, damping: Any
-) -> tuple[list[Layer | None], Masks]:
-    """The leaves that a pattern prunes, and its masks for Wanda's scores: how much of each.
-
-    Their inputs are in the order in which the pattern's masks of a matrix are masks of the leaf.
-
-    Raises:
-      TypeError: for a pattern that can't choose within one matrix.
-    """
-    if not hasattr(pattern, "within"):
-        raise TypeError(
-            f"{method}: pattern={pattern!r} can't choose within one matrix while it changes; pass "
-            "jp.unstructured(), jp.n_m() or jp.block(), or choose first and repair after: "
-            "masks = pattern(scores, sparsity); jp.oneshot.refit(params, masks, stats)"
-        )
-    check_damping(method, damping)
-    check_stats(method, params, stats)
-    scores = wanda(params, input_norms=stats.norms)
-    orders = _orders(scores, stats, pattern)
-    masks = pattern(scores, sparsity)
-    found = layers(method, params, stats, masks)
-    return [layer and layer.ordered(orders[layer.path]) for layer in found], masks
-
-
-def _orders(scores: Any, stats: Stats, pattern: Any) -> dict[str, Sequence[int]]:
-    """path -> the order of a leaf's input axes, for those that the pattern prunes."""
-    orders: dict[str, Sequence[int]] = {}
-    for path, leaf in ((path_str(p), leaf) for p, leaf in _flatten(scores)[0]):
-        layout = stats.layouts.get(path)
-        if layout is not None and pattern.where(path, leaf):
-            whole = pattern.inputs is None
-            orders[path] = layout.ins if whole else pattern.inputs(path, np.shape(leaf), layout)
-    return orders
 
 
 def map_layers(
@@ -277,55 +187,3 @@ def _finite(x: Any) -> bool:
 def sparsity_of(mask: Any) -> Any:
     """The part of a mask that goes, counted exactly, traced or not."""
     return 1 - count(jnp.asarray(mask)) / max(np.size(mask), 1)
-
-
-def without_dead(w: jax.Array, gram: jax.Array) -> jax.Array:
-    """Weights (in, out) with zeros where an input is never anything but zero.
-
-    Where all are dead (an expert that no token reached) nothing is known of them: they stay, and
-    the Gram matrix is the identity once it is damped, so that methods go by magnitude.
-    """
-    live = jnp.diagonal(gram)[:, None] > 0
-    return jnp.where(live | ~jnp.any(live), w, 0)
-
-
-def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The product in full precision, which an accelerator gives only where it is asked for."""
-    return jnp.matmul(a, b, precision="highest")
-
-
-def damped(gram: jax.Array, damping: float | jax.Array) -> jax.Array:
-    """The Gram matrix with ``damping`` times the mean of its diagonal added to the diagonal.
-
-    Dead inputs (zero on the diagonal) count neither for the mean nor for the output: their
-    diagonal becomes that mean.
-    """
-    diagonal = jnp.diagonal(gram)
-    live = diagonal > 0
-    mean = jnp.sum(diagonal) / jnp.maximum(jnp.sum(live), 1)
-    mean = jnp.where(mean > 0, mean, 1)
-    return gram + jnp.diag(jnp.where(live, damping * mean, mean))
-
-
-def factor(gram: jax.Array, damping: float, attempts: int = 4) -> jax.Array:
-    """The Cholesky factor of the damped Gram matrix; ten times the damping where it fails.
-
-    It fails, too, where what is left of an input beside those before it is but rounding.
-    """
-    least = 4 * jnp.finfo(gram.dtype).eps
-
-    def matrix(k: jax.Array) -> jax.Array:  # made anew rather than carried along: less memory
-        more = jnp.maximum(damping, 1e-6) * 10.0**k
-        return damped(gram, jnp.where(k > 0, more, damping))
-
-    def failed(state: Any) -> jax.Array:
-        k, lower = state
-        left = jnp.square(jnp.diagonal(lower)) > least * jnp.diagonal(matrix(k))  # False for NaN
-        return (k < attempts) & ~jnp.all(left)
-
-    def more(state: Any) -> Any:
-        k = state[0] + 1
-        return k, jnp.linalg.cholesky(matrix(k))
-
-    begin = jnp.zeros((), gram.dtype)
-    return jax.lax.while_loop(failed, more, (begin, jnp.linalg.cholesky(matrix(begin))))[1]

@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._leaf import is_float, is_number, leaf_name
 from jaxprune.distributions import Rule, as_distribution, counts_of
-from jaxprune.scores.weights import is_float, leaf_name
 from jaxprune.selection import kept_count, known
 from jaxprune.typing import Distribution, Masks, Scores, Where, named_leaves
 
 _NO_KERNELS = ("bias", "scale", "mean", "var")
-_NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
 
 
 def is_kernel(path: str, leaf: Any) -> bool:
@@ -32,11 +31,6 @@ def check_sparsity(sparsity: Any) -> None:
         )
     if known(sparsity) and not (is_number(sparsity) and 0 <= float(sparsity) <= 1):
         raise ValueError(f"sparsity is {sparsity!r}; wanted a fraction in [0, 1] such as 0.9")
-
-
-def is_number(x: Any) -> bool:
-    """One number, of Python, numpy or JAX, traced or not."""
-    return isinstance(x, _NUMBERS) and np.shape(x) == ()
 
 
 class Chosen(NamedTuple):

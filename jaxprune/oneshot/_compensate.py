@@ -1,9 +1,4 @@
-"""Whole units without training: scores from activations, and what repairs their consumers.
-
-After ``masks = jp.structured(structure)(scores, sparsity)`` there are two repairs:
-:func:`jaxprune.oneshot.refit` changes the kept rows of each consumer (least squares), and
-:func:`compensate` puts the mean of what was removed into a bias.
-"""
+"""Bias compensation: the mean of what was removed goes into a bias."""
 
 from __future__ import annotations
 
@@ -14,84 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._leaf import is_float
 from jaxprune.calibration.api import Stats
 from jaxprune.masks import check_masks, check_structure
-from jaxprune.oneshot.layers import check_stats
-from jaxprune.scores.weights import is_float, widen
+from jaxprune.scores.inputs import column
+from jaxprune.scores.required import check_stats
 from jaxprune.sharding import on_meshes
-from jaxprune.typing import Masks, Params, Scores, path_str
-
-
-@on_meshes(1)
-def flap(params: Params, stats: Stats) -> Scores:
-    r"""Returns :math:`w_{ij}^2 \, \mathrm{Var}[x_i]`: summed over a unit, how much it fluctuates.
-
-    What doesn't vary can be made up for by a bias (:func:`compensate`), so its variance is what a
-    unit's removal costs. Leaves without statistics score 0. For ``jp.structured(structure,
-    reduce="sum")``; over several layers with a distribution that makes scores of layers
-    comparable, or uniform: sums of different layers are not.
-
-    References:
-      An et al., [FLAP](https://arxiv.org/abs/2312.11983), 2024: the metric WIFV; its z-scores over
-      layers are not built in here.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxprune as jp
-      >>> params = {"w": jnp.array([[1.0], [2.0]])}
-      >>> stats = jp.calibrate(lambda p, x: x @ p["w"], params, [jnp.array([[1.0, 5], [3.0, 5]])])
-      >>> jp.oneshot.flap(params, stats)
-      {'w': Array([[1.],
-             [0.]], dtype=float32)}
-    """
-    check_stats("flap", params, stats)
-    return _per_input(params, stats.variances, lambda w, v: jnp.square(w) * v)
-
-
-@on_meshes(1)
-def activation_energy(params: Params, stats: Stats) -> Scores:
-    r"""Returns the mean square :math:`E[x_i^2]` of the input that an entry multiplies.
-
-    The importance of hidden units by their activations alone; leaves without statistics score 0.
-
-    References:
-      Muralidharan et al., [Minitron](https://arxiv.org/abs/2407.14679), 2024, section 2; there the
-      L2 norm over batches of means of absolute values.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxprune as jp
-      >>> params = {"w": jnp.ones((2, 1))}
-      >>> stats = jp.calibrate(lambda p, x: x @ p["w"], params, [jnp.array([[1.0, 2.0]])])
-      >>> jp.oneshot.activation_energy(params, stats)["w"][:, 0]
-      Array([1., 4.], dtype=float32)
-    """
-    check_stats("activation_energy", params, stats)
-    treedef: Any = jax.tree.structure(params)
-    pairs = zip(treedef.flatten_up_to(stats.means), treedef.flatten_up_to(stats.variances))
-    energy = treedef.unflatten([None if m is None else m**2 + v for m, v in pairs])
-    return _per_input(params, energy, lambda w, e: jnp.zeros_like(w) + e)
-
-
-def _per_input(params: Params, statistics: Any, score: Any) -> Scores:
-    treedef: Any = jax.tree.structure(params)
-
-    def one(w: Any, s: Any) -> Any:
-        if not is_float(w):
-            return w
-        size = jnp.abs(widen(w))
-        return jnp.zeros_like(size) if s is None else score(size, column(s, w))
-
-    pairs = zip(treedef.flatten_up_to(params), treedef.flatten_up_to(statistics))
-    return treedef.unflatten([one(w, s) for w, s in pairs])
-
-
-def column(statistic: jax.Array, leaf: Any) -> jax.Array:
-    """One number per input, in a shape that broadcasts to the leaf."""
-    return statistic[:, None] if statistic.ndim < np.ndim(leaf) else statistic
+from jaxprune.typing import Masks, Params, path_str
 
 
 @on_meshes(1)
 def compensate(
-    params: Params, pruned: Params, masks: Masks, stats: Stats, biases: Mapping[str, str]
+    params: Params, pruned: Params, masks: Masks, stats: Stats, *, biases: Mapping[str, str]
 ) -> Params:
     r"""Returns ``pruned`` with biases that keep the mean of each output as it was.
 
@@ -122,7 +51,7 @@ def compensate(
       >>> stats = jp.calibrate(lambda p, x: x @ p["w"] + p["b"], params, [x])
       >>> masks = {"w": jnp.array([[True], [False]]), "b": jnp.asarray(True)}
       >>> pruned = jp.apply_masks(params, masks)
-      >>> jp.oneshot.compensate(params, pruned, masks, stats, {"w": "b"})["b"]
+      >>> jp.oneshot.compensate(params, pruned, masks, stats, biases={"w": "b"})["b"]
       Array([5.], dtype=float32)
     """
     check_masks(masks, params)
