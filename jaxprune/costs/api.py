@@ -22,15 +22,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune.costs.flops import FUSED, RULES
-from jaxprune.ir import axes, compat, tape
+from jaxprune.costs.flops import flops, is_known
+from jaxprune.ir import axes, compat, primitives, tape, views
+from jaxprune.ir.primitives import CALLS, Kind
 from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.typing import path_str
-
-CALLS = {
-    *("checkpoint", "closed_call", "composite", "core_call", "custom_jvp_call", "custom_vjp_call"),
-    *("custom_vmap_call", "jit", "pjit", "remat", "remat2", "shard_map"),
-}  # equations that hold one program and run it once
 
 
 class EquationCost(NamedTuple):
@@ -215,11 +211,12 @@ def _step(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
     """The rows of one step: its own, or those of what it calls."""
     if any(v in facts.moved for v in step.ins):
         facts.moved.update(step.outs)
-    if step.name in CALLS:
+    kind = primitives.kind(step)
+    if kind in CALLS or kind is Kind.SHARDS:
         return _call(step, times, facts)
-    if step.name in CONTROL:
-        return _moving(step, facts, CONTROL[step.name](step, times, facts))
-    if step.name in FUSED:
+    if kind in CONTROL:
+        return _moving(step, facts, CONTROL[kind](step, times, facts))
+    if primitives.of(step).fused:
         sources = {s for v in step.ins if (s := facts.source(v)) is not None}
         for out in step.outs:
             facts.origin[out] = _origin(out, sources)
@@ -244,25 +241,24 @@ def _anchor(step: Step, times: int, facts: _Facts) -> EquationCost:
     """A step that reads its operands and writes its results."""
     result = sum(map(_nbytes, step.outs))
     moved, inputs = result, []
+    gathers = primitives.kind(step) is Kind.GATHER
     for k, value in enumerate(step.ins):
         source = facts.source(value)
         nbytes = _nbytes(value) if source is None else min(_nbytes(value), _nbytes(source))
-        moved += min(nbytes, result) if step.name == "gather" and k == 0 else nbytes
+        moved += min(nbytes, result) if gathers and k == 0 else nbytes
         if source is not None:
             facts.read.add(source)
             inputs += [facts.position[source]] if source in facts.position else []
-    unknown = step.name not in RULES
-    if unknown or (step.name == "pallas_call" and step.params["cost_estimate"] is None):
+    if not is_known(step):
         facts.notes[f"{_at(step)}: counted as 0 FLOPs, there is no rule for it"] = None
     return _own(step, times, moved, tuple(dict.fromkeys(inputs)))
 
 
 def _own(step: Step, times: int, moved: int, inputs: tuple[int, ...]) -> EquationCost:
-    rule = RULES.get(step.name, lambda params, ins, outs: 0)
-    flops = rule(step.params, [v.shape for v in step.ins], [v.shape for v in step.outs])
+    count = flops(step, [v.shape for v in step.ins], [v.shape for v in step.outs])
     shapes = f"{_describe(step.ins)} -> {_describe(step.outs)}"
     return EquationCost(
-        step.name, step.where, shapes, times, int(flops) * times, moved * times, inputs
+        step.name, step.where, shapes, times, int(count) * times, moved * times, inputs
     )
 
 
@@ -285,8 +281,8 @@ def _enter(jaxpr: Any, passed: Sequence[Value | None], step: Step, facts: _Facts
 def _call(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
     """What the equation calls; ``shard_map``'s program runs on each device of its manual axes."""
     program = _enter(compat.sub_jaxprs(step.eqn)[0], step.ins, step, facts)
-    if step.name == "shard_map":
-        times *= compat.shard_map_parts(step.eqn).devices
+    if primitives.kind(step) is Kind.SHARDS:
+        times *= views.devices(step)
     rows = _steps(program, times, facts)
     for out, inner in zip(step.outs, program.outputs, strict=True):
         facts.origin[out] = facts.source(inner)
@@ -307,14 +303,12 @@ def _scan(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
 
 def _while(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
     facts.notes[f"{_at(step)}: counted as one iteration, their number isn't known"] = None
-    cond, body = step.params["cond_nconsts"], step.params["body_nconsts"]
+    p = views.while_loop(step)
+    cond, body = p.test_consts, p.body_consts
     carry: list[Value | None] = [None] * (len(step.ins) - cond - body)
     rows = []
-    for name, consts in (
-        ("cond_jaxpr", step.ins[:cond]),
-        ("body_jaxpr", step.ins[cond : cond + body]),
-    ):
-        program = _enter(step.params[name], [*consts, *carry], step, facts)
+    for jaxpr, consts in ((p.test, step.ins[:cond]), (p.body, step.ins[cond : cond + body])):
+        program = _enter(jaxpr, [*consts, *carry], step, facts)
         rows += _steps(program, times, facts)
         _read_first(program.inputs, [*consts, *step.ins[cond + body :]], facts)
     return rows
@@ -329,7 +323,7 @@ def _read_first(inner: Sequence[Value], outer: Sequence[Value], facts: _Facts) -
 
 def _cond(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
     branches = []
-    for jaxpr in step.params["branches"]:
+    for jaxpr in views.branches(step):
         program = _enter(jaxpr, step.ins[1:], step, facts)
         branches.append(_steps(program, times, facts))
     if len({sum(r.flops for r in rows) for rows in branches}) > 1:
@@ -337,7 +331,7 @@ def _cond(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
     return max(branches, key=lambda rows: (sum(r.flops for r in rows), sum(r.bytes for r in rows)))
 
 
-CONTROL = {"scan": _scan, "while": _while, "cond": _cond}
+CONTROL = {Kind.LOOP: _scan, Kind.WHILE: _while, Kind.BRANCH: _cond}
 
 
 def _at(step: Step) -> str:

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from jaxprune.costs import flops
-from jaxprune.ir import axes, compat
+from jaxprune.ir import axes, compat, primitives, views
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.primitives import CONTROL, Kind
 from jaxprune.ir.tape import Step, Tape, Value
 
 Sizes = dict[Axis, Any]  # a dimension -> its count, or an array of counts
 Repeats = tuple[Axis | int, ...]  # lengths of the loops around a step
-
-ONE_PROGRAM = ("custom_jvp_call", "custom_vjp_call")  # what follows are derivative rules
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +42,14 @@ class Operation:
     @property
     def anchor(self) -> bool:
         """Whether it reads and writes memory; other operations are merged into their neighbours."""
-        return self.step.name not in flops.FUSED
+        return not primitives.of(self.step).fused
 
     def times(self, sizes: Sizes) -> Any:
         return product(self.repeats, sizes)
 
     def flops(self, sizes: Sizes) -> Any:
-        rule = flops.RULES.get(self.step.name, lambda params, ins, outs: 0)
         shapes = [_shapes(values, sizes) for values in (self.step.ins, self.step.outs)]
-        return rule(self.step.params, *shapes) * self.times(sizes)
+        return flops.flops(self.step, *shapes) * self.times(sizes)
 
     def bytes(self, sizes: Sizes) -> Any:
         """Operands read and results written once, as ``jp.cost`` counts; 0 for what is merged."""
@@ -59,7 +57,7 @@ class Operation:
             return 0
         written = sum(_nbytes(v, sizes) for v in self.step.outs)
         read = [self._read(v, sizes) for v in self.step.ins]
-        if self.step.name == "gather":  # it reads what it takes
+        if primitives.kind(self.step) is Kind.GATHER:  # it reads what it takes
             read[0] = np.minimum(read[0], written)
         return (written + sum(read)) * self.times(sizes)
 
@@ -93,7 +91,7 @@ def _sources(steps: Iterable[Step]) -> dict[Value, Value]:
     """Results of merged steps that are made of one value alone -> that value."""
     found: dict[Value, Value] = {}
     for step in steps:
-        if step.name in flops.FUSED:
+        if primitives.of(step).fused:
             sources = {found.get(v, v) for v in step.ins if v.const is None}
             if len(sources) == 1:
                 found.update(dict.fromkeys(step.outs, sources.pop()))
@@ -139,22 +137,22 @@ def _dearest(step: Step) -> Sequence[Tape]:
     return [max(step.subs, key=lambda t: sum(op.flops({}) for op in operations(t, ())))]
 
 
-_PROGRAMS: dict[str, Callable[[Step], Sequence[Tape]]] = {
-    "cond": _dearest,
-    "while": lambda step: step.subs,  # its condition and its body, one iteration
+_PROGRAMS: dict[Kind, Callable[[Step], Sequence[Tape]]] = {
+    Kind.BRANCH: _dearest,
+    Kind.WHILE: lambda step: step.subs,  # its condition and its body, one iteration
 }
 
 
 def programs(step: Step) -> Sequence[Tape]:
     """Those of a step that run."""
-    return _PROGRAMS.get(step.name, lambda step: step.subs[:1])(step)
+    return _PROGRAMS.get(primitives.kind(step), lambda step: step.subs[:1])(step)
 
 
 def loop(step: Step) -> Repeats:
     """How often a step's programs run."""
-    if step.name == "shard_map":
-        return (compat.shard_map_parts(step.eqn).devices,)
-    if step.name != "scan":
+    if primitives.kind(step) is Kind.SHARDS:
+        return (views.devices(step),)
+    if primitives.kind(step) is not Kind.LOOP:
         return ()
     scanned = compat.scanned(step.eqn, step.ins)
     return (scanned[0].axes[0],) if scanned else (int(compat.scan_parts(step.eqn).length),)
@@ -192,7 +190,7 @@ def _reach(tape: Tape, dimension: Axis, reached: set[Value]) -> set[Value]:
         if not any(v in reached for v in step.ins):
             continue
         if step.subs:
-            sub = step.subs[-1] if step.name in ("while", "cond") else step.subs[0]
+            sub = step.subs[-1] if primitives.kind(step) in CONTROL else step.subs[0]
             pairs = zip(reversed(step.ins), reversed(sub.inputs))  # predicates come first
             inside = _reach(sub, dimension, {inner for outer, inner in pairs if outer in reached})
             outs = [o for o, inner in zip(step.outs, sub.outputs) if inner in inside]
