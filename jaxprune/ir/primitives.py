@@ -68,6 +68,7 @@ class Kind(enum.Enum):
     KERNEL = "a kernel, one primitive for any program"
     SIZE = "a size becomes a number"
     OTHER = "no rule, only a cost"
+    OPAQUE = "neither a rule nor a cost: state, and what Python computes"
     UNKNOWN = "no row"
 
 
@@ -381,6 +382,12 @@ ROWS: dict[str, Row] = {
     "ffi_call": uncounted(Kind.KERNEL),
     # A size that is a name becomes a number.
     "dim_as_value": uncounted(Kind.SIZE),
+    # References are read and written, or Python computes.
+    "get": uncounted(Kind.OPAQUE),
+    "swap": uncounted(Kind.OPAQUE),
+    "addupdate": uncounted(Kind.OPAQUE),
+    "pure_callback": uncounted(Kind.OPAQUE),
+    "io_callback": uncounted(Kind.OPAQUE),
     # Known by their cost alone.
     "broadcast_to": moved(Kind.OTHER),
     "create_token": moved(Kind.OTHER),

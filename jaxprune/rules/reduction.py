@@ -82,12 +82,9 @@ def couple_same(step: Step) -> list[list[Axis]]:
 
 def mixes_cumulative(step: Step, known: list[Zeros]) -> list[Mix]:
     axis = step.params["axis"]
-    neutral = (
-        known[0].along(axis)
-        if primitives.of(step).combine == "sum"
-        else np.zeros(step.ins[0].shape[axis])
-    )
-    return [Mix(step.ins[0].axes[axis], neutral.astype(bool), "none")]
+    sums = primitives.of(step).combine == "sum"
+    neutral = known[0].along(axis) if sums else np.zeros(step.ins[0].shape[axis], bool)
+    return [Mix(step.ins[0].axes[axis], neutral, "none")]
 
 
 def zeros_cumulative(step: Step, known: list[Zeros]) -> list[Zeros]:

@@ -46,7 +46,7 @@ def test_custom_derivatives_are_readable():
 
 
 def test_the_users_own_line_is_named():
-    assert compat.source_line(last(lambda x: jax.lax.sin(x), X)).startswith("test_jaxpr_compat.py:")
+    assert compat.source_line(last(lambda x: jax.lax.sin(x), X)).startswith("test_compat.py:")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_conflict_of_layouts_names_the_users_line():
     inputs = [tape.Value(v.aval) for v in flat.jaxpr.invars]
     tape.build(flat, inputs, registry.couple)
     for value in inputs:  # 2 x 3 and 3 x 2: no common layout
-        assert "layouts that do not nest in add at test_jaxpr_tape.py:" in value.axes[0].reasons[0]
+        assert "layouts that do not nest in add at test_tape.py:" in value.axes[0].reasons[0]
 
 
 IDS = jnp.array([3, -1, 0, 2], jnp.int32)
