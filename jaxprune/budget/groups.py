@@ -57,7 +57,7 @@ class Group:
 
     def work(self, sizes: Sizes) -> Any:
         """FLOPs, which time mostly follows."""
-        return sum(op.flops(sizes) for op in _inside(self.steps, self.repeats))
+        return sum(op.flops(sizes) for op in operations.inside(self.steps, self.repeats))
 
     def empty(self, sizes: Sizes) -> Any:
         """Whether nothing is left to compute: an operand or a result has no entries."""
@@ -77,7 +77,7 @@ def groups(tape: Tape, free: Sequence[Axis]) -> list[Group]:
 
 
 def _of_tape(tape: Tape, repeats: Repeats, order: Mapping[Axis, int]) -> Iterator[Group]:
-    steps = operations.needed(tape)
+    steps = tape.steps
     whole = {step for step in steps if not step.subs or _few(step, order) or _merges(step)}
     for members in _passes(steps, whole):
         yield _group(members, tape, steps, repeats, order)
@@ -117,14 +117,8 @@ def _group(
 def _dims_of(
     steps: Sequence[Step], repeats: Repeats, order: Mapping[Axis, int]
 ) -> tuple[Axis, ...]:
-    found = {d for op in _inside(steps, repeats) for d in operations.dims_of(op, order)}
+    found = {d for op in operations.inside(steps, repeats) for d in operations.dims_of(op, order)}
     return tuple(sorted(found, key=order.__getitem__))
-
-
-def _inside(steps: Sequence[Step], repeats: Repeats) -> Iterator[operations.Operation]:
-    every = Tape([], [*steps], [v for step in steps for v in step.outs])
-    for step, around in operations.walk(every, repeats):
-        yield operations.Operation(step, around)
 
 
 # -------------------------------------------------------------------------------------- passes

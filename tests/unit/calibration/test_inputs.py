@@ -109,7 +109,7 @@ def test_uses_that_are_not_counted_are_told():
     stats = jp.calibrate(fn, params, [x])
     np.testing.assert_allclose(stats.grams["w"], gram(x), rtol=1e-5, atol=1e-5)
     reason = stats.reasons["w"]
-    assert reason.startswith("uses that are not counted: mul at test_calibration_inputs.py")
+    assert reason.startswith("uses that are not counted: mul at test_inputs.py")
     assert "; exp at" in reason and set(stats.reasons) == {"w"}
 
 

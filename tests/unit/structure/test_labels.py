@@ -190,7 +190,7 @@ def test_the_table_groups_siblings_and_counts_parameters():
     assert lines[0].startswith("16 of 17 dimensions can be pruned; they govern 100 % of ")
     assert f"layers/0-2/mlp hidden {F} x3 {3 * E * F} layers/0-2/mlp/gate:1" in lines
     (fixed,) = [line for line in lines if line.startswith(f"vocabulary {V}")]
-    assert "gather at test_structure_labels.py:" in fixed and "(gpt): indexed (+1 more)" in fixed
+    assert "gather at test_labels.py:" in fixed and "(gpt): indexed (+1 more)" in fixed
     assert len(lines) < 15
 
 
