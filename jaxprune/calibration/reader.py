@@ -277,7 +277,7 @@ def _dot(eqn: Any, origin: Origin, side: int) -> str | tuple[AsRows, list[int], 
 
 def _conv(eqn: Any, origin: Origin, side: int) -> str | tuple[AsRows, list[int], list[int]]:
     """As :func:`_dot`, of patches: what each position of the window multiplies."""
-    conv = views.convolution(eqn)
+    conv, taps = views.convolution(eqn), views.taps(eqn)
     if side == 0:
         return "the weight is convolved as if it were an image"
     if conv.groups != 1 or conv.batch_groups != 1:
@@ -288,10 +288,10 @@ def _conv(eqn: Any, origin: Origin, side: int) -> str | tuple[AsRows, list[int],
         patches = jax.lax.conv_general_dilated_patches(
             image.transpose(conv.lhs),
             [eqn.invars[1].aval.shape[k] for k in spatial],
-            conv.strides,
-            conv.padding,
-            lhs_dilation=conv.lhs_dilation,
-            rhs_dilation=conv.rhs_dilation,
+            taps.strides,
+            taps.padding,
+            lhs_dilation=taps.lhs_dilation,
+            rhs_dilation=taps.rhs_dilation,
             precision=jax.lax.Precision.HIGHEST,
         )  # (images, channels * window, positions...)
         each = jnp.moveaxis(patches, 1, -1)

@@ -235,16 +235,16 @@ def _folds_reduction(step: Step) -> bool:
 
 def _folds_convolution(step: Step) -> bool:
     """At a border that is padded with zeros, a constant image gives another value."""
-    p = views.convolution(step)
-    spread = all(d == 1 for d in p.lhs_dilation) and p.groups == p.batch_groups == 1
-    return spread and all(pad == (0, 0) for pad in p.padding)
+    conv, taps = views.convolution(step), views.taps(step)
+    whole = conv.groups == conv.batch_groups == 1 and all(d == 1 for d in taps.lhs_dilation)
+    return whole and all(pad == (0, 0) for pad in taps.padding)
 
 
 def _convolve(step: Step, size: Size, xs: list[Any]) -> Any:
     """One position of the result, from as much of the image as the window covers."""
     conv, (image, kernel) = views.convolution(step), xs
     shape = list(image.shape)
-    for k, j, d in zip(conv.lhs[2:], conv.rhs[2:], conv.rhs_dilation):
+    for k, j, d in zip(conv.lhs[2:], conv.rhs[2:], views.taps(step).rhs_dilation):
         if shape[k] == 1:
             shape[k] = (kernel.shape[j] - 1) * d + 1
     features = conv.lhs[1]

@@ -49,17 +49,10 @@ def _convolution(step: Step, ins: Shapes, outs: Shapes) -> Any:
     conv = views.convolution(step)
     batch, feature, *spatial = conv.out
     _, in_feature, *window = conv.rhs
+    places = zip(spatial, window, *views.taps(step), strict=True)
     taps = math.prod(
         _taps(outs[0][o], ins[1][w], stride, low, base, dilation)
-        for o, w, stride, (low, _), base, dilation in zip(
-            spatial,
-            window,
-            conv.strides,
-            conv.padding,
-            conv.lhs_dilation,
-            conv.rhs_dilation,
-            strict=True,
-        )
+        for o, w, stride, (low, _), base, dilation in places
     )
     return 2 * outs[0][batch] * outs[0][feature] * ins[1][in_feature] * taps
 

@@ -312,9 +312,9 @@ ROWS: dict[str, Row] = {
     "dynamic_slice": moved(Kind.DYNAMIC_SLICE),
     "dynamic_update_slice": moved(Kind.DYNAMIC_UPDATE),
     # Pooling and its gradients.
-    "reduce_window_sum": anchor(Kind.POOL, Flops.WINDOW),
-    "reduce_window_max": anchor(Kind.POOL, Flops.WINDOW),
-    "reduce_window_min": anchor(Kind.POOL, Flops.WINDOW),
+    "reduce_window_sum": anchor(Kind.POOL, Flops.WINDOW, combine="sum"),
+    "reduce_window_max": anchor(Kind.POOL, Flops.WINDOW, combine="max"),
+    "reduce_window_min": anchor(Kind.POOL, Flops.WINDOW, combine="min"),
     "reduce_window": anchor(Kind.WINDOW_FOLD, Flops.WINDOW),
     "select_and_scatter_add": anchor(Kind.POOL_GRADIENT, Flops.WINDOW_GRADIENT),
     "select_and_gather_add": uncounted(Kind.POOL_GRADIENT),

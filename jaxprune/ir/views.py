@@ -70,27 +70,35 @@ def ragged(step: Any) -> Ragged:
 
 
 class Convolution(NamedTuple):
-    """A convolution; a spec lists axes as (batch or out, feature or in, spatial...)."""
+    """The axes of a convolution, as (batch or out, feature or in, spatial...), and its groups."""
 
     lhs: Axes
     rhs: Axes
     out: Axes
-    strides: Axes
-    padding: tuple[tuple[int, int], ...]
-    lhs_dilation: Axes
-    rhs_dilation: Axes
     groups: int
     batch_groups: int
 
 
 def convolution(step: Any) -> Convolution:
-    """The layout of a ``conv_general_dilated``."""
+    """The axes and groups of a ``conv_general_dilated``."""
     p, numbers = step.params, step.params["dimension_numbers"]
-    return Convolution(
-        *(numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec),
-        *(p["window_strides"], p["padding"], p["lhs_dilation"], p["rhs_dilation"]),
-        *(p["feature_group_count"], p["batch_group_count"]),
-    )
+    specs = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+    return Convolution(*specs, p["feature_group_count"], p["batch_group_count"])
+
+
+class Taps(NamedTuple):
+    """Where a convolution's window stands, per spatial axis."""
+
+    strides: Axes
+    padding: tuple[tuple[int, int], ...]
+    lhs_dilation: Axes
+    rhs_dilation: Axes
+
+
+def taps(step: Any) -> Taps:
+    """The places of the window of a ``conv_general_dilated``."""
+    p = step.params
+    return Taps(p["window_strides"], p["padding"], p["lhs_dilation"], p["rhs_dilation"])
 
 
 def window(step: Any) -> Axes:
