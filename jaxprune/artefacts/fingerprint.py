@@ -22,7 +22,8 @@ import numpy as np
 from jax.extend import core
 
 from jaxprune.artefacts.host import is_key, to_host
-from jaxprune.ir import compat
+from jaxprune.ir import compat, primitives, views
+from jaxprune.ir.primitives import Kind
 
 # Parameters of equations that don't change what is computed (labels, where and how it is run), and
 # the functions that make rules of derivatives, which are read by ``_rules``.
@@ -89,9 +90,10 @@ class _Digests:
         for variable in eqn.outvars:
             names[variable] = len(names)
         label = {"name"} if compat.sub_jaxprs(eqn) else set()
-        for key in sorted(eqn.params.keys() - IGNORED - label):
-            self.say("param", key)
-            self.value(eqn.params[key])
+        for key, value in views.every(eqn):
+            if key not in IGNORED | label:
+                self.say("param", key)
+                self.value(value)
         if not self._inside_rule:
             self.rules(eqn)
 
@@ -189,9 +191,9 @@ _WRITERS: tuple[tuple[Any, Callable[[_Digests, Any], None]], ...] = (
 
 def _rules(eqn: Any) -> Iterator[tuple[Any, Sequence[Any]]]:
     """The rules of a function with derivatives of its own, as (jaxpr, constants)."""
-    if eqn.primitive.name == "custom_jvp_call":
+    if primitives.kind(eqn) is Kind.CUSTOM_JVP:
         yield compat.custom_jvp_jaxpr(eqn)[:2]
-    if eqn.primitive.name in ("custom_vjp_call", "custom_vjp_call_jaxpr"):
+    if primitives.kind(eqn) is Kind.CUSTOM_VJP:
         parts = compat.custom_vjp_parts(eqn)
         yield parts.fwd, parts.fwd_consts
         yield jax.make_jaxpr(lambda *xs: parts.bwd(*xs))(*_bwd_inputs(eqn, parts)), ()
@@ -203,7 +205,7 @@ def _bwd_inputs(eqn: Any, parts: compat.CustomVjp) -> list[Any]:
     count = len(outs) - len(eqn.outvars)
     saved, own = iter(outs[:count]), compat.rule_operands(eqn, [v.aval for v in eqn.invars])
     residuals = [next(saved) if i is None else own[i] for i in parts.forwarded]
-    moving = [a.to_tangent_aval() if hasattr(a, "to_tangent_aval") else a for a in outs[count:]]
+    moving = list(map(compat.tangent, outs[count:]))
     return [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (*residuals, *moving)]
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from jaxprune.budget.groups import Group, name_of
 from jaxprune.budget.latency import LatencyTable, Progress, Timer, time_group
 from jaxprune.costs.operations import Operation, bypassed
-from jaxprune.ir import axes
+from jaxprune.ir import axes, primitives, views
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step
 from jaxprune.structure import infer
 
@@ -102,7 +103,7 @@ def aligned_step(ops: Sequence[Operation], dim: Axis, alignment: int) -> int:
     """
     step = 1
     for op in ops:
-        for group in _GROUPS.get(op.step.name, lambda step: [])(op.step) if dim in op.dims else []:
+        for group in _multiplied(op.step) if dim in op.dims else []:
             inside = [leaf for axis in group for leaf in axes.leaves(axis)]
             if dim in inside:
                 beside = math.prod(axis.size for axis in group) // dim.size
@@ -112,19 +113,23 @@ def aligned_step(ops: Sequence[Operation], dim: Axis, alignment: int) -> int:
 
 def _sides(step: Step) -> list[list[Axis]]:
     """The sides of the matrices that are multiplied: axes that are contracted or free together."""
-    (lc, rc), (lb, rb) = step.params["dimension_numbers"]
-    sides = [[step.ins[0].axes[k] for k in lc]]
-    for value, used in ((step.ins[0], (*lc, *lb)), (step.ins[1], (*rc, *rb))):
-        sides.append([a for k, a in enumerate(value.axes) if k not in used])
-    return sides
+    dims = views.contraction(step)
+    free = [dims.free(side, len(v.axes)) for side, v in enumerate(step.ins)]
+    contracted = [step.ins[0].axes[k] for k in dims.lhs_contract]
+    return [contracted, *([v.axes[k] for k in ks] for v, ks in zip(step.ins, free))]
 
 
 def _features(step: Step) -> list[list[Axis]]:
-    numbers = step.params["dimension_numbers"]
-    return [[step.ins[0].axes[numbers.lhs_spec[1]]], [step.outs[0].axes[numbers.out_spec[1]]]]
+    conv = views.convolution(step)
+    return [[step.ins[0].axes[conv.lhs[1]]], [step.outs[0].axes[conv.out[1]]]]
 
 
-_GROUPS: dict[str, Callable[[Step], list[list[Axis]]]] = {
-    "dot_general": _sides,
-    "conv_general_dilated": _features,
+_GROUPS: dict[Kind, Callable[[Step], list[list[Axis]]]] = {
+    Kind.CONTRACTION: _sides,
+    Kind.CONVOLUTION: _features,
 }
+
+
+def _multiplied(step: Step) -> list[list[Axis]]:
+    """The axes that make up each side of a matrix product, none for other steps."""
+    return _GROUPS.get(primitives.kind(step), lambda step: [])(step)

@@ -18,22 +18,16 @@ import numpy as np
 
 from jaxprune.compaction.blocks import View
 from jaxprune.compaction.evaluate import restrict_const
-from jaxprune.costs import flops, operations
+from jaxprune.costs import operations
 from jaxprune.costs.operations import Repeats, Sizes
-from jaxprune.ir import axes
+from jaxprune.ir import axes, primitives, views
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.primitives import CALLS, Kind
 from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules import registry
 from jaxprune.rules.registry import KEPT, Rule, Wire
 
 WHOLE = 2  # dimensions in a loop up to which it is timed whole
-MERGED = {*flops.FUSED}
-# What a compiler doesn't run: a product reads its operand in another order, or under another shape.
-LAYOUT = {
-    "broadcast_in_dim", "copy", "copy_p", "expand_dims", "name", "reshape", "sharding_constraint",
-    "squeeze", "stop_gradient", "transpose",
-}  # fmt: skip
-CALLS = {*operations.ONE_PROGRAM, "remat2", "checkpoint", "remat"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +50,14 @@ class Group:
     @property
     def runs(self) -> bool:
         """Whether there is something to time."""
-        return bool(self.ins and self.outs) and any(s.name not in LAYOUT for s in self.steps)
+        return bool(self.ins and self.outs) and any(primitives.of(s).runs for s in self.steps)
 
     def times(self, sizes: Sizes) -> Any:
         return operations.product(self.repeats, sizes)
 
     def work(self, sizes: Sizes) -> Any:
         """FLOPs, which time mostly follows."""
-        return sum(op.flops(sizes) for op in _inside(self.steps, self.repeats))
+        return sum(op.flops(sizes) for op in operations.inside(self.steps, self.repeats))
 
     def empty(self, sizes: Sizes) -> Any:
         """Whether nothing is left to compute: an operand or a result has no entries."""
@@ -83,7 +77,7 @@ def groups(tape: Tape, free: Sequence[Axis]) -> list[Group]:
 
 
 def _of_tape(tape: Tape, repeats: Repeats, order: Mapping[Axis, int]) -> Iterator[Group]:
-    steps = operations.needed(tape)
+    steps = tape.steps
     whole = {step for step in steps if not step.subs or _few(step, order) or _merges(step)}
     for members in _passes(steps, whole):
         yield _group(members, tape, steps, repeats, order)
@@ -94,14 +88,14 @@ def _of_tape(tape: Tape, repeats: Repeats, order: Mapping[Axis, int]) -> Iterato
 
 
 def _few(step: Step, order: Mapping[Axis, int]) -> bool:
-    return step.name == "scan" and len(_dims_of([step], (), order)) <= WHOLE
+    return primitives.kind(step) is Kind.LOOP and len(_dims_of([step], (), order)) <= WHOLE
 
 
 def _merges(step: Step) -> bool:
     """Whether a compiler merges it with its neighbours: a call does if all inside do."""
     if step.subs:
-        return step.name in CALLS and all(map(_merges, step.subs[0].steps))
-    return step.name in MERGED
+        return primitives.kind(step) in CALLS and all(map(_merges, step.subs[0].steps))
+    return primitives.of(step).fused
 
 
 def _group(
@@ -123,14 +117,8 @@ def _group(
 def _dims_of(
     steps: Sequence[Step], repeats: Repeats, order: Mapping[Axis, int]
 ) -> tuple[Axis, ...]:
-    found = {d for op in _inside(steps, repeats) for d in operations.dims_of(op, order)}
+    found = {d for op in operations.inside(steps, repeats) for d in operations.dims_of(op, order)}
     return tuple(sorted(found, key=order.__getitem__))
-
-
-def _inside(steps: Sequence[Step], repeats: Repeats) -> Iterator[operations.Operation]:
-    every = Tape([], [*steps], [v for step in steps for v in step.outs])
-    for step, around in operations.walk(every, repeats):
-        yield operations.Operation(step, around)
 
 
 # -------------------------------------------------------------------------------------- passes
@@ -258,7 +246,7 @@ def _inner(step: Step, view: View) -> str:
         loop = operations.loop(step)
         lengths = [str(n if isinstance(n, int) else view.size(n)) for n in loop]
         return "\n".join([*lengths, "{", *texts, "}"])
-    params = [f"{k}={v}" for k, v in sorted(step.params.items()) if v is not None]
+    params = [f"{k}={v}" for k, v in views.every(step) if v is not None]
     return re.sub(r"0x[0-9a-f]+", "", ", ".join(params))
 
 

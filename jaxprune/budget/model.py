@@ -18,10 +18,10 @@ from jaxprune.budget.latency import LatencyTable, Progress, time_group
 from jaxprune.budget.roofline import Device
 from jaxprune.budget.solver import Problem, Term, Total, merged
 from jaxprune.costs import operations
-from jaxprune.costs.api import cost
 from jaxprune.costs.operations import Operation, grid
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.tape import Value
 from jaxprune.structure import infer
 from jaxprune.structure.structure import Structure
 
@@ -97,7 +97,8 @@ def build(
     param_axes, fresh = infer.copy_axes(structure.param_axes)
     program = infer.couple(closed, out_shape, params, args, param_axes)
     dims = [axes.find(fresh[axes.find(structure.dims[n].axis)]) for n in names]
-    ops, timed = operations.operations(program.tape, dims), groups(program.tape, dims)
+    found, timed = operations.read(program.tape, dims), groups(program.tape, dims)
+    ops = found.operations
     if isinstance(round_to, LatencyTable):
         steps = fastest_steps(timed, dims, round_to, progress)
     else:
@@ -107,23 +108,18 @@ def build(
         for n, d, step in zip(names, dims, steps)
     ]
     model = Model(names, dims, each, ops, timed, {})
-    total = cost(fn, params, *args)
     for name in ("flops", "bytes"):
         terms = [_term(model, op.dims, getattr(op, name)) for op in ops]
-        model.tables[name] = _matched(Total(merged(terms), len(dims)), getattr(total, name))
+        terms += [_moved_alone(model, v) for v in found.alone if name == "bytes"]
+        model.tables[name] = Total(merged(terms), len(dims))
     model.tables["params"] = _params_total(model, program)
     return model
 
 
-def _matched(total: Total, dense: float) -> Total:
-    """With what stands outside single operations (inputs and outputs that move alone) a constant.
-
-    Where operations add up to more than the dense network costs, all are taken to cost less.
-    """
-    inside = _at_full(total)
-    if inside <= dense:
-        return Total(total.terms, total.count, dense - inside)
-    return Total([Term(t.dims, t.table * (dense / inside)) for t in total.terms], total.count)
+def _moved_alone(model: Model, value: Value) -> Term:
+    """The bytes of an input or output that moves outside all operations."""
+    nbytes = functools.partial(operations.nbytes, value)
+    return _term(model, dims_in(value.axes, model.order), nbytes)
 
 
 def _at_full(total: Total) -> float:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+from jaxprune.ir import primitives, views
+from jaxprune.ir.primitives import Kind, Passes
+
 
 class Factor(NamedTuple):
     """A part of one axis of a leaf: positions ``start + stride * (0, 1, ..., size - 1)``."""
@@ -42,25 +45,26 @@ def scan_row(origin: Origin) -> Origin | None:
 
 
 def _transpose(origin: Origin, eqn: Any) -> Origin:
-    return origin._replace(axes=tuple(origin.axes[k] for k in eqn.params["permutation"]))
+    return origin._replace(axes=tuple(origin.axes[k] for k in views.permutation(eqn)))
 
 
 def _squeeze(origin: Origin, eqn: Any) -> Origin:
-    gone = {k % len(origin.axes) for k in eqn.params["dimensions"]}
-    return origin._replace(axes=tuple(a for k, a in enumerate(origin.axes) if k not in gone))
+    stay = views.squeezed(eqn, len(origin.axes))
+    return origin._replace(axes=tuple(origin.axes[k] for k in stay))
 
 
 def _broadcast(origin: Origin, eqn: Any) -> Origin | None:
-    axes: list[tuple[Factor, ...]] = [()] * len(eqn.params["shape"])
-    for source, target in enumerate(eqn.params["broadcast_dimensions"]):
-        if eqn.invars[0].aval.shape[source] == eqn.params["shape"][target]:
+    places, shape = views.broadcast(eqn)
+    axes: list[tuple[Factor, ...]] = [()] * len(shape)
+    for source, target in enumerate(places):
+        if eqn.invars[0].aval.shape[source] == shape[target]:
             axes[target] = origin.axes[source]
     return origin._replace(axes=tuple(axes))
 
 
 def _reshape(origin: Origin, eqn: Any) -> Origin | None:
     """Deals the factors, in order, to the new axes."""
-    if eqn.params.get("dimensions") is not None:
+    if views.reshape_order(eqn) is not None:
         return None
     if is_broadcast(origin, eqn.invars[0].aval.shape):
         return None
@@ -95,12 +99,12 @@ def _take(left: list[Factor], size: int) -> tuple[Factor, ...] | None:
 
 
 def _slice(origin: Origin, eqn: Any) -> Origin | None:
-    p = eqn.params
-    if p["strides"] is not None and set(p["strides"]) != {1}:
+    cut = views.slices(eqn)
+    if any(stride != 1 for stride in cut.strides):
         return None
     axes, picked = [], list(origin.picked)
     shape = eqn.invars[0].aval.shape
-    for axis, start, stop, size in zip(origin.axes, p["start_indices"], p["limit_indices"], shape):
+    for axis, start, stop, size in zip(origin.axes, cut.starts, cut.stops, shape):
         if (start, stop) == (0, size):
             axes.append(axis)
         elif len(axis) != 1 or axis[0].stride != 1:
@@ -113,32 +117,26 @@ def _slice(origin: Origin, eqn: Any) -> Origin | None:
     return origin._replace(axes=tuple(axes), picked=tuple(picked))
 
 
-def _same(origin: Origin, eqn: Any) -> Origin:
-    return origin
-
-
-# primitive -> the origin of its result, None where the trail ends
-TRANSPARENT: dict[str, Callable[[Origin, Any], Origin | None]] = {
-    "reshape": _reshape,
-    "transpose": _transpose,
-    "squeeze": _squeeze,
-    "broadcast_in_dim": _broadcast,
-    "slice": _slice,
-    "convert_element_type": _same,
-    "copy": _same,
-    "copy_p": _same,
-    "reduce_precision": _same,
-    "sharding_constraint": _same,
-    "reshard": _same,
-    "mesh_cast": _same,
-    "pvary": _same,
-    "pcast": _same,
-    "stop_gradient": _same,
-    "neg": _same,  # of the weight: its inputs are the same
-    "name": _same,
+# How a primitive lays out what it reads: the origin of its result, None where the trail ends.
+_LAYOUTS: dict[Kind, Callable[[Origin, Any], Origin | None]] = {
+    Kind.RESHAPE: _reshape,
+    Kind.TRANSPOSE: _transpose,
+    Kind.SQUEEZE: _squeeze,
+    Kind.BROADCAST: _broadcast,
+    Kind.SLICE: _slice,
 }
 
-EACH_ITS_OWN = {"optimization_barrier", "device_put"}  # the k-th result is the k-th operand
+
+def is_transparent(eqn: Any) -> bool:
+    """Whether an array that comes from a weight may come out of an equation."""
+    row = primitives.of(eqn)
+    return Passes.WEIGHT in row.passes or row.kind in _LAYOUTS
+
+
+def passed(origin: Origin, eqn: Any) -> Origin | None:
+    """The origin of a transparent equation's result, None where the trail ends."""
+    layout = _LAYOUTS.get(primitives.kind(eqn))
+    return origin if layout is None else layout(origin, eqn)
 
 
 def is_broadcast(origin: Origin, shape: Sequence[int]) -> bool:

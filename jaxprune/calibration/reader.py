@@ -18,12 +18,9 @@ from jax.extend import core
 
 from jaxprune.calibration import origins
 from jaxprune.calibration.origins import Layout, Origin
-from jaxprune.ir import compat
-from jaxprune.ir.tape import INLINED
+from jaxprune.ir import compat, primitives, views
+from jaxprune.ir.primitives import CALLS, Kind
 from jaxprune.sharding import varying_as
-
-CALLS = INLINED | {"custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "remat2"}
-
 
 UNREAD = "no contraction consumes it"  # a bias, a scale, a table that is looked up
 TWOFOLD = "two kinds of inputs"
@@ -108,20 +105,20 @@ class Reader:
         return [x for x, _ in pairs], [t for _, t in pairs]
 
     def _evaluate(self, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | None]) -> Any:
-        name, nothing = eqn.primitive.name, [None] * len(eqn.outvars)
+        kind, nothing = primitives.kind(eqn), [None] * len(eqn.outvars)
         if all(origin is None for origin in at):
             return compat.bind(eqn, xs), nothing
-        if name in CALLS:
+        if kind is Kind.INLINED or kind in CALLS:
             return self.walk(compat.sub_jaxprs(eqn)[0], xs, at)
-        if name in CONTROL:
-            return CONTROL[name](self, eqn, xs, at), nothing
-        if name in CONTRACTIONS:
+        if kind in CONTROL:
+            return CONTROL[kind](self, eqn, xs, at), nothing
+        if kind in CONTRACTIONS:
             for side in (0, 1):
                 self._contract(eqn, xs, at[side], side)
-        elif name in origins.EACH_ITS_OWN:
+        elif kind is Kind.EACH:
             return compat.bind(eqn, xs), list(at)
-        elif name in origins.TRANSPARENT and at[0] is not None:
-            to = origins.TRANSPARENT[name](at[0], eqn)
+        elif origins.is_transparent(eqn) and at[0] is not None:
+            to = origins.passed(at[0], eqn)
             if to is not None:
                 return compat.bind(eqn, xs), [to]
             self._lose(eqn, at, "it takes the weight's axes apart")
@@ -146,7 +143,7 @@ class Reader:
         shape = None if origin is None else self.wish.shapes[origin.leaf]
         if origin is None or shape is None:
             return
-        read = CONTRACTIONS[eqn.primitive.name](eqn, origin, side)
+        read = CONTRACTIONS[primitives.kind(eqn)](eqn, origin, side)
         if isinstance(read, str):
             return self._lose(eqn, [origin], read)
         rows, contracted, batch = read
@@ -190,7 +187,8 @@ class Reader:
 
 def _changed(eqn: Any, origin: Origin | None) -> str:
     """Why an array that is neither multiplied nor passed on is the last of its trail."""
-    if eqn.primitive.name == "gather" and sum(n > 1 for n in eqn.params["slice_sizes"]) <= 1:
+    looks_up = primitives.kind(eqn) is Kind.GATHER
+    if looks_up and sum(n > 1 for n in views.window_sizes(eqn)) <= 1:
         return f"{UNREAD}: its rows are looked up"
     shape = getattr(eqn.outvars[0].aval, "shape", ())
     same_rank = origin is not None and len(origin.axes) == len(shape)
@@ -256,7 +254,7 @@ AsRows = Callable[[jax.Array], jax.Array]  # the other operand as (batch..., tok
 
 def _dot(eqn: Any, origin: Origin, side: int) -> str | tuple[AsRows, list[int], list[int]]:
     """How inputs become rows, and the weight's contracted and batch axes."""
-    contract, batch = eqn.params["dimension_numbers"]
+    contract, batch = views.contraction(eqn).contract, views.contraction(eqn).batch
     other = eqn.invars[1 - side].aval
     if jnp.issubdtype(other.dtype, jnp.complexfloating):
         return "complex inputs"
@@ -279,31 +277,33 @@ def _dot(eqn: Any, origin: Origin, side: int) -> str | tuple[AsRows, list[int], 
 
 def _conv(eqn: Any, origin: Origin, side: int) -> str | tuple[AsRows, list[int], list[int]]:
     """As :func:`_dot`, of patches: what each position of the window multiplies."""
-    p = eqn.params
+    conv, taps = views.convolution(eqn), views.taps(eqn)
     if side == 0:
         return "the weight is convolved as if it were an image"
-    if p["feature_group_count"] != 1 or p["batch_group_count"] != 1:
+    if conv.groups != 1 or conv.batch_groups != 1:
         return GROUPED
-    numbers = p["dimension_numbers"]
-    spatial = numbers.rhs_spec[2:]
+    spatial = conv.rhs[2:]
 
     def rows(image: jax.Array) -> jax.Array:
         patches = jax.lax.conv_general_dilated_patches(
-            image.transpose(numbers.lhs_spec),
+            image.transpose(conv.lhs),
             [eqn.invars[1].aval.shape[k] for k in spatial],
-            p["window_strides"],
-            p["padding"],
-            lhs_dilation=p["lhs_dilation"],
-            rhs_dilation=p["rhs_dilation"],
+            taps.strides,
+            taps.padding,
+            lhs_dilation=taps.lhs_dilation,
+            rhs_dilation=taps.rhs_dilation,
             precision=jax.lax.Precision.HIGHEST,
         )  # (images, channels * window, positions...)
         each = jnp.moveaxis(patches, 1, -1)
         return each.reshape(prod(each.shape[:-1]), each.shape[-1])
 
-    return rows, [numbers.rhs_spec[1], *spatial], []
+    return rows, [conv.rhs[1], *spatial], []
 
 
-CONTRACTIONS: dict[str, Callable[..., Any]] = {"dot_general": _dot, "conv_general_dilated": _conv}
+CONTRACTIONS: dict[Kind, Callable[..., Any]] = {
+    Kind.CONTRACTION: _dot,
+    Kind.CONVOLUTION: _conv,
+}
 
 # --------------------------------------------------------------------------- control flow
 
@@ -349,10 +349,10 @@ def _scan(reader: Reader, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | Non
 
 
 def _while(reader: Reader, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | None]) -> list[Any]:
-    p = eqn.params
-    c, b = p["cond_nconsts"], p["body_nconsts"]
+    p = views.while_loop(eqn)
+    c, b = p.test_consts, p.body_consts
     reader._lose(eqn, at[c + b :], "the loop carries the weight on, which may change it")
-    if p["cond_jaxpr"].out_avals[0].shape:  # under jax.vmap: one loop for each row
+    if p.test.out_avals[0].shape:  # under jax.vmap: one loop for each row
         reader._lose(eqn, at[c : c + b], "each row has its own number of rounds")
         return compat.bind(eqn, xs)
     trail = [*at[c : c + b], *[None] * (len(xs) - c - b)]
@@ -360,13 +360,13 @@ def _while(reader: Reader, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | No
 
     def turn(carry: Sequence[Any]) -> Any:
         inner = reader.inside()
-        outs, _ = inner.walk(p["body_jaxpr"], [*xs[c : c + b], *carry], trail)
+        outs, _ = inner.walk(p.body, [*xs[c : c + b], *carry], trail)
         layouts.update({leaf: f.layout for leaf, f in inner.found.items()})
         return outs, {leaf: f.moments for leaf, f in inner.found.items()}
 
     def goes_on(state: Any) -> Any:
         args = [*xs[:c], *state[0]]
-        return reader.inside().walk(p["cond_jaxpr"], args, [None] * len(args))[0][0]
+        return reader.inside().walk(p.test, args, [None] * len(args))[0][0]
 
     def body(state: Any) -> Any:
         outs, each = turn(state[0])
@@ -389,7 +389,7 @@ def _cond(reader: Reader, eqn: Any, xs: Sequence[Any], at: Sequence[Origin | Non
         layouts.update({leaf: f.layout for leaf, f in inner.found.items()})
         return outs, {leaf: f.moments for leaf, f in inner.found.items()}
 
-    branches = [functools.partial(run, branch) for branch in eqn.params["branches"]]
+    branches = [functools.partial(run, branch) for branch in views.branches(eqn)]
     every: dict[int, Any] = {}
     for branch in branches:
         every.update(jax.eval_shape(branch, operands)[1])
@@ -414,7 +414,11 @@ def _zeros(shapes: Any) -> Any:
     return jax.tree.map(zeros, shapes)
 
 
-CONTROL: dict[str, Callable[..., list[Any]]] = {"scan": _scan, "while": _while, "cond": _cond}
+CONTROL: dict[Kind, Callable[..., list[Any]]] = {
+    Kind.LOOP: _scan,
+    Kind.WHILE: _while,
+    Kind.BRANCH: _cond,
+}
 
 
 def read(

@@ -10,7 +10,6 @@ to what reads it.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -22,11 +21,10 @@ from jax import lax
 
 from jaxprune.compaction.blocks import View
 from jaxprune.compaction.demand import Demand, Part
-from jaxprune.ir import compat
+from jaxprune.ir import compat, primitives, views
+from jaxprune.ir.primitives import CALLS, Kind
 from jaxprune.ir.tape import Step, Tape, Value
-from jaxprune.rules.pointwise import ONLY_TYPE, POINTWISE, RESHARDING
 from jaxprune.rules.registry import KEPT, Block, Wire
-from jaxprune.rules.zero_flow import CALLED_ONCE
 from jaxprune.sharding import host, layout, reshaped
 
 Key = tuple[Value, Block]
@@ -58,7 +56,8 @@ class Constants:
 
     def is_constant(self, step: Step, part: Part) -> bool:
         """Whether an evaluation at removed units reads nothing but constants and zeros."""
-        if step.name not in FOLD or not part.block or not FOLD[step.name].fits(step):
+        how = _fold_of(step)
+        if how is None or not part.block or not how.fits(step):
             return False
         return all(
             v.const is not None or (v, b) in self.known or self._demand.is_zero(v, b)
@@ -87,7 +86,7 @@ class Constants:
 
     def _nested(self, step: Step) -> None:
         ins, outs = self._demand.wires[step]
-        if step.name not in CALLED_ONCE:
+        if primitives.kind(step) not in CALLS:
             self.misread |= self.leftovers & {(step.ins[i], block) for i, block in ins}
             return
         before = set(self.known)
@@ -106,9 +105,10 @@ class Constants:
 
         A rule need not be the derivative: the cotangent of a constant may be passed straight on.
         """
-        if step.name not in DERIVATIVES or len(step.subs) == 1 or not constant:
+        ends = DERIVATIVES.get(primitives.kind(step))
+        if ends is None or len(step.subs) == 1 or not constant:
             return False
-        rule, sources, targets = DERIVATIVES[step.name](step, varying, constant)
+        rule, sources, targets = ends(step, varying, constant)
         return bool(targets & self._reached(rule, sources))
 
     def _reached(self, tape: Tape, sources: set[Key]) -> set[Key]:
@@ -152,9 +152,9 @@ def _backward_ends(step: Step, varying: Sequence[Wire], constant: Sequence[Wire]
     return rule, sources, {(grads[i], block) for i, block in varying if i in grads}
 
 
-DERIVATIVES: dict[str, Callable[[Step, Sequence[Wire], Sequence[Wire]], Ends]] = {
-    "custom_jvp_call": _forward_ends,
-    "custom_vjp_call": _backward_ends,
+DERIVATIVES: dict[Kind, Callable[[Step, Sequence[Wire], Sequence[Wire]], Ends]] = {
+    Kind.CUSTOM_JVP: _forward_ends,
+    Kind.CUSTOM_VJP: _backward_ends,
 }
 
 
@@ -174,7 +174,9 @@ Size = Callable[[int, int], Any]  # (operand, axis) -> how many positions are me
 def fold(step: Step, view: View, part: Part, xs: Sequence[Any]) -> Folded:
     """One equation on constants."""
     picked = {(i, k): len(positions) for i, k, positions in part.picks}
-    compute = FOLD[step.name].compute
+    how = _fold_of(step)
+    assert how is not None
+    compute = how.compute
 
     def size(i: int, k: int) -> Any:
         return picked[i, k] if (i, k) in picked else view.size(step.ins[i].axes[k])
@@ -199,7 +201,7 @@ def _pointwise(step: Step, size: Size, xs: list[Any]) -> Any:
 
 
 def _broadcast(step: Step, size: Size, xs: list[Any]) -> Any:
-    places, rank = step.params["broadcast_dimensions"], len(step.outs[0].axes)
+    places, rank = views.broadcast(step).places, len(step.outs[0].axes)
     sizes = dict(zip(places, xs[0].shape))
     return lax.broadcast_in_dim(xs[0], [sizes.get(k, 1) for k in range(rank)], places)
 
@@ -209,56 +211,62 @@ def _same(step: Step, size: Size, xs: list[Any]) -> Any:
 
 
 def _dot(step: Step, size: Size, xs: list[Any]) -> Any:
-    (lc, rc), (lb, rb) = step.params["dimension_numbers"]
+    dims = views.contraction(step)
     shapes = [list(x.shape) for x in xs]
-    for i, j in zip((*lc, *lb), (*rc, *rb)):
+    left, right = ((*c, *b) for c, b in zip(dims.contract, dims.batch))
+    for i, j in zip(left, right):
         shapes[0][i] = shapes[1][j] = size(0, i)
     return compat.bind(step.eqn, [jnp.broadcast_to(x, s) for x, s in zip(xs, shapes)])[0]
 
 
-def _reduce(step: Step, size: Size, xs: list[Any], times: bool = False) -> Any:
-    over = step.params["axes"]
+def _reduce(step: Step, size: Size, xs: list[Any]) -> Any:
+    over, combine = views.reduction(step)
     folded = [k for k in over if xs[0].shape[k] == 1]
-    count = prod(size(0, k) for k in folded) if times else 1
+    count = prod(size(0, k) for k in folded) if combine == "sum" else 1
     return compat.bind(step.eqn, xs)[0] * np.asarray(count, xs[0].dtype)
 
 
-def _counts_numbers(step: Step) -> bool:
-    return all(isinstance(step.ins[0].axes[k].size, int) for k in step.params["axes"])
+def _folds_reduction(step: Step) -> bool:
+    """Whether a reduction of equal entries is known: an extreme, or a sum of a known number."""
+    over, combine = views.reduction(step)
+    numbers = all(isinstance(step.ins[0].axes[k].size, int) for k in over)
+    return combine in ("max", "min") or combine == "sum" and numbers
 
 
-def _no_border(step: Step) -> bool:
+def _folds_convolution(step: Step) -> bool:
     """At a border that is padded with zeros, a constant image gives another value."""
-    p = step.params
-    spread = all(d == 1 for d in p["lhs_dilation"]) and p["batch_group_count"] == 1
-    return spread and all(pad == (0, 0) for pad in p["padding"])
+    conv, taps = views.convolution(step), views.taps(step)
+    whole = conv.groups == conv.batch_groups == 1 and all(d == 1 for d in taps.lhs_dilation)
+    return whole and all(pad == (0, 0) for pad in taps.padding)
 
 
 def _convolve(step: Step, size: Size, xs: list[Any]) -> Any:
     """One position of the result, from as much of the image as the window covers."""
-    numbers, (image, kernel) = step.params["dimension_numbers"], xs
+    conv, (image, kernel) = views.convolution(step), xs
     shape = list(image.shape)
-    for k, j, d in zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], step.params["rhs_dilation"]):
+    for k, j, d in zip(conv.lhs[2:], conv.rhs[2:], views.taps(step).rhs_dilation):
         if shape[k] == 1:
             shape[k] = (kernel.shape[j] - 1) * d + 1
-    features = numbers.lhs_spec[1]
+    features = conv.lhs[1]
     shape[features] = size(0, features)
     return compat.bind(step.eqn, [jnp.broadcast_to(image, shape), kernel])[0]
 
 
-FOLD: dict[str, Fold] = {
-    **dict.fromkeys([*POINTWISE, *RESHARDING], Fold(_pointwise)),
-    **dict.fromkeys(ONLY_TYPE, Fold(lambda step, size, xs: xs[0])),
-    "broadcast_in_dim": Fold(_broadcast),
-    "transpose": Fold(_same),
-    "dot_general": Fold(_dot),
-    "reduce_max": Fold(_reduce),
-    "reduce_min": Fold(_reduce),
-    "reduce_sum": Fold(functools.partial(_reduce, times=True), _counts_numbers),
-    "conv_general_dilated": Fold(
-        _convolve, lambda step: step.params["feature_group_count"] == 1 and _no_border(step)
-    ),
+FOLD: dict[Kind, Fold] = {
+    Kind.ELEMENTWISE: Fold(_pointwise),
+    Kind.RESHARDING: Fold(_pointwise),
+    Kind.TYPE: Fold(lambda step, size, xs: xs[0]),
+    Kind.BROADCAST: Fold(_broadcast),
+    Kind.TRANSPOSE: Fold(_same),
+    Kind.CONTRACTION: Fold(_dot),
+    Kind.REDUCTION: Fold(_reduce, _folds_reduction),
+    Kind.CONVOLUTION: Fold(_convolve, _folds_convolution),
 }
+
+
+def _fold_of(step: Step) -> Fold | None:
+    """How a step acts on constants; None where it has to be run."""
+    return FOLD.get(primitives.kind(step))
 
 
 def leftover(demand: Demand, value: Value, block: Block, leaf: Any) -> Any:

@@ -13,15 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprune.compaction.blocks import Split, View
-from jaxprune.ir import axes
+from jaxprune.ir import axes, primitives, views
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.primitives import Kind, Passes
 from jaxprune.ir.tape import Step, Tape, Value, concrete
 
-# Operations that hand a sum on, entry by entry.
-PASSED = {
-    "broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reduce_precision",
-    "reshape", "squeeze", "transpose",
-}  # fmt: skip
+# How a program divides by a count -> (the count's operand, that of the sum) as they may stand.
+_SIDES = {"quotient": [(1, 0)], "prod": [(0, 1), (1, 0)]}
 
 
 class Count(NamedTuple):
@@ -51,13 +49,14 @@ def find(tape: Tape, split: Split) -> Counts:
             found |= find(sub, split)
         made_by |= dict.fromkeys(step.outs, step)
         before = summed.get(step.ins[0], ()) if step.ins else ()
-        if step.name == "reduce_sum":
-            over = tuple(step.ins[0].axes[k] for k in step.params["axes"])
+        row = primitives.of(step)
+        if row.kind is Kind.REDUCTION and row.combine == "sum":
+            over = tuple(step.ins[0].axes[k] for k in views.reduction(step).axes)
             summed[step.outs[0]] = (*before, *over)
-        elif step.name in PASSED and before:
+        elif Passes.SUM in row.passes and before:
             summed[step.outs[0]] = before
-        elif step.name in ("div", "mul"):
-            for i, other in [(1, 0)] if step.name == "div" else [(0, 1), (1, 0)]:
+        elif row.kind is Kind.ELEMENTWISE:
+            for i, other in _SIDES.get(row.combine or "", ()):
                 over = summed.get(step.ins[other], ())
                 if any(split.pruned(axis) for axis in over):
                     found |= _count(step, i, over, made_by)
@@ -67,11 +66,11 @@ def find(tape: Tape, split: Split) -> Counts:
 def _count(step: Step, i: int, over: tuple[Axis, ...], made_by: dict[Value, Step]) -> Counts:
     """Whether operand ``i`` of a step is the count; ``n - ddof`` may be computed from it."""
     number, full = concrete(step.ins[i].const), prod(axes.find(axis).size for axis in over)
-    maker = made_by.get(step.ins[i])
-    if number is None and maker is not None and maker.name == "sub":
+    maker, factor = made_by.get(step.ins[i]), primitives.of(step).combine == "prod"
+    if number is None and maker is not None and primitives.of(maker).combine == "difference":
         return _count(maker, 0, over, {})
     for ddof in (0, 1):
-        wanted = 1 / max(full - ddof, 1) if step.name == "mul" else full - ddof
+        wanted = 1 / max(full - ddof, 1) if factor else full - ddof
         if number is not None and number.size == 1 and np.isclose(number.item(), wanted, 1e-6):
             return {step: Count(i, over, ddof)}
     return {}

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprune.compaction.blocks import Split, subsets
-from jaxprune.ir import axes
+from jaxprune.ir import axes, primitives
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.primitives import ANY
 from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules import registry, zeros
 from jaxprune.rules.registry import KEPT, Block, Mix, Nested, Wire
-from jaxprune.rules.zero_flow import NEUTRAL, ZeroFlow
+from jaxprune.rules.zero_flow import ZeroFlow
 from jaxprune.rules.zeros import Zeros
 
 MOST_PARTS = 16  # of one result; beyond, carrying blocks costs more than staying dense
@@ -131,13 +132,14 @@ class Demand:
 
     def _passed(self, step: Step, block: Block) -> Value | None:
         """The operand that is the result because the others are zero in this block."""
-        if step.name not in NEUTRAL or len(step.ins) == 1:
+        neutral = primitives.of(step).neutral
+        if neutral is None or len(step.ins) == 1:
             return None
-        result, only = step.outs[0].aval, NEUTRAL[step.name]
+        result = step.outs[0].aval
         for i, v in enumerate(step.ins):
             fits = v.aval.shape == result.shape and v.aval.dtype == result.dtype
             others = [u for j, u in enumerate(step.ins) if j != i]
-            if fits and only in (None, i) and all(self._adds_zero(u, block) for u in others):
+            if fits and neutral in (ANY, i) and all(self._adds_zero(u, block) for u in others):
                 return v
         return None
 

@@ -15,13 +15,12 @@ from jaxprune.compaction.blocks import View
 from jaxprune.compaction.constants import Folded, fold, now
 from jaxprune.compaction.counts import Counts
 from jaxprune.compaction.demand import Demand, Part, wires
-from jaxprune.ir import compat
+from jaxprune.ir import compat, primitives, views
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.primitives import CALLS, Kind
 from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules import registry
-from jaxprune.rules.pointwise import RESHARDING
 from jaxprune.rules.registry import KEPT, Block, Nested, Wire
-from jaxprune.rules.zero_flow import CALLED_ONCE
 from jaxprune.sharding import as_declared, bound, reshaped, typed
 
 COMBINE: dict[str, Callable[[Any, Any], Any]] = {
@@ -33,9 +32,7 @@ COMBINE: dict[str, Callable[[Any, Any], Any]] = {
     "and": jnp.bitwise_and,
 }
 
-CHOOSE: dict[str, Callable[..., Any]] = {"reduce_max": lax.reduce_max, "reduce_min": lax.reduce_min}
-
-JVP, VJP = "custom_jvp_call", "custom_vjp_call"
+CHOOSE: dict[str, Callable[..., Any]] = {"max": lax.reduce_max, "min": lax.reduce_min}
 
 
 class Evaluator:
@@ -100,7 +97,7 @@ class Evaluator:
 
     def _nested(self, step: Step, env: dict[Any, Any]) -> None:
         ins, outs = self._demand.wires[step]
-        if step.name in CALLED_ONCE and self._constants.known:
+        if primitives.kind(step) in CALLS and self._constants.known:
             ins, outs = self._fold_called(step, ins, outs)
         xs = [self._read(env, step.ins[i], block) for i, block in ins]
         rule = registry.rule_of(step)
@@ -116,7 +113,7 @@ class Evaluator:
         Its program reads the constants among its operands where they are kept; their tangents and
         cotangents, if a rule asks for them, are zero.
         """
-        if step.name == JVP and len(step.subs) == 2:
+        if primitives.kind(step) is Kind.CUSTOM_JVP and len(step.subs) == 2:
             for i, block in ins:
                 if (step.ins[i], block) in self._folded:
                     self._still(step.subs[1].inputs[len(step.ins) + i], block)
@@ -128,7 +125,7 @@ class Evaluator:
         for j, block in outs:
             if (step.outs[j], block) in self._constants.known:
                 self._folded[step.outs[j], block] = self._raw({}, step.subs[0].outputs[j], block)
-                if step.name == VJP and len(step.subs) == 3:
+                if primitives.kind(step) is Kind.CUSTOM_VJP and len(step.subs) == 3:
                     self._still(step.subs[2].inputs[j - len(step.outs)], block)
         return (
             [(i, b) for i, b in ins if (step.ins[i], b) not in self._folded],
@@ -157,7 +154,7 @@ class Evaluator:
 
     def _sum(self, step: Step, parts: list[Part], env: dict[Any, Any]) -> list[Any]:
         """The results of a step, put together from its evaluations."""
-        if len(parts) > 1 and step.name in CHOOSE and not self._all_constant(step, parts):
+        if len(parts) > 1 and _chooses(step) and not self._all_constant(step, parts):
             return [self._choose(step, parts, env)]
         ys = [self._part(step, part, env) for part in parts]
         if len(ys) == 1:
@@ -172,7 +169,7 @@ class Evaluator:
 
     def _choose(self, step: Step, parts: list[Part], env: dict[Any, Any]) -> Any:
         """A maximum over all parts at once: entries that tie share its gradient evenly."""
-        value, gone = step.ins[0], sorted(step.params["axes"])
+        value, (gone, combine) = step.ins[0], views.reduction(step)
         stay = [k for k in range(len(value.axes)) if k not in gone]
         rows = []
         for part in parts:
@@ -187,7 +184,7 @@ class Evaluator:
                 x.transpose((*stay, *gone)).reshape(*s[: len(stay)], prod(s[len(stay) :]))
                 for x, s in zip(xs, shapes)
             ]
-            return [CHOOSE[step.name](jnp.concatenate(flat, -1), (len(stay),))]
+            return [CHOOSE[combine or ""](jnp.concatenate(flat, -1), (len(stay),))]
 
         return bound(choose, rows, [step.outs[0].aval])[0]
 
@@ -228,7 +225,7 @@ class Evaluator:
         given = all(as_declared(x, v.aval) for x, v in zip(xs, step.ins))
         if given and all(view.shape(v.axes) == v.shape for v in step.outs):
             return rule.evaluate(view, step, xs)
-        if step.name in RESHARDING:
+        if primitives.kind(step) is Kind.RESHARDING:
             return rule.evaluate(view, step, xs)
         avals = [v.aval for v in step.outs]
         return bound(lambda *xs: rule.evaluate(view, step, list(xs)), xs, avals)
@@ -257,6 +254,12 @@ class Evaluator:
                 f"{expected}; please report this program: the rule for {step.name} is wrong"
             )
         env[step.outs[j], block] = y
+
+
+def _chooses(step: Step) -> bool:
+    """Whether a step takes the largest or smallest entry along axes."""
+    row = primitives.of(step)
+    return row.kind is Kind.REDUCTION and row.combine in CHOOSE
 
 
 def _take(x: Any, positions: Any, axis: int) -> Any:

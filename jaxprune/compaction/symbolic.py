@@ -13,11 +13,12 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from jaxprune.ir import axes, compat
-from jaxprune.ir.tape import INLINED, Tape, Value, is_empty
+from jaxprune.ir import axes, compat, primitives, views
+from jaxprune.ir.primitives import Kind
+from jaxprune.ir.tape import Tape, Value, is_empty
 
 _STEP = 8  # names stand for 8, 16, 24, ...: sizes that can be halved
-CALLED = INLINED | {"custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint", "remat"}
+_CALLED = {*primitives.CALLS, Kind.INLINED}
 
 
 def has_names(leaves: Sequence[Any]) -> bool:
@@ -64,7 +65,7 @@ class Numbers:
         env = dict(zip(inner.constvars, consts)) | dict(zip(inner.invars, xs, strict=True))
         for eqn in inner.eqns:
             args = [v.val if isinstance(v, core.Literal) else env[v] for v in eqn.invars]
-            if eqn.primitive.name in CALLED:
+            if primitives.kind(eqn) in _CALLED:
                 outs = self._evaluate(compat.sub_jaxprs(eqn)[0], args, bound)
             elif self._is_size(eqn, args):
                 self._sizes[eqn.outvars[0]] = eqn
@@ -77,22 +78,20 @@ class Numbers:
 
     def _is_size(self, eqn: Any, args: Sequence[Any]) -> bool:
         """A scalar that depends on nothing but sizes; JAX folds such numbers while tracing."""
-        if eqn.primitive.name == compat.SIZE:
+        if primitives.kind(eqn) is Kind.SIZE:
             return True
         computed = any(v in self._sizes for v in eqn.invars if not isinstance(v, core.Literal))
         known = not any(isinstance(x, jax.core.Tracer) for x in args)
         return computed and known and eqn.outvars[0].aval.shape == ()
 
     def _size(self, eqn: Any, args: Sequence[Any]) -> Any:
-        if eqn.primitive.name == compat.SIZE:
-            return np.asarray(self._number(eqn.params["dim"]), eqn.outvars[0].aval.dtype)
+        if primitives.kind(eqn) is Kind.SIZE:
+            return np.asarray(self._number(views.size(eqn)), eqn.outvars[0].aval.dtype)
         with jax.ensure_compile_time_eval():
             return np.asarray(self._bind(eqn, args)[0])
 
     def _bind(self, eqn: Any, args: Sequence[Any]) -> list[Any]:
-        params = {name: self._number(p) for name, p in eqn.params.items()}
-        outs = eqn.primitive.bind(*args, **params)
-        return list(outs) if eqn.primitive.multiple_results else [outs]
+        return compat.bind_plain(eqn, args, self._number)
 
     def _symbol(self, atom: Any) -> Any:
         """A scalar made of sizes, computed in the program that is being traced."""

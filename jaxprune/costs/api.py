@@ -3,34 +3,28 @@
 Compilers' own estimates don't see inside library calls (on a GPU, XLA's doesn't change when a
 convolution shrinks), so the jaxpr is counted. Nothing is computed and nothing is compiled.
 
-What one equation costs is said in ``jaxprune/costs/flops.py``. A program costs the sum of its live
-equations; dead code costs nothing. ``scan``: its body times its length. ``cond``: the dearest
-branch. ``while``: one iteration. ``jit``, ``checkpoint``, custom derivatives: what they call.
-``shard_map``: all devices together.
+What one equation costs is said in ``jaxprune/costs/flops.py``, which of them run and what they read
+in ``jaxprune/costs/operations.py``. A program costs the sum of its live equations; dead code costs
+nothing. ``scan``: its body times its length. ``cond``: the dearest branch. ``while``: one turn.
+``jit``, ``checkpoint``, custom derivatives: what they call. ``shard_map``: all devices together.
 
 What can't be known is never hidden: it is said in ``Cost.notes``.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxprune.costs.flops import FUSED, RULES
-from jaxprune.ir import axes, compat, tape
-from jaxprune.ir.tape import Step, Tape, Value
+from jaxprune.costs.operations import Operation, nbytes, read, separate
+from jaxprune.ir import compat, tape
+from jaxprune.ir.tape import Value
 from jaxprune.typing import path_str
-
-CALLS = {
-    *("checkpoint", "closed_call", "composite", "core_call", "custom_jvp_call", "custom_vjp_call"),
-    *("custom_vmap_call", "jit", "pjit", "remat", "remat2", "shard_map"),
-}  # equations that hold one program and run it once
 
 
 class EquationCost(NamedTuple):
@@ -131,15 +125,40 @@ def cost(fn: Callable[..., Any], *args: Any) -> Cost:
     closed = jax.make_jaxpr(fn)(*args)
     jaxpr, _ = compat.open_jaxpr(closed)
     inputs = [Value(v.aval) for v in jaxpr.invars]
-    facts = _Facts({v: k for k, v in enumerate(inputs)})
-    rows = _program(tape.build(closed, inputs, _separate), 1, facts)
+    found = read(tape.build(closed, inputs, separate))
+    position = {v: k for k, v in enumerate(inputs)}
+    rows = [_row(op, position) for op in found.operations if op.anchor or op.flops({})]
+    rows += _ends(found.alone)
     return Cost(
         flops=sum(r.flops for r in rows),
         bytes=sum(r.bytes for r in rows),
         params=sum(v.aval.size for v in inputs[: len(jax.tree.leaves(args[0]))] if _is_float(v)),
-        notes=tuple(facts.notes),
+        notes=found.notes,
         equations=tuple(rows),
     )
+
+
+def _row(op: Operation, position: Mapping[Value, int]) -> EquationCost:
+    """One operation at full size; ``position``: the function's inputs -> leaves of arguments."""
+    step = op.step
+    moving = op.sources if op.anchor else ()
+    read = [position[s] for s in moving if s is not None and s in position]
+    return EquationCost(
+        step.name,
+        step.where,
+        f"{_describe(step.ins)} -> {_describe(step.outs)}",
+        int(op.times({})),
+        int(op.flops({})),
+        int(op.bytes({})),
+        tuple(dict.fromkeys(read)),
+    )
+
+
+def _ends(alone: Sequence[Value]) -> list[EquationCost]:
+    """The inputs and outputs that no operation moves, as one row."""
+    moved = sum(int(nbytes(v, {})) for v in alone)
+    row = EquationCost("inputs and outputs", "", _describe(alone), 1, 0, moved, ())
+    return [row] if moved else []
 
 
 def check_call(who: str, write: str, fn: Any, args: Sequence[Any]) -> None:
@@ -165,191 +184,8 @@ def _brief(x: Any) -> str:
     return f"{type(x).__name__} {text if len(text) < 60 else text[:57] + '...'}"
 
 
-@dataclass
-class _Facts:
-    """What the count knows of the program's values."""
-
-    position: dict[Value, int]  # the function's inputs -> which leaf of the arguments
-    origin: dict[Value, Value | None] = field(default_factory=dict)  # see _origin
-    read: set[Value] = field(default_factory=set)  # origins that moved through memory
-    moved: set[Value] = field(default_factory=set)  # values that depend on something that did
-    notes: dict[str, None] = field(default_factory=dict)  # an ordered set
-
-    def source(self, value: Value) -> Value | None:
-        """What it is made of by merged equations alone; None for constants."""
-        return self.origin.get(value, value if value.const is None else None)
-
-
-def _separate(step: Step) -> list[list[axes.Axis]]:
-    """Costs read shapes only: results share no axis with operands."""
-    return [[axes.leaf(n) for n in v.aval.shape] for v in step.eqn.outvars]
-
-
-def _program(program: Tape, times: int, facts: _Facts) -> list[EquationCost]:
-    """The rows of a whole function: its steps, then the inputs and outputs that they don't move."""
-    rows = _steps(program, times, facts)
-    live = {v for step in _live(program) for v in step.ins} | set(program.outputs)
-    alone = [v for v in program.inputs if v in live and v not in facts.read]
-    alone += [v for v in dict.fromkeys(program.outputs) if v not in facts.moved and v not in alone]
-    moved = sum(map(_nbytes, alone))
-    if moved:
-        rows.append(EquationCost("inputs and outputs", "", _describe(alone), 1, 0, moved, ()))
-    return rows
-
-
-def _steps(program: Tape, times: int, facts: _Facts) -> list[EquationCost]:
-    return [row for step in _live(program) for row in _step(step, times, facts)]
-
-
-def _live(program: Tape) -> list[Step]:
-    """The steps that an output or an effect needs, across the calls that the tape inlined."""
-    needed, kept = set(program.outputs), []
-    for step in reversed(program.steps):
-        if step.eqn.effects or not needed.isdisjoint(step.outs):
-            kept.append(step)
-            needed.update(step.ins)
-    return kept[::-1]
-
-
-def _step(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
-    """The rows of one step: its own, or those of what it calls."""
-    if any(v in facts.moved for v in step.ins):
-        facts.moved.update(step.outs)
-    if step.name in CALLS:
-        return _call(step, times, facts)
-    if step.name in CONTROL:
-        return _moving(step, facts, CONTROL[step.name](step, times, facts))
-    if step.name in FUSED:
-        sources = {s for v in step.ins if (s := facts.source(v)) is not None}
-        for out in step.outs:
-            facts.origin[out] = _origin(out, sources)
-        row = _own(step, times, 0, ())
-        return [row] if row.flops else []
-    return _moving(step, facts, [_anchor(step, times, facts)])
-
-
-def _origin(out: Value, sources: set[Value]) -> Value | None:
-    """The one value that a merged equation's result is made of; itself when there are several."""
-    return next(iter(sources), None) if len(sources) < 2 else out
-
-
-def _moving(step: Step, facts: _Facts, rows: list[EquationCost]) -> list[EquationCost]:
-    """Marks what depends on a step that reads and writes memory."""
-    if any(row.bytes for row in rows):
-        facts.moved.update(step.outs)
-    return rows
-
-
-def _anchor(step: Step, times: int, facts: _Facts) -> EquationCost:
-    """A step that reads its operands and writes its results."""
-    result = sum(map(_nbytes, step.outs))
-    moved, inputs = result, []
-    for k, value in enumerate(step.ins):
-        source = facts.source(value)
-        nbytes = _nbytes(value) if source is None else min(_nbytes(value), _nbytes(source))
-        moved += min(nbytes, result) if step.name == "gather" and k == 0 else nbytes
-        if source is not None:
-            facts.read.add(source)
-            inputs += [facts.position[source]] if source in facts.position else []
-    unknown = step.name not in RULES
-    if unknown or (step.name == "pallas_call" and step.params["cost_estimate"] is None):
-        facts.notes[f"{_at(step)}: counted as 0 FLOPs, there is no rule for it"] = None
-    return _own(step, times, moved, tuple(dict.fromkeys(inputs)))
-
-
-def _own(step: Step, times: int, moved: int, inputs: tuple[int, ...]) -> EquationCost:
-    rule = RULES.get(step.name, lambda params, ins, outs: 0)
-    flops = rule(step.params, [v.shape for v in step.ins], [v.shape for v in step.outs])
-    shapes = f"{_describe(step.ins)} -> {_describe(step.outs)}"
-    return EquationCost(
-        step.name, step.where, shapes, times, int(flops) * times, moved * times, inputs
-    )
-
-
-# Equations that hold programs. A sub-program's inputs are the values that its equation passes in,
-# apart from a loop's carry, which only the first iteration takes from there.
-
-
-def _enter(jaxpr: Any, passed: Sequence[Value | None], step: Step, facts: _Facts) -> Tape:
-    """A sub-program on the values ``passed`` into it; None for one that changes as it runs."""
-    variables = compat.open_jaxpr(jaxpr)[0].invars
-    inputs = []
-    for var, outer in zip(variables, passed, strict=True):
-        inputs.append(Value(var.aval, const=None if outer is None else outer.const))
-        if outer is not None:
-            facts.origin[inputs[-1]] = facts.source(outer)
-            facts.moved.update(inputs[-1:] if outer in facts.moved else ())
-    return tape.build(jaxpr, inputs, _separate, step.where)
-
-
-def _call(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
-    """What the equation calls; ``shard_map``'s program runs on each device of its manual axes."""
-    program = _enter(compat.sub_jaxprs(step.eqn)[0], step.ins, step, facts)
-    if step.name == "shard_map":
-        times *= compat.shard_map_parts(step.eqn).devices
-    rows = _steps(program, times, facts)
-    for out, inner in zip(step.outs, program.outputs, strict=True):
-        facts.origin[out] = facts.source(inner)
-        facts.moved.update([out] if inner in facts.moved else ())
-    return rows
-
-
-def _scan(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
-    parts = compat.scan_parts(step.eqn)
-    xs = parts.num_consts + parts.num_carry
-    carry: list[Value | None] = [None] * parts.num_carry
-    passed = [*step.ins[: parts.num_consts], *carry, *step.ins[xs:]]
-    program = _enter(parts.jaxpr, passed, step, facts)
-    rows = _steps(program, times * int(parts.length), facts)
-    _read_first(program.inputs, step.ins, facts)
-    return rows
-
-
-def _while(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
-    facts.notes[f"{_at(step)}: counted as one iteration, their number isn't known"] = None
-    cond, body = step.params["cond_nconsts"], step.params["body_nconsts"]
-    carry: list[Value | None] = [None] * (len(step.ins) - cond - body)
-    rows = []
-    for name, consts in (
-        ("cond_jaxpr", step.ins[:cond]),
-        ("body_jaxpr", step.ins[cond : cond + body]),
-    ):
-        program = _enter(step.params[name], [*consts, *carry], step, facts)
-        rows += _steps(program, times, facts)
-        _read_first(program.inputs, [*consts, *step.ins[cond + body :]], facts)
-    return rows
-
-
-def _read_first(inner: Sequence[Value], outer: Sequence[Value], facts: _Facts) -> None:
-    """What a loop's body reads of its carry is in the first iteration the value passed in."""
-    for a, b in zip(inner, outer, strict=True):
-        if a in facts.read and (source := facts.source(b)) is not None:
-            facts.read.add(source)
-
-
-def _cond(step: Step, times: int, facts: _Facts) -> list[EquationCost]:
-    branches = []
-    for jaxpr in step.params["branches"]:
-        program = _enter(jaxpr, step.ins[1:], step, facts)
-        branches.append(_steps(program, times, facts))
-    if len({sum(r.flops for r in rows) for rows in branches}) > 1:
-        facts.notes[f"{_at(step)}: counted as its dearest branch"] = None
-    return max(branches, key=lambda rows: (sum(r.flops for r in rows), sum(r.bytes for r in rows)))
-
-
-CONTROL = {"scan": _scan, "while": _while, "cond": _cond}
-
-
-def _at(step: Step) -> str:
-    return f"{step.name}{' at ' + step.where if step.where else ''}"
-
-
 def _is_float(value: Value) -> bool:
     return jax.dtypes.issubdtype(value.aval.dtype, np.inexact)
-
-
-def _nbytes(value: Value) -> int:
-    return math.prod(value.shape) * value.aval.dtype.itemsize
 
 
 def _describe(values: Iterable[Value]) -> str:

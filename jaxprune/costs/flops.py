@@ -1,7 +1,7 @@
-"""What one equation costs in FLOPs: a table, by primitive.
+"""What one equation costs in FLOPs: the formulas that the table of primitives names.
 
-A rule reads the equation's parameters and the shapes of its operands and results, nothing else: it
-answers for other widths of the same equation, too. What counts as what:
+A formula reads the equation's parameters and the shapes of its operands and results, nothing else:
+it answers for other widths of the same equation, too. What counts as what:
 
 * A contraction or convolution: 2 FLOPs per multiplication and addition. A convolution counts the
   taps that fall on padding, as published counts do, and not those on zeros that dilation inserts
@@ -19,61 +19,40 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.rules.pointwise import POINTWISE
+from jaxprune.ir import primitives, views
+from jaxprune.ir.primitives import Flops
+from jaxprune.ir.tape import Step
 
-Shape = Sequence[int]
-Rule = Callable[[dict[str, Any], Sequence[Shape], Sequence[Shape]], int]  # parameters, ins, outs
-
-
-def _names(text: str) -> set[str]:
-    return set(text.split())
-
-
-FREE = _names("""
-    axis_index bitcast_convert_type broadcast_in_dim broadcast_to complex concatenate
-    convert_element_type copy copy_p create_token device_put dynamic_slice dynamic_update_slice
-    empty empty2 gather imag iota layout_constraint name optimization_barrier pad pbroadcast pvary
-    random_clone random_fold_in random_seed random_split random_unwrap random_wrap real
-    reduce_precision relayout reshape reshard rev scatter sharding_constraint slice split squeeze
-    stack stop_gradient tile transpose unstack with_memory_space_constraint zeros_like
-""")
-ELEMENTWISE = {*POINTWISE} - FREE
-REDUCING = _names("""
-    argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max reduce_min
-    reduce_or reduce_prod reduce_sum reduce_xor
-""")
+Shape = Sequence[Any]
+Shapes = Sequence[Shape]
+Formula = Callable[[Step, Shapes, Shapes], Any]  # of a step at these operands' and results' shapes
 
 
-def _dot(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    (contracting, _), _ = params["dimension_numbers"]
-    return 2 * math.prod(outs[0]) * math.prod(ins[0][k] for k in contracting)
+def _none(step: Step, ins: Shapes, outs: Shapes) -> int:
+    return 0
 
 
-def _ragged_dot(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def _contraction(step: Step, ins: Shapes, outs: Shapes) -> Any:
+    contracted = views.contraction(step).lhs_contract
+    return 2 * math.prod(outs[0]) * math.prod(ins[0][k] for k in contracted)
+
+
+def _ragged(step: Step, ins: Shapes, outs: Shapes) -> Any:
     """Each row of the left side meets one group of the right side."""
-    numbers = params["ragged_dot_dimension_numbers"]
-    (_, contracting), (_, batch) = numbers.dot_dimension_numbers
-    used = {*contracting, *batch, *numbers.rhs_group_dimensions}
-    free = math.prod(n for k, n in enumerate(ins[1]) if k not in used)
-    return 2 * math.prod(ins[0]) * free
+    ragged = views.ragged(step)
+    free = [k for k in ragged.dims.free(1, len(ins[1])) if k not in ragged.rhs_group]
+    return 2 * math.prod(ins[0]) * math.prod(ins[1][k] for k in free)
 
 
-def _conv(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def _convolution(step: Step, ins: Shapes, outs: Shapes) -> Any:
     """The kernel's in-feature axis holds one group's features, so groups need no case of theirs."""
-    numbers = params["dimension_numbers"]
-    batch, feature, *spatial = numbers.out_spec
-    _, in_feature, *window = numbers.rhs_spec
+    conv = views.convolution(step)
+    batch, feature, *spatial = conv.out
+    _, in_feature, *window = conv.rhs
+    places = zip(spatial, window, *views.taps(step), strict=True)
     taps = math.prod(
         _taps(outs[0][o], ins[1][w], stride, low, base, dilation)
-        for o, w, stride, (low, _), base, dilation in zip(
-            spatial,
-            window,
-            params["window_strides"],
-            params["padding"],
-            params["lhs_dilation"],
-            params["rhs_dilation"],
-            strict=True,
-        )
+        for o, w, stride, (low, _), base, dilation in places
     )
     return 2 * outs[0][batch] * outs[0][feature] * ins[1][in_feature] * taps
 
@@ -86,60 +65,66 @@ def _taps(out: int, window: int, stride: int, low: int, base: int, dilation: int
     return int(np.sum(at % base == 0))
 
 
-def _per_result(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def _per_result(step: Step, ins: Shapes, outs: Shapes) -> Any:
     return math.prod(outs[0])
 
 
-def _per_operand(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def _per_operand(step: Step, ins: Shapes, outs: Shapes) -> Any:
     return math.prod(ins[0])
 
 
-def _window(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    return math.prod(outs[0]) * math.prod(params["window_dimensions"])
-
-
-def _window_gradient(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    """Each window of the operand picks one entry, which the source is added to."""
-    return math.prod(ins[0]) * math.prod(params["window_dimensions"])
-
-
-def _sort(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    n = ins[0][params.get("dimension", -1)]
-    return math.prod(ins[0]) * math.ceil(math.log2(max(n, 1)))
-
-
-def _scatter(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def _per_update(step: Step, ins: Shapes, outs: Shapes) -> Any:
     return math.prod(ins[2])
 
 
-def _fft(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def _window(step: Step, ins: Shapes, outs: Shapes) -> Any:
+    return math.prod(outs[0]) * math.prod(views.window(step))
+
+
+def _window_gradient(step: Step, ins: Shapes, outs: Shapes) -> Any:
+    """Each window of the operand picks one entry, which the source is added to."""
+    return math.prod(ins[0]) * math.prod(views.window(step))
+
+
+def _sort(step: Step, ins: Shapes, outs: Shapes) -> int:
+    n = ins[0][views.sorted_axis(step, len(ins[0]))]
+    return math.prod(ins[0]) * math.ceil(math.log2(max(n, 1)))
+
+
+def _fft(step: Step, ins: Shapes, outs: Shapes) -> Any:
     """5 n log2 n, the customary count of the Cooley-Tukey algorithm, complex or real."""
-    size = max(math.prod(ins[0]), math.prod(outs[0]))
-    return math.ceil(5 * size * math.log2(max(math.prod(params["fft_lengths"]), 1)))
+    size = np.maximum(math.prod(ins[0]), math.prod(outs[0]))
+    return np.ceil(5 * size * math.log2(max(math.prod(views.fft_lengths(step)), 1)))
 
 
-def _pallas(params: dict[str, Any], ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    estimate = params["cost_estimate"]
-    return int(estimate.flops) if estimate is not None else 0
+def _estimate(step: Step, ins: Shapes, outs: Shapes) -> int:
+    return views.estimated_flops(step) or 0
 
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(FREE, lambda params, ins, outs: 0),
-    **dict.fromkeys(ELEMENTWISE, _per_result),
-    **dict.fromkeys(REDUCING, _per_operand),
-    **dict.fromkeys(("sort", "top_k", "approx_top_k"), _sort),
-    **dict.fromkeys([f"scatter-{op}" for op in ("add", "sub", "mul", "min", "max")], _scatter),
-    **dict.fromkeys([f"reduce_window{op}" for op in ("", "_sum", "_max", "_min")], _window),
-    "select_and_scatter_add": _window_gradient,
-    "dot_general": _dot,
-    "ragged_dot_general": _ragged_dot,
-    "conv_general_dilated": _conv,
-    "fft": _fft,
-    "pallas_call": _pallas,
+FORMULAS: dict[Flops, Formula] = {
+    Flops.UNKNOWN: _none,
+    Flops.NONE: _none,
+    Flops.RESULT: _per_result,
+    Flops.OPERAND: _per_operand,
+    Flops.UPDATE: _per_update,
+    Flops.SORT: _sort,
+    Flops.WINDOW: _window,
+    Flops.WINDOW_GRADIENT: _window_gradient,
+    Flops.CONTRACTION: _contraction,
+    Flops.RAGGED: _ragged,
+    Flops.CONVOLUTION: _convolution,
+    Flops.FFT: _fft,
+    Flops.ESTIMATE: _estimate,
 }
 
-# Equations that a compiler merges into their neighbours: they move no memory of their own.
-_CUMULATIVE = {name for name in REDUCING if name.startswith("cum")}
-FUSED = {
-    *FREE, *ELEMENTWISE, *REDUCING, *(name for name in RULES if name.startswith("scatter"))
-} - _CUMULATIVE - {"gather"}  # fmt: skip
+
+def flops(step: Step, ins: Shapes, outs: Shapes) -> Any:
+    """The FLOPs of one run of a step, at these shapes of its operands and results."""
+    return FORMULAS[primitives.of(step).flops](step, ins, outs)
+
+
+def is_known(step: Step) -> bool:
+    """Whether the FLOPs of a step are known, rather than counted as none."""
+    how = primitives.of(step).flops
+    unsaid = how is Flops.ESTIMATE and views.estimated_flops(step) is None
+    return how is not Flops.UNKNOWN and not unsaid

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax.extend import core, source_info_util
 from jax.sharding import NamedSharding
 
+from jaxprune.ir import primitives
+from jaxprune.ir.primitives import Kind
 from jaxprune.sharding import explicit_mesh
 
 
@@ -65,10 +67,20 @@ def sub_jaxprs(eqn: Any) -> list[Any]:
     return found
 
 
+def context(eqn: Any) -> Any:
+    """What an equation was traced under (a compute type, a mesh), as a context manager."""
+    return eqn.ctx.manager
+
+
+def tangent(aval: Any) -> Any:
+    """The type of a value's tangent; a type that can't say is its own."""
+    return aval.to_tangent_aval() if hasattr(aval, "to_tangent_aval") else aval
+
+
 def bind(eqn: Any, xs: Sequence[Any], **changed: Any) -> list[Any]:
     """Binds the equation's primitive to ``xs``, with some parameters changed."""
     here = jax.sharding.get_abstract_mesh()
-    with eqn.ctx.manager, _where_it_runs(xs, here) as freed:
+    with context(eqn), _where_it_runs(xs, here) as freed:
         if sub_jaxprs(eqn):
             return _bind_whole(eqn, xs)
         params = {**eqn.params, **changed}
@@ -76,6 +88,13 @@ def bind(eqn: Any, xs: Sequence[Any], **changed: Any) -> list[Any]:
             params = {k: None if isinstance(v, NamedSharding) else v for k, v in params.items()}
         out = eqn.primitive.bind(*xs, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def bind_plain(eqn: Any, xs: Sequence[Any], of_param: Callable[[Any], Any]) -> list[Any]:
+    """Binds the equation's primitive to ``xs``, with ``of_param`` of each parameter."""
+    params = {name: of_param(value) for name, value in eqn.params.items()}
+    outs = eqn.primitive.bind(*xs, **params)
+    return list(outs) if eqn.primitive.multiple_results else [outs]
 
 
 @contextlib.contextmanager
@@ -133,7 +152,7 @@ def rule_operands(eqn: Any, operands: Sequence[Any]) -> list[Any]:
 
 def custom_jvp_jaxpr(eqn: Any) -> tuple[Any, Sequence[Any], Sequence[bool]]:
     """The jvp rule of a ``custom_jvp_call`` as (jaxpr, consts, which tangents are zero)."""
-    with eqn.ctx.manager:
+    with context(eqn):
         return eqn.params["jvp_jaxpr_fun"].call_wrapped(*_all_move(eqn))
 
 
@@ -153,14 +172,14 @@ class CustomVjp(NamedTuple):
 def custom_vjp_parts(eqn: Any) -> CustomVjp:
     """Reads a ``custom_vjp_call``; must follow one call of its forward rule, made here."""
     p = eqn.params
-    with eqn.ctx.manager:
+    with context(eqn):
         jaxpr, consts = p["fwd_jaxpr_thunk"].call_wrapped(*_all_move(eqn))
     forwarded = p["out_trees"]()[2]
 
     own = [v.aval for v in rule_operands(eqn, eqn.invars)]
 
     def bwd(*args: Any) -> list[Any]:
-        with eqn.ctx.manager:
+        with context(eqn):
             out = p["bwd"].call_wrapped(*args)
         given = list(out[0] if isinstance(out, tuple) else out)  # 0.12 adds a second result
         found = iter(given)
@@ -170,15 +189,12 @@ def custom_vjp_parts(eqn: Any) -> CustomVjp:
     return CustomVjp(jaxpr, consts, bwd, forwarded)
 
 
-KERNEL_CALLS = {"pallas_call", "ffi_call"}  # one primitive each, for any kernel
-
-
 def kernel_name(eqn: Any) -> str:
     """The kernel that an equation runs, '' where it runs none or a nameless one.
 
     A Pallas kernel without a name of its own goes by that of its function.
     """
-    if eqn.primitive.name not in KERNEL_CALLS:
+    if primitives.kind(eqn) is not Kind.KERNEL:
         return ""
     given = eqn.params.get("name") or eqn.params.get("target_name")
     if given:
@@ -205,9 +221,6 @@ def _array(cotangent: Any, aval: Any) -> Any:
 def names_in(size: Any) -> set[str]:
     """The names in a symbolic size such as ``2*b`` or ``floordiv(t, 4)``."""
     return set(re.findall(r"[A-Za-z_]\w*(?!\w*\()", str(size)))
-
-
-SIZE = "dim_as_value"  # the primitive that makes a number of a symbolic size
 
 
 def size_at(size: Any, numbers: Mapping[str, int]) -> int:

@@ -15,12 +15,9 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from jaxprune.ir import axes, compat
+from jaxprune.ir import axes, compat, primitives
 from jaxprune.ir.axes import Axis
-
-INLINED = {
-    "jit", "pjit", "closed_call", "core_call", "core_closed_call", "custom_vmap_call", "composite",
-}  # fmt: skip
+from jaxprune.ir.primitives import Kind
 
 
 class Value:
@@ -163,7 +160,7 @@ def _live(jaxpr: Any, wanted: Sequence[bool]) -> _Live:
         if not (eqn.effects or any(asked)):
             continue
         inner = None
-        if eqn.primitive.name in INLINED:
+        if primitives.kind(eqn) is Kind.INLINED:
             inner = _live(compat.open_jaxpr(compat.sub_jaxprs(eqn)[0])[0], asked)
         kept.append((eqn, inner))
         read = inner.inputs if inner else [True] * len(eqn.invars)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxprune.ir import axes
+from jaxprune.ir import axes, primitives
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.tape import Step
 from jaxprune.rules.registry import Mix, couple_opaque, register
 from jaxprune.rules.zeros import Zeros
-
-COMBINE = {"psum": "sum", "psum_invariant": "sum", "pmax": "max", "pmin": "min"}
 
 
 def _positional(step: Step) -> list[int]:
@@ -33,7 +31,7 @@ def zeros_all_reduce(step: Step, known: list[Zeros]) -> list[Zeros]:
 
 
 def mixes_all_reduce(step: Step, known: list[Zeros]) -> list[Mix]:
-    combine = COMBINE[step.name]
+    combine = primitives.of(step).combine or "none"
     return [
         Mix(
             v.axes[k],
@@ -46,7 +44,10 @@ def mixes_all_reduce(step: Step, known: list[Zeros]) -> list[Mix]:
     ]
 
 
-register(*COMBINE, couple=couple_all_reduce, zeros=zeros_all_reduce, mixes=mixes_all_reduce)
+register(
+    "psum", "psum_invariant", "pmax", "pmin",
+    couple=couple_all_reduce, zeros=zeros_all_reduce, mixes=mixes_all_reduce,
+)  # fmt: skip
 
 
 def couple_permute(step: Step) -> list[list[Axis]]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.ir import axes, compat, tape
+from jaxprune.ir import axes, compat, tape, views
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.content import content
 from jaxprune.ir.tape import Step, Value
@@ -99,7 +99,7 @@ def run_remat(
 
 
 register_nested(
-    "remat2", "checkpoint", "remat",
+    "remat2",
     couple=couple_remat, zeros=zeros_called, demand=demand_called, run=run_remat,
 )  # fmt: skip
 
@@ -249,15 +249,15 @@ register_nested("scan", couple=couple_scan, zeros=zeros_scan, demand=demand_scan
 
 
 def _while_parts(step: Step) -> tuple[list[Value], list[Value], list[Value]]:
-    p = step.params
-    a, b = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+    p = views.while_loop(step)
+    a, b = p.test_consts, p.test_consts + p.body_consts
     return step.ins[:a], step.ins[a:b], step.ins[b:]
 
 
 def couple_while(step: Step) -> list[tuple[Axis, ...]]:
-    tests, consts, carry = _while_parts(step)
-    test = build(step, step.params["cond_jaxpr"], _copies([*tests, *carry], len(tests)))
-    body = build(step, step.params["body_jaxpr"], _copies([*consts, *carry], len(consts)))
+    p, (tests, consts, carry) = views.while_loop(step), _while_parts(step)
+    test = build(step, p.test, _copies([*tests, *carry], len(tests)))
+    body = build(step, p.body, _copies([*consts, *carry], len(consts)))
     step.subs = [test, body]
     tie(step, carry, body.outputs)
     for k, axis in enumerate(test.outputs[0].axes):  # jax.vmap: one loop for each entry of the test
@@ -343,7 +343,7 @@ def couple_cond(step: Step) -> list[tuple[Axis, ...]]:
     for axis in step.ins[0].axes:
         step.freeze(axis, "chooses the branch")
     step.subs = [
-        build(step, b, _copies(step.ins[1:], len(step.ins) - 1)) for b in step.params["branches"]
+        build(step, b, _copies(step.ins[1:], len(step.ins) - 1)) for b in views.branches(step)
     ]
     for branch in step.subs[1:]:
         tie(step, step.subs[0].outputs, branch.outputs)

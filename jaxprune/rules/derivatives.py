@@ -35,10 +35,7 @@ def _rule() -> Iterator[None]:
 
 
 def _tangents(values: Sequence[Value]) -> list[Value]:
-    def aval(a: Any) -> Any:
-        return a.to_tangent_aval() if hasattr(a, "to_tangent_aval") else a
-
-    return [Value(aval(v.aval), v.axes) for v in values]
+    return [Value(compat.tangent(v.aval), v.axes) for v in values]
 
 
 # --------------------------------------------------------------------------------- custom_jvp
@@ -241,7 +238,7 @@ def run_custom_vjp(
 
 
 register_nested(
-    "custom_vjp_call", "custom_vjp_call_jaxpr",
+    "custom_vjp_call",
     couple=couple_custom_vjp, zeros=zeros_custom_vjp,
     demand=demand_custom_vjp, run=run_custom_vjp,
 )  # fmt: skip

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from jax.lax import GatherScatterMode
 
-from jaxprune.ir import axes, compat
+from jaxprune.ir import axes, compat, primitives
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.content import content
+from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step
 from jaxprune.rules import zeros
 from jaxprune.rules.layout import reordered
@@ -248,7 +249,7 @@ def _combines_zeros_to_zero(step: Step) -> bool:
 def zeros_scatter(step: Step, known: list[Zeros]) -> list[Zeros]:
     """Zero in the operand and in all that may be written; a product needs the operand only."""
     operand, _, update = known
-    if step.name in ("scatter_mul", "scatter-mul"):
+    if step.name == "scatter-mul":
         return [operand]
     if not _combines_zeros_to_zero(step):
         return [zeros.unknown(step.ins[0].shape)]
@@ -272,7 +273,6 @@ def mixes_scatter(step: Step, known: list[Zeros]) -> list[Mix]:
 
 
 register(
-    "scatter", "scatter-add", "scatter_add", "scatter_mul", "scatter_min", "scatter_max",
-    "scatter-mul", "scatter-min", "scatter-max", "scatter-sub", "scatter_sub",
+    *primitives.names(Kind.SCATTER),
     couple=couple_scatter, zeros=zeros_scatter, mixes=mixes_scatter,
 )  # fmt: skip

@@ -14,25 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.ir import primitives
 from jaxprune.ir.content import content
+from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step, Value
-from jaxprune.rules.linalg import MATRICES, VECTORS
-from jaxprune.rules.pointwise import POINTWISE, knows_any, plain_params
+from jaxprune.rules.pointwise import knows_any, plain_params
 from jaxprune.rules.zeros import Zeros
 
 VALUE, GRADIENT = "value", "gradient"
-
-# Finite at a real zero, value and derivative, whatever the other operands are.
-HARMLESS = {
-    "abs", "add", "add_any", "asin", "asinh", "atan", "bessel_i0e", "bessel_i1e", "ceil", "clamp",
-    "complex", "conj", "convert_element_type", "copy", "copy_p", "cos", "cosh", "erf", "erf_inv",
-    "erfc", "exp", "exp2", "expm1", "floor", "imag", "log1p", "logistic", "max", "min", "mul",
-    "name", "neg", "real", "reduce_precision", "round", "select_n", "sign", "sin", "sinh",
-    "square", "stop_gradient", "sub", "tan", "tanh",
-}  # fmt: skip
-
-ONLY = {"div": 1, "rem": 1, "pow": 0}  # where just a zero of this operand matters
-ONE_PROBLEM = dict.fromkeys(MATRICES, 2) | dict.fromkeys(VECTORS, 1) | {"triangular_solve": 2}
 
 _OTHERS = {"pow": -0.5}  # in place of operands that are not known; an exponent may be negative
 _MOST_VALUES = 64  # of a closed-over operand that are tried
@@ -47,20 +36,18 @@ def at_zero(step: Step, known: Sequence[Zeros]) -> str | None:
         return None
     zero = [i for i, (v, z) in enumerate(zip(step.ins, known)) if _is_number(v) and _zero_in(v, z)]
     found: set[str | None] = set()
-    if step.name in ONE_PROBLEM:
+    if primitives.of(step).core:
         found = {_of_matrices(step, i) for i in zero if _whole_problem(step, known[i])}
     else:
         found = {_of_numbers(step, places) for places in _places(step, zero)}
     return next((kind for kind in (VALUE, GRADIENT) if kind in found), None)
 
 
-_NUMBERS = frozenset(POINTWISE)
-
-
 def _is_harmless(step: Step) -> bool:
-    if step.name in HARMLESS or (step.name == "integer_pow" and step.params["y"] >= 0):
+    row = primitives.of(step)
+    if row.finite or (step.name == "integer_pow" and step.params["y"] >= 0):
         return not any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in step.ins)
-    return step.name not in _NUMBERS and step.name not in ONE_PROBLEM
+    return row.kind not in (Kind.ELEMENTWISE, Kind.TYPE) and not row.core
 
 
 def _inexact(dtype: Any) -> bool:
@@ -77,7 +64,7 @@ def _zero_in(value: Value, known: Zeros) -> bool:
 
 def _places(step: Step, zero: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """The operands that are set to zero together: each one, and all."""
-    only = ONLY.get(step.name)
+    only = primitives.of(step).poles
     alone = [(i,) for i in zero if only in (None, i)]
     yield from alone
     if len(zero) > 1 and only is None:
@@ -111,7 +98,7 @@ def _evaluated(
 
 
 def _of_matrices(step: Step, zero: int) -> str | None:
-    core = ONE_PROBLEM[step.name]
+    core = primitives.of(step).core
     shapes = tuple(tuple(min(n, _LARGEST) for n in v.shape[-core:]) for v in step.ins)
     dtypes = tuple(v.aval.dtype for v in step.ins)
     try:
@@ -132,7 +119,7 @@ def _solved(
 
 def _whole_problem(step: Step, known: Zeros) -> bool:
     """Whether some problem of a batch is zero as a whole."""
-    batch = known.axes[: len(known.axes) - ONE_PROBLEM[step.name]]
+    batch = known.axes[: len(known.axes) - primitives.of(step).core]
     return known.all or any(v.any() for v in batch)
 
 

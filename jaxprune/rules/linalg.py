@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from jaxprune.ir import axes
+from jaxprune.ir import axes, primitives, views
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step
 from jaxprune.rules import zeros
 from jaxprune.rules.registry import register
 from jaxprune.rules.zeros import Zeros
-
-# How many axes at the end of the first operand make up one problem; those before are batch axes.
-MATRICES = [
-    "cholesky", "cholesky_update", "eig", "eigh", "geqp3", "geqrf", "hessenberg",
-    "householder_product", "lu", "ormqr", "qr", "schur", "svd", "symmetric_product",
-    "tridiagonal",
-]  # fmt: skip
-VECTORS = ["lu_pivots_to_permutation", "tridiagonal_solve"]
 
 
 def _frozen(step: Step, sizes: Sequence[int], why: str) -> list[Axis]:
@@ -29,24 +22,19 @@ def _frozen(step: Step, sizes: Sequence[int], why: str) -> list[Axis]:
     return fresh
 
 
-def couple_batch(core: int) -> Callable[[Step], list[list[Axis]]]:
-    """Leading axes of all operands and results are one; the last ``core`` and more are frozen."""
-
-    def couple(step: Step) -> list[list[Axis]]:
-        batch = step.ins[0].axes[: len(step.ins[0].shape) - core]
-        for v in step.ins:
-            for a, b in zip(batch, v.axes):
-                step.unify(a, b)
-            for axis in v.axes[len(batch) :]:
-                step.freeze(axis, "axis of a matrix")
-        shapes = [v.aval.shape[len(batch) :] for v in step.eqn.outvars]
-        return [[*batch, *_frozen(step, shape, "axis of a matrix")] for shape in shapes]
-
-    return couple
+def couple_batch(step: Step) -> list[list[Axis]]:
+    """Leading axes of all operands and results are one; those of a single problem are frozen."""
+    batch = step.ins[0].axes[: len(step.ins[0].shape) - primitives.of(step).core]
+    for v in step.ins:
+        for a, b in zip(batch, v.axes):
+            step.unify(a, b)
+        for axis in v.axes[len(batch) :]:
+            step.freeze(axis, "axis of a matrix")
+    shapes = [v.aval.shape[len(batch) :] for v in step.eqn.outvars]
+    return [[*batch, *_frozen(step, shape, "axis of a matrix")] for shape in shapes]
 
 
-register(*MATRICES, couple=couple_batch(2))
-register(*VECTORS, couple=couple_batch(1))
+register(*primitives.names(Kind.MATRIX), couple=couple_batch)
 
 
 def couple_triangular(step: Step) -> list[list[Axis]]:
@@ -76,7 +64,7 @@ register("triangular_solve", couple=couple_triangular, zeros=zeros_triangular)
 
 
 def couple_fft(step: Step) -> list[list[Axis]]:
-    passing = len(step.ins[0].shape) - len(step.params["fft_lengths"])
+    passing = len(step.ins[0].shape) - len(views.fft_lengths(step))
     for axis in step.ins[0].axes[passing:]:
         step.freeze(axis, "transformed")
     sizes = step.eqn.outvars[0].aval.shape[passing:]
@@ -85,7 +73,7 @@ def couple_fft(step: Step) -> list[list[Axis]]:
 
 def zeros_fft(step: Step, known: list[Zeros]) -> list[Zeros]:
     """The transform is linear and works line by line."""
-    passing = len(step.ins[0].shape) - len(step.params["fft_lengths"])
+    passing = len(step.ins[0].shape) - len(views.fft_lengths(step))
     sizes = step.eqn.outvars[0].aval.shape[passing:]
     tail = [np.full(n, known[0].all) for n in sizes]
     return [Zeros(known[0].all, (*known[0].axes[:passing], *tail))]

@@ -10,43 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxprune.ir import axes, compat
+from jaxprune.ir import axes, compat, primitives
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.content import content
+from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step, concrete
 from jaxprune.rules import zeros
 from jaxprune.rules.registry import View, register
 from jaxprune.rules.zeros import Zeros
 from jaxprune.sharding import fitting
-
-POINTWISE = [
-    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",
-    "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "clz", "complex", "conj",
-    "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma", "div", "eq", "eq_to",
-    "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma",
-    "igamma_grad_a", "igammac", "imag", "integer_pow", "is_finite", "layout_constraint", "le",
-    "le_to", "lgamma", "log", "log1p", "log2", "logistic", "lt", "lt_to", "max", "min", "mul",
-    "mulhi", "name", "ne", "neg", "nextafter", "not", "one_minus_square", "or", "polygamma",
-    "polynomial", "population_count", "pow", "preduced", "pvary", "random_gamma_grad", "real",
-    "reciprocal", "reduce_precision", "reduced_vary_cast", "reduced_vary_cast_p",
-    "regularized_incomplete_beta", "rem", "round", "rsqrt", "select_n",
-    "shift_left", "shift_right_arithmetic", "shift_right_logical",
-    "sign", "sin", "sinh", "sqrt", "square", "stage", "stop_gradient", "sub", "tan", "tanh",
-    "vary_unreduced_cast", "vary_unreduced_cast_p", "with_memory_space_constraint",
-    "xla_metadata_value", "xor", "zeta",
-]  # fmt: skip
-
-RESHARDING = {"mesh_cast", "reshard", "sharding_constraint"}  # only where entries lie changes
-
-# What may differ from device to device of a shard_map; entries stay as they are.
-ONLY_TYPE = {
-    "preduced", "pvary", "reduced_vary_cast", "reduced_vary_cast_p", "vary_unreduced_cast",
-    "vary_unreduced_cast_p",
-}  # fmt: skip
-
-ANY_ZERO = {"mul", "mulhi", "and"}  # one zero operand makes the result zero
-QUOTIENTS = {"div", "rem"}  # 0 / 0 is not zero
-SHIFTS = {"shift_left", "shift_right_arithmetic", "shift_right_logical"}
 
 
 def couple_pointwise(step: Step) -> list[list[Axis]]:
@@ -102,12 +74,13 @@ def zeros_pointwise(step: Step, known: list[Zeros]) -> list[Zeros]:
     if not shape and not any(z.all for z in known):
         return [zeros.unknown(shape)]
     args = [_aligned(z, shape) for z in known]
-    if step.name in ANY_ZERO:
+    rule = primitives.of(step).zeros
+    if rule == "any":
         vectors = [functools.reduce(np.logical_or, vs) for vs in zip(*(z.axes for z in args))]
         return [Zeros(any(z.all for z in args), tuple(vectors))]
-    if step.name in QUOTIENTS:
+    if rule == "quotient":
         return [zeros.unknown(shape) if knows_any(known[1]) else args[0]]
-    if step.name in SHIFTS or step.name in ONLY_TYPE:
+    if rule == "first":
         return [args[0]]
     if step.name == "select_n":
         return [functools.reduce(zeros.both, _chosen(step, args[1:]))]
@@ -129,7 +102,9 @@ def _chosen(step: Step, cases: list[Zeros]) -> list[Zeros]:
     return [cases[int(which.flat[0])]]
 
 
-register(*POINTWISE, couple=couple_pointwise, zeros=zeros_pointwise)
+register(
+    *primitives.names(Kind.ELEMENTWISE, Kind.TYPE), couple=couple_pointwise, zeros=zeros_pointwise
+)
 
 
 def evaluate_resharding(view: View, step: Step, xs: list[Any]) -> list[Any]:
@@ -139,7 +114,7 @@ def evaluate_resharding(view: View, step: Step, xs: list[Any]) -> list[Any]:
 
 
 register(
-    *RESHARDING, couple=couple_pointwise,
+    *primitives.names(Kind.RESHARDING), couple=couple_pointwise,
     zeros=lambda step, known: known, evaluate=evaluate_resharding,
 )  # fmt: skip
 
@@ -149,7 +124,7 @@ def couple_each(step: Step) -> list[list[Axis]]:
     return [list(v.axes) for v in step.ins]
 
 
-register("optimization_barrier", "device_put", couple=couple_each, zeros=lambda step, known: known)
+register(*primitives.names(Kind.EACH), couple=couple_each, zeros=lambda step, known: known)
 
 
 # The second operand only carries an order of evaluation.
@@ -178,6 +153,6 @@ def couple_effect(step: Step) -> list[list[Axis]]:
 
 
 register(
-    "debug_callback", "debug_print", "dce_sink",
+    *primitives.names(Kind.EFFECT),
     couple=couple_effect, zeros=lambda step, known: [],
 )  # fmt: skip

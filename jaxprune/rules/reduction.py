@@ -4,66 +4,60 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxprune.ir import axes
+from jaxprune.ir import axes, primitives, views
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step
 from jaxprune.rules import zeros
 from jaxprune.rules.registry import Mix, register
 from jaxprune.rules.zeros import Zeros
 
-# primitive -> how two blocks of the reduced axis are put together again
-REDUCTIONS = {
-    "reduce_sum": "sum",
-    "reduce_max": "max",
-    "reduce_min": "min",
-    "reduce_prod": "prod",
-    "reduce_or": "or",
-    "reduce_and": "and",
-    "reduce_xor": "none",
-}
-
-NOTHING_IS_ZERO = {"reduce_sum", "reduce_or", "reduce_xor"}
+# Operations for which a zero adds nothing; None: of no operation that joins two blocks (xor).
+ZERO_IS_NEUTRAL = {"sum", "or", None}
 
 
 def couple_reduce(step: Step) -> list[list[Axis]]:
-    gone = step.params["axes"]
+    gone = views.reduction(step).axes
     return [[a for k, a in enumerate(step.ins[0].axes) if k not in gone]]
 
 
 def mixes_reduce(step: Step, known: list[Zeros]) -> list[Mix]:
-    combine = REDUCTIONS[step.name]
-    zero_is_neutral = step.name in NOTHING_IS_ZERO
+    gone, combine = views.reduction(step)
+    zero_is_neutral = combine in ZERO_IS_NEUTRAL
     return [
         Mix(
             a,
             known[0].along(k) if zero_is_neutral else np.zeros(a.size, bool),
-            combine,
+            combine or "none",
             ((0, k),),
         )
         for k, a in enumerate(step.ins[0].axes)
-        if k in step.params["axes"]
+        if k in gone
     ]
 
 
 def zeros_reduce(step: Step, known: list[Zeros]) -> list[Zeros]:
     """A reduction of zeros is zero, a max or min, too; of nothing it may be infinite, or one."""
-    gone = step.params["axes"]
-    if step.name not in NOTHING_IS_ZERO and any(step.ins[0].shape[k] == 0 for k in gone):
+    gone, combine = views.reduction(step)
+    if combine not in ZERO_IS_NEUTRAL and any(step.ins[0].shape[k] == 0 for k in gone):
         return [zeros.unknown(step.eqn.outvars[0].aval.shape)]
     vectors = [v for k, v in enumerate(known[0].axes) if k not in gone]
     return [Zeros(known[0].all, tuple(vectors))]
 
 
-register(*REDUCTIONS, couple=couple_reduce, zeros=zeros_reduce, mixes=mixes_reduce)
+register(
+    *primitives.names(Kind.REDUCTION),
+    couple=couple_reduce, zeros=zeros_reduce, mixes=mixes_reduce,
+)  # fmt: skip
 
 
 def couple_position(step: Step) -> list[list[Axis]]:
-    for k in step.params["axes"]:
+    for k in views.reduction(step).axes:
         step.freeze(step.ins[0].axes[k], "the result is a position along it")
     return couple_reduce(step)
 
 
-register("argmax", "argmin", couple=couple_position)
+register(*primitives.names(Kind.POSITION), couple=couple_position)
 
 
 def couple_generic(step: Step) -> list[list[Axis]]:
@@ -88,8 +82,9 @@ def couple_same(step: Step) -> list[list[Axis]]:
 
 def mixes_cumulative(step: Step, known: list[Zeros]) -> list[Mix]:
     axis = step.params["axis"]
-    neutral = known[0].along(axis) if step.name == "cumsum" else np.zeros(step.ins[0].shape[axis])
-    return [Mix(step.ins[0].axes[axis], neutral.astype(bool), "none")]
+    sums = primitives.of(step).combine == "sum"
+    neutral = known[0].along(axis) if sums else np.zeros(step.ins[0].shape[axis], bool)
+    return [Mix(step.ins[0].axes[axis], neutral, "none")]
 
 
 def zeros_cumulative(step: Step, known: list[Zeros]) -> list[Zeros]:
@@ -108,15 +103,9 @@ register(
 register("cumlogsumexp", couple=couple_same, mixes=mixes_cumulative)
 
 
-def _sorted_axis(step: Step) -> int:
-    p, last = step.params, len(step.ins[0].shape) - 1
-    names = [n for n in ("dimension", "axis", "reduction_dimension") if n in p]
-    return (p[names[0]] if names else last) % (last + 1)
-
-
 def couple_sorted(step: Step) -> list[list[Axis]]:
     """Sorting moves entries along one axis by their values: that axis is frozen."""
-    axis = _sorted_axis(step)
+    axis = views.sorted_axis(step, len(step.ins[0].shape))
     for v in step.ins:
         step.freeze(v.axes[axis], "sorted by value")
         for k, a in enumerate(v.axes):
@@ -134,7 +123,7 @@ def couple_sorted(step: Step) -> list[list[Axis]]:
 
 def zeros_sorted(step: Step, known: list[Zeros]) -> list[Zeros]:
     """Entries move along one axis only; the positions that top_k gives are unknown."""
-    results, axis = [], _sorted_axis(step)
+    results, axis = [], views.sorted_axis(step, len(step.ins[0].shape))
     for k, var in enumerate(step.eqn.outvars):
         if k >= len(known):
             results.append(zeros.unknown(var.aval.shape))
@@ -145,4 +134,4 @@ def zeros_sorted(step: Step, known: list[Zeros]) -> list[Zeros]:
     return results
 
 
-register("sort", "top_k", "approx_top_k", couple=couple_sorted, zeros=zeros_sorted)
+register(*primitives.names(Kind.SORT), couple=couple_sorted, zeros=zeros_sorted)

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 from jax.extend.core import Primitive
 
-from jaxprune.ir import compat
+from jaxprune.ir import compat, primitives
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step
 from jaxprune.rules import registry
 from jaxprune.rules.declared import refuse, refused
@@ -86,18 +87,19 @@ def _checked_name(primitive: Any) -> str:
 
 def _checked_kernel(name: str, kernel: Any, evaluate: Any) -> str:
     """The key in the table."""
+    kernels = primitives.names(Kind.KERNEL)
     if evaluate is not None and not callable(evaluate):
         raise TypeError(f"evaluate wants a function of the operands, got {type(evaluate).__name__}")
     if kernel is None:
-        if name in compat.KERNEL_CALLS:
+        if name in kernels:
             raise ValueError(
                 f"{name} runs any kernel; say which one: register({name!r}, ..., kernel='name')"
             )
         return name
     if not isinstance(kernel, str):
         raise TypeError(f"kernel wants the kernel's name, got {type(kernel).__name__}")
-    if name not in compat.KERNEL_CALLS:
-        raise ValueError(f"kernel= is for {sorted(compat.KERNEL_CALLS)}; {name} has none")
+    if name not in kernels:
+        raise ValueError(f"kernel= is for {sorted(kernels)}; {name} has none")
     if evaluate is None:
         raise ValueError(
             f"the sizes of a kernel are fixed in its {name}; pass evaluate=, the function of the "
@@ -133,7 +135,7 @@ def _evaluated_by(rule: Rule, evaluate: Callable[..., Any], with_params: bool) -
     """
 
     def run(step: Step, xs: Sequence[Any]) -> list[Any]:
-        with step.eqn.ctx.manager:
+        with compat.context(step.eqn):
             out = evaluate(*xs, **(step.params if with_params else {}))
         return list(out) if isinstance(out, (tuple, list)) else [out]
 
@@ -165,7 +167,7 @@ def _differs(step: Step, run: Callable[..., Any]) -> str:
 def _kernels(jaxpr: Any) -> Iterator[tuple[str, str, str]]:
     """(primitive, kernel, content) of the kernels in a program."""
     for eqn in compat.open_jaxpr(jaxpr)[0].eqns:
-        if eqn.primitive.name in compat.KERNEL_CALLS:
+        if primitives.kind(eqn) is Kind.KERNEL:
             yield eqn.primitive.name, compat.kernel_name(eqn), compat.kernel_text(eqn)
         else:
             for sub in compat.sub_jaxprs(eqn):

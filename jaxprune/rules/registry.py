@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxprune.ir import axes, compat
+from jaxprune.ir import axes, compat, primitives
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules import zeros
 from jaxprune.rules.zeros import Zeros
@@ -172,7 +173,7 @@ def kernel_key(name: str, kernel: str) -> str:
 
 def rule_of(step: Step) -> Rule | Nested:
     name = step.name
-    if name in compat.KERNEL_CALLS:
+    if primitives.kind(step) is Kind.KERNEL:
         name = kernel_key(name, compat.kernel_name(step.eqn))
     rule = RULES.get(name, OPAQUE)
     unread = isinstance(rule, Nested) and step.outs and not step.subs

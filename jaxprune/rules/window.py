@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxprune.ir import axes
+from jaxprune.ir import axes, primitives
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step
 from jaxprune.rules import zeros
 from jaxprune.rules.registry import register
@@ -57,19 +58,16 @@ def _sees_padding_only(step: Step) -> bool:
 
 def zeros_window(step: Step, known: list[Zeros]) -> list[Zeros]:
     """A channel of zeros pools to zeros, where each window of a max or min holds an entry."""
-    if step.name != "reduce_window_sum" and _sees_padding_only(step):
+    if primitives.of(step).combine != "sum" and _sees_padding_only(step):
         return [zeros.unknown(step.eqn.outvars[0].aval.shape)]
     return [_passed_on(step, known[0])]
 
 
-register(
-    "reduce_window_sum", "reduce_window_max", "reduce_window_min",
-    couple=couple_window, zeros=zeros_window,
-)  # fmt: skip
-register("reduce_window", couple=couple_window)
+register(*primitives.names(Kind.POOL), couple=couple_window, zeros=zeros_window)
+register(*primitives.names(Kind.WINDOW_FOLD), couple=couple_window)
 
 # The gradients of max pooling: what is moved comes first, what the places are read off second.
 register(
-    "select_and_scatter_add", "select_and_gather_add",
+    *primitives.names(Kind.POOL_GRADIENT),
     couple=couple_window, zeros=lambda step, known: [_passed_on(step, known[0])],
 )  # fmt: skip

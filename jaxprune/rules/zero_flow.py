@@ -6,19 +6,15 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
+from jaxprune.ir import primitives
+from jaxprune.ir.primitives import ANY, CALLS, CUSTOM
 from jaxprune.ir.tape import Step, Tape, Value, concrete, is_empty
 from jaxprune.rules import infinite, registry, zeros
 from jaxprune.rules.infinite import GRADIENT, VALUE
 from jaxprune.rules.registry import Nested
 from jaxprune.rules.zeros import Zeros
 
-# primitive -> the operand that passes unchanged when all others are zero; None = any of them
-NEUTRAL = {"add": None, "add_any": None, "or": None, "sub": 0, "copy": 0, "copy_p": 0}
-
-CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 IN_GRADIENT = " (in the gradient)"
-
-CALLED_ONCE = {"remat2", "checkpoint", "remat", "custom_jvp_call", "custom_vjp_call"}
 
 
 class ZeroFlow:
@@ -64,7 +60,7 @@ class ZeroFlow:
 
     def _note_rules(self, step: Step) -> None:
         """The derivative of a function with a rule is the rule's, not that of its equations."""
-        if step.name not in CUSTOM or len(step.subs) < 2:
+        if primitives.kind(step) not in CUSTOM or len(step.subs) < 2:
             return
         self._of_rules[step.subs[0]] = self._reads & {VALUE}
         self._of_rules |= dict.fromkeys(step.subs[1:], self._reads & {GRADIENT})
@@ -108,9 +104,10 @@ class ZeroFlow:
 
     def passed(self, step: Step) -> list[tuple[Value, Value]]:
         """(result, operand) pairs that are one array, given what is zero."""
-        if step.name in NEUTRAL:
-            return [(step.outs[0], v) for v in self._neutral(step)]
-        if step.name in CALLED_ONCE:
+        row = primitives.of(step)
+        if row.neutral is not None:
+            return [(step.outs[0], v) for v in self._neutral(step, row.neutral)]
+        if row.kind in CALLS:
             inner = self.aliases(step.subs[0])
             outer = dict(zip(step.subs[0].inputs, step.ins, strict=True))
             ends = zip(step.outs, step.subs[0].outputs, strict=True)
@@ -118,12 +115,12 @@ class ZeroFlow:
             return [(out, outer[end]) for out, end in found if end in outer]
         return []
 
-    def _neutral(self, step: Step) -> list[Value]:
-        result, only = step.outs[0], NEUTRAL[step.name]
+    def _neutral(self, step: Step, neutral: int) -> list[Value]:
+        result = step.outs[0]
         for i, v in enumerate(step.ins):
             others = [u for j, u in enumerate(step.ins) if j != i]
             fits = v.aval.shape == result.aval.shape and v.aval.dtype == result.aval.dtype
-            may_pass = fits and only in (None, i) and v.const is None
+            may_pass = fits and neutral in (ANY, i) and v.const is None
             if may_pass and all(self.of(u).all for u in others):
                 return [v]
         return []

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 
 import jaxprune.rules  # noqa: F401  (fills the table)
-from jaxprune.ir import axes, compat, tape
+from jaxprune.ir import axes, compat, primitives, tape
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules import registry
 from jaxprune.rules.contraction import couple_dot
@@ -158,11 +159,9 @@ def _values(program: Tape) -> Iterator[Value]:
 def _lasts(step: Step) -> bool:
     """Whether a step, and what it holds, ties whole axes only."""
     if step.subs:
-        return step.name in TRANSPARENT and all(_lasts(s) for sub in step.subs for s in sub.steps)
+        once = primitives.of(step).kind in primitives.CALLS
+        return once and all(_lasts(s) for sub in step.subs for s in sub.steps)
     return registry.rule_of(step).couple in LASTING
-
-
-TRANSPARENT = ("custom_jvp_call", "custom_vjp_call", "checkpoint")  # Each runs what it holds once.
 
 
 @contextlib.contextmanager
@@ -233,15 +232,16 @@ def _collect_read(program: Tape, read: set[Axis]) -> None:
         if not step.subs and not _selects(step):
             for value in step.ins:
                 read.update(value.axes)
-        if step.name == "scan":  # runs along the first axis of what it scans
+        if primitives.kind(step) is Kind.LOOP:  # it runs along the first axis of what it scans
             read.update(value.axes[0] for value in compat.scanned(step.eqn, step.ins))
 
 
 def _selects(step: Step) -> bool:
     """Whether a step only takes a part of its operand, whose rest nothing may read."""
-    if step.name == "gather":
+    kind = primitives.kind(step)
+    if kind is Kind.GATHER:
         return constant_gather(step) is not None
-    return step.name in ("slice", "split")
+    return kind in (Kind.SLICE, Kind.SPLIT)
 
 
 def copy_axes(param_axes: Sequence[Sequence[Axis]]) -> tuple[list[list[Axis]], dict[Axis, Axis]]:

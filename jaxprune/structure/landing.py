@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxprune.ir import primitives, views
+from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step
-from jaxprune.rules.contraction import free_axes
 from jaxprune.rules.layout import reshape_groups
-from jaxprune.rules.pointwise import POINTWISE, RESHARDING
-from jaxprune.rules.reduction import REDUCTIONS
 
 
 class Way(NamedTuple):
@@ -61,8 +60,9 @@ def _one_by_one(step: Step) -> list[Landing]:
 
 
 def _dot(step: Step) -> list[Landing]:
-    (lc, rc), (lb, rb) = step.params["dimension_numbers"]
-    free_l, free_r = (free_axes(*side) for side in zip(step.ins, (lc, rc), (lb, rb)))
+    dims = views.contraction(step)
+    (lc, rc), (lb, rb) = dims.contract, dims.batch
+    free_l, free_r = (dims.free(side, len(v.shape)) for side, v in enumerate(step.ins))
     rank, shared = len(step.outs[0].shape), len(lb)
     reduced = range(rank, rank + len(lc))
     left = [*enumerate(lb), *enumerate(free_l, shared), *zip(reduced, lc)]
@@ -72,36 +72,36 @@ def _dot(step: Step) -> list[Landing]:
 
 
 def _reduce(step: Step) -> list[Landing]:
-    gone = sorted(step.params["axes"])
+    gone = views.reduction(step).axes
     stay = [k for k in range(len(step.ins[0].shape)) if k not in gone]
     return [Landing(0, 0, _straight([(k, p) for p, k in enumerate([*stay, *gone])]))]
 
 
 def _transpose(step: Step) -> list[Landing]:
-    return [Landing(0, 0, _straight([(k, p) for p, k in enumerate(step.params["permutation"])]))]
+    return [Landing(0, 0, _straight([(k, p) for p, k in enumerate(views.permutation(step))]))]
 
 
 def _squeeze(step: Step) -> list[Landing]:
-    stay = [k for k in range(len(step.ins[0].shape)) if k not in step.params["dimensions"]]
+    stay = views.squeezed(step, len(step.ins[0].shape))
     return [Landing(0, 0, _straight([(k, p) for p, k in enumerate(stay)]))]
 
 
 def _broadcast(step: Step) -> list[Landing]:
     shape = step.outs[0].shape
-    pairs = enumerate(step.params["broadcast_dimensions"])
+    pairs = enumerate(views.broadcast(step).places)
     here = [(k, place) for k, place in pairs if step.ins[0].shape[k] == shape[place]]
     return [Landing(0, 0, _straight(here))]
 
 
 def _reshape(step: Step) -> list[Landing]:
     shape = step.ins[0].shape
-    order = step.params.get("dimensions") or range(len(shape))
+    order = views.reshape_order(step) or range(len(shape))
     groups = reshape_groups([shape[k] for k in order], step.outs[0].shape)
     return [Landing(0, 0, [Way(tuple(order[k] for k in a), tuple(b)) for a, b in groups])]
 
 
 def _concatenate(step: Step) -> list[Landing]:
-    along, found, start = step.params["dimension"], [], 0
+    along, found, start = views.concatenated(step), [], 0
     for i, v in enumerate(step.ins):
         ways = _straight([(k, k) for k in range(len(v.shape)) if k != along])
         place = np.arange(start, start + v.shape[along])
@@ -111,7 +111,7 @@ def _concatenate(step: Step) -> list[Landing]:
 
 
 def _split(step: Step) -> list[Landing]:
-    along, found, start = step.params["axis"], [], 0
+    along, found, start = views.split_axis(step), [], 0
     for j, v in enumerate(step.outs):
         ways = _straight([(k, k) for k in range(len(v.shape)) if k != along])
         place = np.arange(start, start + v.shape[along])
@@ -121,39 +121,38 @@ def _split(step: Step) -> list[Landing]:
 
 
 def _slice(step: Step) -> list[Landing]:
-    p, rank = step.params, len(step.ins[0].shape)
-    cuts = zip(p["start_indices"], p["limit_indices"], p["strides"] or (1,) * rank)
+    cuts = zip(*views.slices(step))
     return [Landing(0, 0, [Way((k,), (k,), np.arange(*cut)) for k, cut in enumerate(cuts)])]
 
 
 def _pad(step: Step) -> list[Landing]:
     ways = []
-    for k, (low, _, inside) in enumerate(step.params["padding_config"]):
+    for k, (low, _, inside) in enumerate(views.padding(step)):
         place = low + np.arange(step.ins[0].shape[k]) * (inside + 1)
         there = np.flatnonzero((place >= 0) & (place < step.outs[0].shape[k]))
         ways.append(Way((k,), (k,), there, place[there]))
     return [Landing(0, 0, ways)]
 
 
-_LANDINGS: dict[str, Callable[[Step], list[Landing]]] = {
-    **dict.fromkeys([*POINTWISE, *RESHARDING], _pointwise),
-    **dict.fromkeys(REDUCTIONS, _reduce),
-    "broadcast_in_dim": _broadcast,
-    "concatenate": _concatenate,
-    "dot_general": _dot,
-    "optimization_barrier": _one_by_one,
-    "pad": _pad,
-    "reshape": _reshape,
-    "slice": _slice,
-    "split": _split,
-    "squeeze": _squeeze,
-    "transpose": _transpose,
+_LANDINGS: dict[Kind, Callable[[Step], list[Landing]]] = {
+    **dict.fromkeys([Kind.ELEMENTWISE, Kind.TYPE, Kind.RESHARDING], _pointwise),
+    Kind.REDUCTION: _reduce,
+    Kind.BROADCAST: _broadcast,
+    Kind.CONCATENATE: _concatenate,
+    Kind.CONTRACTION: _dot,
+    Kind.EACH: _one_by_one,
+    Kind.PAD: _pad,
+    Kind.RESHAPE: _reshape,
+    Kind.SLICE: _slice,
+    Kind.SPLIT: _split,
+    Kind.SQUEEZE: _squeeze,
+    Kind.TRANSPOSE: _transpose,
 }
 
 
 def landings(step: Step) -> list[Landing] | None:
     """Where the operands of a step land; None for a step that may tell positions apart."""
-    found = _LANDINGS.get(step.name)
+    found = _LANDINGS.get(primitives.kind(step))
     return None if found is None else found(step)
 
 

@@ -14,16 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.ir import axes
+from jaxprune.ir import axes, primitives
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.primitives import CALLS, CONTROL, Kind
 from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules.control import step_length
 from jaxprune.structure.landing import Way, flat, landed, landings
 
-# Equations that hold programs which are checked in their turn.
-NESTED = {
-    "checkpoint", "cond", "custom_jvp_call", "custom_vjp_call", "remat", "remat2", "scan", "while",
-}  # fmt: skip
+NESTED = CALLS | CONTROL  # the programs that these hold are checked in their turn
 
 
 class Pair(NamedTuple):
@@ -126,7 +124,8 @@ class _Proof(NamedTuple):
         if fixed or not all(map(self._in_place, mine)):
             return False
         if step.subs:
-            return not mine or step.name in NESTED and all(starmap(self._alike, step.ties))
+            nested = primitives.kind(step) in NESTED
+            return not mine or nested and all(starmap(self._alike, step.ties))
         return not mine or self._lands(step)
 
     def _scans_parent(self, step: Step) -> bool:
@@ -204,7 +203,7 @@ def _line(value: Value, leaf: Axis) -> tuple[int, np.ndarray] | None:
 
 def _length(step: Step) -> list[Axis]:
     """The axis that a scan runs along."""
-    length = step_length(step) if step.name == "scan" else None
+    length = step_length(step) if primitives.kind(step) is Kind.LOOP else None
     return [] if length is None else [length]
 
 

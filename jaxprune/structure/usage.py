@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from jaxprune.ir import axes, compat
+from jaxprune.ir import axes, compat, primitives, views
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.primitives import CONTROL, CUSTOM, Kind, Passes
 from jaxprune.ir.tape import Step, Tape, Value
 
 # The facts. A kernel is an operand that depends on parameters only.
@@ -31,7 +32,7 @@ RESIDUAL = "added to a stream"
 Facts = dict[Axis, set[str]]
 
 _BRANCH = 1000  # steps to look through for the way from a stream into its branch and back
-_SAME_STREAM = {"convert_element_type", "copy", "reshape", "transpose", "name"}
+_CONTRACTS = {Kind.CONTRACTION, Kind.CONVOLUTION, Kind.REMAT, *CONTROL}  # or what it holds may
 
 
 @dataclass
@@ -65,7 +66,7 @@ def facts_of(tape: Tape, num_params: int, leaves: Iterable[Axis]) -> Facts:
 
 def _walk(reader: _Reader, tape: Tape) -> None:
     for i, step in enumerate(tape.steps):
-        for sub in step.subs[:1] if step.name.startswith("custom_") else step.subs:
+        for sub in step.subs[:1] if primitives.kind(step) in CUSTOM else step.subs:
             pairs = zip(reversed(step.ins), reversed(sub.inputs))  # what cond drops comes first
             reader.moving.update(inner for outer, inner in pairs if outer in reader.moving)
             _walk(reader, sub)
@@ -73,14 +74,14 @@ def _walk(reader: _Reader, tape: Tape) -> None:
             reader.moving.update(step.outs)
         for value in step.outs:
             reader.made_by[value] = (i, step)
-        look = _LOOK.get(step.name)
+        look = _LOOK.get(primitives.kind(step))
         if look is not None:
             look(reader, step)
 
 
 def _dot(reader: _Reader, step: Step) -> None:
-    (lc, rc), (lb, rb) = step.params["dimension_numbers"]
-    sides = list(zip(step.ins, (lc, rc), (lb, rb)))
+    dims = views.contraction(step)
+    sides = list(zip(step.ins, dims.contract, dims.batch))
     contracted = [v.axes[k] for v, cs, _ in sides for k in cs]
     batch = [v.axes[k] for v, _, bs in sides for k in bs]
     free = [
@@ -121,19 +122,19 @@ def _attend(
 
 
 def _convolve(reader: _Reader, step: Step) -> None:
-    numbers, (image, kernel) = step.params["dimension_numbers"], step.ins
-    features = [image.axes[numbers.lhs_spec[1]], kernel.axes[numbers.rhs_spec[1]]]
-    made = kernel.axes[numbers.rhs_spec[0]]
+    conv, (image, kernel) = views.convolution(step), step.ins
+    features = [image.axes[conv.lhs[1]], kernel.axes[conv.rhs[1]]]
+    made = kernel.axes[conv.rhs[0]]
     reader.note(CHANNEL, *features, made)
     reader.note(READ, *features)
     reader.note(MADE, made)
-    reader.note(WINDOW, *(kernel.axes[k] for k in numbers.rhs_spec[2:]))
-    reader.note(PLACE, *(image.axes[k] for k in numbers.lhs_spec[2:]))
-    reader.note(PLACE, *(step.outs[0].axes[k] for k in numbers.out_spec[2:]))
+    reader.note(WINDOW, *(kernel.axes[k] for k in conv.rhs[2:]))
+    reader.note(PLACE, *(image.axes[k] for k in conv.lhs[2:]))
+    reader.note(PLACE, *(step.outs[0].axes[k] for k in conv.out[2:]))
 
 
 def _pool(reader: _Reader, step: Step) -> None:
-    for k, size in enumerate(step.params["window_dimensions"]):
+    for k, size in enumerate(views.window(step)):
         if size > 1:
             reader.note(PLACE, step.ins[0].axes[k], step.outs[0].axes[k])
 
@@ -141,18 +142,19 @@ def _pool(reader: _Reader, step: Step) -> None:
 def _gather(reader: _Reader, step: Step) -> None:
     table = step.ins[0]
     if table not in reader.moving:
-        for axis, size in zip(table.axes, step.params["slice_sizes"]):
+        for axis, size in zip(table.axes, views.window_sizes(step)):
             reader.note(LOOKED_UP if axis.size == size else ROW, axis)
 
 
 def _scan(reader: _Reader, step: Step) -> None:
-    parts = compat.scan_parts(step.eqn)
-    for value in step.ins[parts.num_consts + parts.num_carry :]:
+    for value in compat.scanned(step.eqn, step.ins):
         reader.note(LAYER, value.axes[0])
 
 
 def _add(reader: _Reader, step: Step) -> None:
     """``x + f(x)`` where f contracts: the axes of x are those of a residual stream."""
+    if primitives.of(step).combine != "sum":
+        return
     a, b = (_origin(reader, v) for v in step.ins)
     both = a in reader.moving and b in reader.moving and step.ins[0].shape == step.ins[1].shape
     if both and (_feeds(reader, a, b) or _feeds(reader, b, a)):
@@ -161,8 +163,11 @@ def _add(reader: _Reader, step: Step) -> None:
 
 
 def _origin(reader: _Reader, value: Value) -> Value:
-    while value in reader.made_by and reader.made_by[value][1].name in _SAME_STREAM:
-        value = reader.made_by[value][1].ins[0]
+    while value in reader.made_by:
+        step = reader.made_by[value][1]
+        if Passes.STREAM not in primitives.of(step).passes:
+            break
+        value = step.ins[0]
     return value
 
 
@@ -179,19 +184,16 @@ def _feeds(reader: _Reader, source: Value, result: Value) -> bool:
         if step is None or index <= start or (value, crossed) in seen:
             continue
         seen.add((value, crossed))
-        crossed = crossed or step.name in _CONTRACTIONS
+        crossed = crossed or primitives.kind(step) in _CONTRACTS
         todo += [(v, crossed) for v in step.ins if v in reader.moving]
     return False
 
 
-_CONTRACTIONS = {"dot_general", "conv_general_dilated", "scan", "while", "cond", "remat2"}
-_LOOK: dict[str, Callable[[_Reader, Step], None]] = {
-    "dot_general": _dot,
-    "conv_general_dilated": _convolve,
-    "reduce_window_max": _pool,
-    "reduce_window_sum": _pool,
-    "reduce_window_min": _pool,
-    "gather": _gather,
-    "scan": _scan,
-    "add": _add,
+_LOOK: dict[Kind, Callable[[_Reader, Step], None]] = {
+    Kind.CONTRACTION: _dot,
+    Kind.CONVOLUTION: _convolve,
+    Kind.POOL: _pool,
+    Kind.GATHER: _gather,
+    Kind.LOOP: _scan,
+    Kind.ELEMENTWISE: _add,
 }

@@ -12,7 +12,7 @@ import jaxprune as jp
 from benchmarks.models.speed import LSTM, BottleneckResNet
 from benchmarks.models.transformers import GPT, ViT, Widths
 from jaxprune.budget import model
-from jaxprune.structure.patterns import chosen_dims
+from jaxprune.structure.select import chosen_dims
 
 FAST = {"mlp", "lstm"}  # Searches over the others take seconds to trace and to compile.
 HALF = jp.Target(flops=0.5)

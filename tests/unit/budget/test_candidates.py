@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 import pytest
-from jaxprune.structure.patterns import chosen_dims
 
 import jaxprune as jp
 from benchmarks.models.transformers import ViT, Widths
 from jaxprune.budget import candidates, model
+from jaxprune.structure.select import chosen_dims
 from tests.unit.budget.networks import built, module
 
 

@@ -51,7 +51,7 @@ def test_keeps_more_than_uniform(make):
 def test_units_of_largest_score_are_kept():
     fn, params, structure, scores, x = setting("mlp")
     plan = jp.search(fn, params, structure, scores, x, target=jp.Target(params=0.5), round_to=1)
-    units = structure.unit_scores(scores, "sum")
+    units = structure.unit_scores(scores, jp.reduce.sum)
     for name, kept in plan.keep.items():
         assert np.asarray(units[name])[kept].min() >= np.asarray(units[name])[~kept].max(initial=0)
 

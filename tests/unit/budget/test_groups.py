@@ -10,6 +10,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.budget import groups, latency, model
+from jaxprune.costs import operations
 from jaxprune.structure import infer
 from tests.unit.budget.networks import NETWORKS, built, setting
 
@@ -17,7 +18,7 @@ from tests.unit.budget.networks import NETWORKS, built, setting
 @pytest.mark.parametrize("name", NETWORKS)
 def test_groups_hold_every_step_once_and_all_flops(name):
     made = built(name)
-    inside = [op for g in made.groups for op in groups._inside(g.steps, g.repeats)]
+    inside = [op for g in made.groups for op in operations.inside(g.steps, g.repeats)]
     assert sorted(id(op.step) for op in inside) == sorted(id(op.step) for op in made.ops)
     full = {d: d.size for d in made.axes}
     flops = sum(float(g.work(full)) for g in made.groups)

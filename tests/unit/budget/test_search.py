@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxprune.structure.patterns import chosen_dims
 
 import jaxprune as jp
 from jaxprune.budget import api
+from jaxprune.structure.select import chosen_dims
 from tests.unit.budget.networks import HALF, clockless, close, searching, setting, slow_unless_small
 
 

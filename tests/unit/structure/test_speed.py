@@ -32,7 +32,7 @@ def test_calls_grow_linearly_with_the_layers():
     few, more, most = map(calls_after_tracing, (4, 8, 16))
     assert (most - more) / (more - few) == pytest.approx(2, rel=0.02)
     # For 1,800 equations, 144 of which are asked again. Looking up source lines would add 60,000.
-    assert most < 230_000
+    assert most < 260_000
 
 
 def test_parameters_that_no_memory_holds():
