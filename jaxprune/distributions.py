@@ -54,8 +54,8 @@ def erk(scores: Scores, sparsity: Any, *, power: float = 1.0) -> Sparsities:
       power: 0 is uniform; ``functools.partial(jp.erk, power=0.5)`` lies half-way.
 
     References:
-      Evci et al., [RigL](https://arxiv.org/abs/1911.11134), 2020, section 3(1), after Mocanu et
-      al., [SET](https://arxiv.org/abs/1707.04780), 2018. Their code caps one leaf a round and
+      Evci et al., `RigL <https://arxiv.org/abs/1911.11134>`__, 2020, section 3(1), after Mocanu et
+      al., `SET <https://arxiv.org/abs/1707.04780>`__, 2018. Their code caps one leaf a round and
       solves again; this is the same solution in closed form.
 
     Example:
@@ -168,7 +168,7 @@ def lamp(scores: Scores, sparsity: Any) -> Sparsities:
       sparsity: global, in [0, 1].
 
     References:
-      Lee et al., [Layer-adaptive sparsity](https://arxiv.org/abs/2010.07611), 2021, see
+      Lee et al., `Layer-adaptive sparsity <https://arxiv.org/abs/2010.07611>`__, 2021, see
       :func:`jaxprune.scores.lamp`.
 
     Example:
@@ -244,7 +244,7 @@ def owl(
       ValueError: for a negative spread.
 
     References:
-      Yin et al., [OWL](https://arxiv.org/abs/2310.05175), 2023. There layers are blocks of a
+      Yin et al., `OWL <https://arxiv.org/abs/2310.05175>`__, 2023. There layers are blocks of a
       transformer, all of one size, and the mean is over blocks; here it is over entries, so that
       the total is the target for leaves of any size. M = 5 and lambda = 0.08 are used there, too.
 

@@ -23,7 +23,7 @@ _THEORETICAL = (
 )
 
 
-THIN = 1 / 8  # of the mean density: a leaf that keeps less is nearly emptied
+THIN = 1 / 8  # A leaf that keeps less than this share of the mean density is nearly emptied.
 
 
 class Flops(NamedTuple):
@@ -41,7 +41,8 @@ class Row:
       path: "params/Dense_0/kernel".
       size, kept: entries, and those that the mask keeps.
       bytes: as stored; a mask alone makes no leaf smaller.
-      flops: of the contractions that read the leaf; after: theoretical, times density. None when
+      flops: FLOPs of the contractions that read the leaf; after: theoretical, times density. None
+        when
         :func:`summary` got no function.
     """
 
@@ -64,7 +65,7 @@ class Summary:
 
     Attributes:
       rows: a :class:`Row` per leaf.
-      flops: of the whole function, as :class:`Flops`; None when they aren't known.
+      flops: FLOPs of the whole function, as :class:`Flops`; None when they aren't known.
       others: FLOPs of equations that read no leaf, None without a function: activations, norms,
         products of activations. Masks don't change them.
       notes: leaves that are nearly emptied, and what the count of FLOPs couldn't know.

@@ -31,8 +31,8 @@ def shuffle(masks: Masks, *, key: jax.Array) -> Masks:
     several leaves share no longer agree.
 
     References:
-      Frankle et al., [Missing the Mark](https://arxiv.org/abs/2009.08576), 2021; Su et al.,
-      [Sanity-Checking Pruning](https://arxiv.org/abs/2009.11094), 2020 (layerwise rearrange).
+      Frankle et al., `Missing the Mark <https://arxiv.org/abs/2009.08576>`__, 2021; Su et al.,
+      `Sanity-Checking Pruning <https://arxiv.org/abs/2009.11094>`__, 2020 (layerwise rearrange).
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -55,9 +55,9 @@ def reinitialize(params: Params, *, key: jax.Array) -> Params:
       key: a ``jax.random.key``.
 
     References:
-      Frankle and Carbin, [Lottery Tickets](https://arxiv.org/abs/1803.03635), 2019, and Frankle et
-      al., [Missing the Mark](https://arxiv.org/abs/2009.08576), 2021, which draw
-      from the initialiser again.
+      Frankle and Carbin, `Lottery Tickets <https://arxiv.org/abs/1803.03635>`__, 2019, and Frankle
+      et al., `Missing the Mark <https://arxiv.org/abs/2009.08576>`__, 2021, which draw from the
+      initialiser again.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -78,7 +78,8 @@ def random_like(masks: Masks, params: Params, *, key: jax.Array) -> Masks:
       ValueError: when masks do not fit params.
 
     References:
-      Su et al., [Sanity-Checking Pruning](https://arxiv.org/abs/2009.11094), 2020 (random tickets).
+      Su et al., `Sanity-Checking Pruning <https://arxiv.org/abs/2009.11094>`__, 2020 (random
+      tickets).
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -116,7 +117,8 @@ def collapsed(masks: Masks, *, least: int = 1) -> list[Collapse]:
       TypeError: inside of jit, where nothing can be reported.
 
     References:
-      Tanaka et al., [SynFlow](https://arxiv.org/abs/2006.05467), 2020, section 3 (layer-collapse).
+      Tanaka et al., `SynFlow <https://arxiv.org/abs/2006.05467>`__, 2020, section 3
+      (layer-collapse).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -168,7 +170,7 @@ def active(fn: Callable[..., Any], masks: Masks, params: Params, *args: Any) -> 
       ValueError: when masks do not fit params.
 
     References:
-      Vysogorets and Kempe, [Connectivity Matters](https://arxiv.org/abs/2107.02306), 2021:
+      Vysogorets and Kempe, `Connectivity Matters <https://arxiv.org/abs/2107.02306>`__, 2021:
       effective sparsity.
 
     Example:
@@ -210,8 +212,8 @@ def overlap_over_time(history: Sequence[Masks], params: Params) -> Overlap:
       ValueError: for fewer than two, or masks that do not fit params.
 
     References:
-      Evci et al., [RigL](https://arxiv.org/abs/1911.11134), 2020, and You et al., [Early-Bird
-      Tickets](https://arxiv.org/abs/1909.11957), 2020, which stop when masks stop moving.
+      Evci et al., `RigL <https://arxiv.org/abs/1911.11134>`__, 2020, and You et al., `Early-Bird
+      Tickets <https://arxiv.org/abs/1909.11957>`__, 2020, which stop when masks stop moving.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

@@ -30,7 +30,7 @@ def polynomial(init: Any, final: Any, *, begin: int, end: int, power: float = 3)
       ValueError: for end <= begin, a sparsity outside [0, 1], or power <= 0.
 
     References:
-      Zhu and Gupta, [To prune, or not to prune](https://arxiv.org/abs/1710.01878), 2017, eq. 1.
+      Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`__, 2017, eq. 1.
 
     Example:
       >>> import jaxprune as jp
@@ -79,7 +79,8 @@ def exponential(init: Any, final: Any, *, begin: int, end: int) -> Schedule:
       ValueError: for a final sparsity of 1, which no factor reaches.
 
     References:
-      Tanaka et al., [SynFlow](https://arxiv.org/abs/2006.05467), 2020, algorithm 1, for init = 0.
+      Tanaka et al., `SynFlow <https://arxiv.org/abs/2006.05467>`__, 2020, algorithm 1, for init =
+      0.
 
     Example:
       >>> import jaxprune as jp
@@ -122,7 +123,7 @@ def rounds(init: Any, final: Any, *, begin: int, every: int, count: int) -> Sche
       ValueError: for every or count below 1, or a sparsity that :func:`exponential` refuses.
 
     References:
-      Frankle and Carbin, [Lottery Tickets](https://arxiv.org/abs/1803.03635), 2019, section 1:
+      Frankle and Carbin, `Lottery Tickets <https://arxiv.org/abs/1803.03635>`__, 2019, section 1:
       p^{1/n} of the weights that are left go in each of n rounds.
 
     Example:
@@ -166,7 +167,7 @@ def cyclic(schedule: Schedule, *, period: int, count: int, begin: int = 0) -> Sc
       ValueError: for a period or count below 1.
 
     References:
-      Srinivas et al., [Cyclical Pruning](https://arxiv.org/abs/2202.01290), 2022.
+      Srinivas et al., `Cyclical Pruning <https://arxiv.org/abs/2202.01290>`__, 2022.
 
     Example:
       >>> import jaxprune as jp

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 _INTEGERS = {2: (np.int16, np.uint16), 4: (np.int32, np.uint32), 8: (np.int64, np.uint64)}
-_DIGIT = 2  # bits that one pass settles
-_PARTS = 1 << 24  # whole numbers up to here are exact in float32
-_LARGE = 1 << 18  # entries whose memory is worth the time to compile each pass on its own
+_DIGIT = 2  # One pass settles so many bits.
+_PARTS = 1 << 24  # Whole numbers up to here are exact in float32.
+_LARGE = 1 << 18  # From so many entries on, memory is worth compiling each pass on its own.
 
 
 def known(x: Any) -> bool:

@@ -30,7 +30,7 @@ from jaxprune.structure.structure import Structure, from_program
 
 FORMAT, VERSION = "jaxprune compact model", 2
 FILE = "model.safetensors"
-VECTORS = ("candidates", "kept")  # of each cut dimension
+VECTORS = ("candidates", "kept")  # Each cut dimension has these vectors.
 SCHEMA = {
     "format": str,
     "version": Size,

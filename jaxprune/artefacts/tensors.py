@@ -27,7 +27,7 @@ _CODES = {
     "bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64", "complex64": "C64",
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
 }  # fmt: skip
-_BYTES = (  # as bytes along one more axis, for the format has no code for them
+_BYTES = (  # The format has no code for these: they are written as bytes, along one more axis.
     "complex128", "int2", "int4", "uint2", "uint4", "float4_e2m1fn", "float8_e3m4", "float8_e4m3",
     "float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2fnuz",
 )  # fmt: skip
@@ -35,9 +35,9 @@ DTYPES = {name: np.dtype(name) for name in (*_CODES, *_BYTES)}
 _OF_CODE = {code: name for name, code in _CODES.items()}
 
 START, MIDDLE = b'{"__metadata__":{"sha256":"', b'","bytes":"'
-DIGEST = 8 + len(START)  # where the digest stands
-LENGTH = DIGEST + 64 + len(MIDDLE)  # where the number of bytes stands
-FIXED = LENGTH + 16  # how much of a file says what it is
+DIGEST = 8 + len(START)  # The digest stands here.
+LENGTH = DIGEST + 64 + len(MIDDLE)  # The number of bytes stands here.
+FIXED = LENGTH + 16  # So many bytes say what a file is.
 _ENTRY = {"dtype": set(_OF_CODE), "shape": [Size], "data_offsets": [Size]}
 
 

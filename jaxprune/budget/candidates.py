@@ -17,10 +17,10 @@ from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step
 from jaxprune.structure import infer
 
-CANDIDATES = 32  # of one dimension, at most
+CANDIDATES = 32  # A dimension has at most so many candidates.
 STEPS = (64, 32, 16, 8, 4, 2, 1)
-LEAST = 8  # steps in a dimension
-ENOUGH = 0.05  # a coarser step counts when it is faster by more than this
+LEAST = 8  # A dimension is cut into at least so many steps.
+ENOUGH = 0.05  # A coarser step counts when it is faster by more than this share.
 
 Measured = tuple[str, Callable[[], Timer], float]
 

@@ -69,7 +69,7 @@ class Choices:
     """Which counts may be kept, what they are worth, and what they cost as far as is known.
 
     Attributes:
-      structure: of the network.
+      structure: the structure of the network.
       model: costs as tables over counts; "latency" is added when it is first needed.
       objective: what is to be large, a name in ``score_tables.OBJECTIVES``.
       most: the largest count that may be chosen, by dimension.

@@ -27,7 +27,7 @@ from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules import registry
 from jaxprune.rules.registry import KEPT, Rule, Wire
 
-WHOLE = 2  # dimensions in a loop up to which it is timed whole
+WHOLE = 2  # A loop of at most so many dimensions is timed whole.
 
 
 @dataclass(frozen=True, eq=False)

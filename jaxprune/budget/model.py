@@ -25,7 +25,8 @@ from jaxprune.ir.tape import Value
 from jaxprune.structure import infer
 from jaxprune.structure.structure import Structure
 
-TIMED = {0: 1, 1: 5, 2: 5, 3: 3}  # widths per dimension at which a group of so many is timed
+# A group of so many dimensions is timed at so many widths of each.
+TIMED = {0: 1, 1: 5, 2: 5, 3: 3}
 TIMED_MANY = 2
 
 

@@ -71,7 +71,7 @@ class MetricResult:
     Attributes:
       plan: the furthest plan whose metric is at least the floor.
       params: its parameters, masked, fine-tuned if that was asked for; full size.
-      metric: of these parameters.
+      metric: the metric of these parameters.
       floor: what was asked for.
       trace: every budget that was tried, with its metric, in order.
     """
@@ -105,8 +105,9 @@ class ParetoFront:
 
     Attributes:
       plans: one per target.
-      metrics: of each plan's parameters; empty without a metric.
-      params: of each plan, masked and fine-tuned; empty without a metric and finetune.
+      metrics: the metric of each plan's parameters; empty without a metric.
+      params: the parameters of each plan, masked and fine-tuned; empty without a metric and
+        finetune.
       dense: the metric of the dense network, or None.
     """
 

@@ -89,9 +89,9 @@ class Search:
       [[('hidden', 6, 8)], [('hidden', 4, 8)]]
 
     References:
-      Kurtic et al., [ZipLM](https://arxiv.org/abs/2302.04089), 2023, which measures a table of
+      Kurtic et al., `ZipLM <https://arxiv.org/abs/2302.04089>`__, 2023, which measures a table of
       single dimensions; here an operation's cost depends on several, and counts are solved for
-      together. Shen et al., [HALP](https://arxiv.org/abs/2110.10811), 2021.
+      together. Shen et al., `HALP <https://arxiv.org/abs/2110.10811>`__, 2021.
     """
 
     @renamed("jp.Search", rounds="repeats")

@@ -29,7 +29,7 @@ class Sensitivity:
     """How a metric falls when one dimension, or one leaf, is pruned and all else stays.
 
     Attributes:
-      fractions: of units (of a leaf: of entries) removed.
+      fractions: the shares of units, or of a leaf's entries, that are removed.
       curves: name -> the metric at each fraction.
       dense: the metric of the dense network.
     """
@@ -120,7 +120,7 @@ def sensitivity(
       (28.0, {'w': (22.0,)})
 
     References:
-      Li et al., [Pruning Filters](https://arxiv.org/abs/1608.08710), 2017, section 3.2.
+      Li et al., `Pruning Filters <https://arxiv.org/abs/1608.08710>`__, 2017, section 3.2.
     """
     fractions = _checked_fractions(fractions)
     _check_structure(structure)

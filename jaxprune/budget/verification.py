@@ -34,7 +34,7 @@ class Verifier:
 
     Attributes:
       fn, params, args: the dense network and what it is called with; shapes will do.
-      structure: of the network.
+      structure: the structure of the network.
       measured: where findings are kept.
       repeats: samples of each time.
       timed: whether this device's clock counts; otherwise times are estimates.

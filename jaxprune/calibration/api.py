@@ -239,7 +239,7 @@ def wish_for(named: list[tuple[str, Any]], where: Any, grams: Any, dtype: Any) -
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Told:
-    """What a trace tells beside its arrays."""
+    """What a traced pass found that is no array; jit carries it as static data."""
 
     items: tuple[tuple[int, Any], ...]
 

@@ -22,7 +22,7 @@ from jaxprune.ir import compat, primitives, views
 from jaxprune.ir.primitives import CALLS, Kind
 from jaxprune.sharding import varying_as
 
-UNREAD = "no contraction consumes it"  # a bias, a scale, a table that is looked up
+UNREAD = "no contraction consumes it"  # This is said of a bias, a scale, a table that is looked up.
 TWOFOLD = "two kinds of inputs"
 GROUPED = "a convolution with groups; its inputs differ per group"
 

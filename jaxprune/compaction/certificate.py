@@ -84,7 +84,7 @@ class Certificate:
 
         Args:
           n: number of random inputs.
-          seed: of the inputs.
+          seed: the seed of the inputs.
           params: the full params that ``compact`` was given. They are needed only when they are
             gone: the certificate keeps none of them alive.
 

@@ -24,7 +24,7 @@ from jaxprune.rules.registry import KEPT, Block, Mix, Nested, Wire
 from jaxprune.rules.zero_flow import ZeroFlow
 from jaxprune.rules.zeros import Zeros
 
-MOST_PARTS = 16  # of one result; beyond, carrying blocks costs more than staying dense
+MOST_PARTS = 16  # A result of more parts costs more to carry than staying dense does.
 
 
 class Part(NamedTuple):

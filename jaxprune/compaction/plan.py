@@ -28,7 +28,7 @@ from jaxprune.structure.parents import Order, OwnedMask, kept_under, obstacle, o
 from jaxprune.structure.structure import Dimension, Structure
 
 EMPTY = "all units are masked; one (of zeros) stays so that none is empty"
-MASKED, KEPT_ONLY = "masked", "kept"  # semantics
+MASKED, KEPT_ONLY = "masked", "kept"  # These are the two semantics.
 FOLDED = "constants that it leaves are folded into what reads them"
 GONE = "all units are masked; what they feed is gone from the program"
 

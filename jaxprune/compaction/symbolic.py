@@ -17,7 +17,7 @@ from jaxprune.ir import axes, compat, primitives, views
 from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Tape, Value, is_empty
 
-_STEP = 8  # names stand for 8, 16, 24, ...: sizes that can be halved
+_STEP = 8  # Names stand for 8, 16, 24, ...: sizes that can be halved.
 _CALLED = {*primitives.CALLS, Kind.INLINED}
 
 

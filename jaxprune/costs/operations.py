@@ -234,7 +234,7 @@ def product(repeats: Repeats, sizes: Sizes) -> Any:
 
 
 def programs(step: Step) -> Sequence[Tape]:
-    """The programs of a step that run: of branches the dearest, of a loop its test, too."""
+    """The programs of a step that run: the dearest branch; a loop's body and its test."""
     kind = primitives.kind(step)
     if kind is Kind.BRANCH:
         return [max(step.subs, key=lambda sub: _cost_of(inside(sub.steps, ())))]

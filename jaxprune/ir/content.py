@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxprune.ir.tape import Step, Value, concrete
 
-LARGEST = 1 << 16  # entries of an array that is computed
-_LONGEST = 64  # equations after one another
+LARGEST = 1 << 16  # An array of more entries is not computed.
+_LONGEST = 64  # A chain of more equations is not followed.
 
 Compute = Callable[..., np.ndarray]
 

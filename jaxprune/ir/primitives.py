@@ -75,7 +75,7 @@ class Kind(enum.Enum):
 
 
 CUSTOM = {Kind.CUSTOM_JVP, Kind.CUSTOM_VJP}
-CALLS = {*CUSTOM, Kind.REMAT}  # these hold one program and run it once, on their own operands
+CALLS = {*CUSTOM, Kind.REMAT}  # These hold one program and run it once, on their own operands.
 CONTROL = {Kind.LOOP, Kind.WHILE, Kind.BRANCH}
 
 
@@ -107,7 +107,7 @@ class Passes(enum.Flag):
 
 
 SUM, STREAM, WEIGHT = Passes.SUM, Passes.STREAM, Passes.WEIGHT
-ANY = -1  # whichever operand
+ANY = -1  # Any operand may be meant.
 
 
 class Row(NamedTuple):

@@ -49,8 +49,8 @@ def alps(
       ValueError, TypeError, FloatingPointError: as :func:`sparsegpt`.
 
     References:
-      Meng et al., [ALPS](https://arxiv.org/abs/2406.07831), 2024, algorithm 1 and its scheme for
-      rho (numbers not checked).
+      Meng et al., `ALPS <https://arxiv.org/abs/2406.07831>`__, 2024, algorithm 1 and its scheme for
+      rho.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp

@@ -42,7 +42,7 @@ def compensate(
         another shape than the kernel's outputs, or of integers; for statistics of other params.
 
     References:
-      An et al., [FLAP](https://arxiv.org/abs/2312.11983), 2024, baseline bias compensation.
+      An et al., `FLAP <https://arxiv.org/abs/2312.11983>`__, 2024, baseline bias compensation.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

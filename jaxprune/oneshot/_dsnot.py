@@ -39,11 +39,11 @@ def dsnot(
 
     Args:
       params: the dense ones.
-      masks: of any pattern, such as Wanda's; each output keeps as many entries as before.
+      masks: masks of any pattern, such as Wanda's; each output keeps as many entries as before.
       stats: of :func:`jaxprune.calibrate`, with Gram matrices.
       group: for N:M masks, m: both entries of a swap are of one group.
       axis: that groups run along, as for :func:`jp.n_m`; by default the last of the input axes.
-      power: of the variance.
+      power: the exponent of the variance.
       cycles: at most.
       threshold: of :math:`|e|`, below which an output is left alone.
 
@@ -52,8 +52,8 @@ def dsnot(
         input, or a group that doesn't divide the inputs, naming the leaf.
 
     References:
-      Zhang et al., [Dynamic Sparse No Training](https://arxiv.org/abs/2310.08915), 2024, section 3
-      (not checked). Ours does not do a swap that makes :math:`|e|` larger, and ends there.
+      Zhang et al., `Dynamic Sparse No Training <https://arxiv.org/abs/2310.08915>`__, 2024, section
+      3. Ours does not do a swap that makes :math:`|e|` larger, and ends there.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

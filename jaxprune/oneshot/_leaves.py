@@ -117,7 +117,7 @@ def _flatten(params: Params) -> tuple[list[Any], Any]:
     return jax.tree_util.tree_flatten_with_path(params)
 
 
-LEAVE_OUT = (  # of what a pattern chooses
+LEAVE_OUT = (  # A pattern's choice leaves these out.
     "leave it out with pattern=jp.unstructured(where=lambda path, leaf: path in stats.layouts), "
     "where masks are made"
 )

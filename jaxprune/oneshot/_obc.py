@@ -16,7 +16,7 @@ from jaxprune.patterns import UNSTRUCTURED
 from jaxprune.selection import keep_largest, kept_count
 from jaxprune.typing import ChooseInMatrix, Params, PatternFn
 
-LARGEST = 1024  # inputs: each output has an inverse of its own
+LARGEST = 1024  # A layer of more inputs is refused, for each output has an inverse of its own.
 
 
 def obc(
@@ -48,7 +48,7 @@ def obc(
       FloatingPointError: as :func:`sparsegpt`.
 
     References:
-      Frantar, Singh and Alistarh, [Optimal Brain Compression](https://arxiv.org/abs/2208.11580),
+      Frantar, Singh and Alistarh, `Optimal Brain Compression <https://arxiv.org/abs/2208.11580>`__,
       2022, section 4; the paper's global choice over outputs by their traces is not built.
 
     Example:

@@ -61,8 +61,8 @@ def refit(
 
     References:
       Hestenes and Stiefel, Methods of conjugate gradients, 1952, with Jacobi preconditioning; for
-      pruned layers Meng et al., [ALPS](https://arxiv.org/abs/2406.07831), 2024, algorithm 2
-      (number not checked), which projects residuals to the support as here.
+      pruned layers Meng et al., `ALPS <https://arxiv.org/abs/2406.07831>`__, 2024, algorithm 2,
+      which projects residuals to the support as here.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp

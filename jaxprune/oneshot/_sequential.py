@@ -44,8 +44,8 @@ def sequential(
         ``[jax.tree.map(lambda leaf: leaf[k], stack) for k in range(layers)]``.
       batches: hidden states before the first block.
       prune: ``prune(p, stats) -> (pruned, masks)``, such as
-        ``lambda p, stats: jp.oneshot.sparsegpt(p, stats, 0.5)``. Without ``order`` both may have a
-        leaf that p lacks, such as a bias, if ``block`` reads it where it is there.
+        ``lambda p, stats: jp.oneshot.sparsegpt(p, stats, 0.5)``. Without ``order``
+        it may add leaves, such as a bias, that ``block`` uses where they exist.
       order: groups of a block's leaves, as (path, leaf) -> bool, that are pruned one after another:
         each is calibrated on what the pruned ones before it give within the block, too, at one
         more pass over the batches. ``"use"`` reads the groups off the jaxpr: weights whose inputs
@@ -68,7 +68,7 @@ def sequential(
         ``order``; when prune doesn't return (pruned, masks).
 
     References:
-      Frantar and Alistarh, [SparseGPT](https://arxiv.org/abs/2301.00774), 2023, whose published
+      Frantar and Alistarh, `SparseGPT <https://arxiv.org/abs/2301.00774>`__, 2023, whose published
       code goes through the blocks in this way.
 
     Example:

@@ -15,7 +15,7 @@ from jaxprune.oneshot._run import Pruned, in_matrix, per_matrix
 from jaxprune.patterns import UNSTRUCTURED
 from jaxprune.typing import ChooseInMatrix, Params, PatternFn
 
-STEP = 16  # inputs at most that are removed with only each other's errors at hand: they fit a cache
+STEP = 16  # At most so many inputs go with only each other's errors at hand: they fit a cache.
 
 
 def sparsegpt(
@@ -60,7 +60,7 @@ def sparsegpt(
       FloatingPointError: where no damping makes the solution finite.
 
     References:
-      Frantar and Alistarh, [SparseGPT](https://arxiv.org/abs/2301.00774), 2023, algorithm 1, for
+      Frantar and Alistarh, `SparseGPT <https://arxiv.org/abs/2301.00774>`__, 2023, algorithm 1, for
       kernels that are the transposes of the paper's.
 
     Example:

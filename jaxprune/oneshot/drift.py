@@ -25,7 +25,7 @@ from jaxprune.oneshot._leaves import layer_of
 from jaxprune.oneshot._linalg import damped, matmul
 from jaxprune.typing import Params, path_str
 
-DAMPING = 0.01  # of the mean diagonal of X^T X
+DAMPING = 0.01  # This share of the mean diagonal of X^T X is added to it.
 
 
 class Corrector:

@@ -17,8 +17,8 @@ from jaxprune.structure.structure import Structure
 from jaxprune.typing import PyTree
 
 Orders = dict[str, np.ndarray]  # dimension -> for each new place, the unit that comes there
-TOLERANCE = 1e-3  # of the largest output: roundings of sums in another order
-PAIRS = 8  # of groups whose swaps are looked at side by side
+TOLERANCE = 1e-3  # Sums in another order may differ by this share of the largest output.
+PAIRS = 8  # Swaps of so many pairs of groups are looked at side by side.
 
 
 @renamed("jp.oneshot.permute", rounds="sweeps", seed="key")
@@ -43,13 +43,13 @@ def permute(
 
     Args:
       fn, params, *args: as for :func:`jp.compact`.
-      structure: of ``jp.infer_structure(fn, params, *args)``.
+      structure: the result of ``jp.infer_structure(fn, params, *args)``.
       scores: a tree like params, larger = keep, such as ``jp.wanda``'s.
       n, m: as of :func:`jp.n_m`.
       dims: names or labels, with wildcards. Those that no kernel reads as its whole input axis,
         or whose size m doesn't divide, keep their order.
-      sweeps: of swaps; each draws every group once.
-      key: of the drawing; ``jax.random.key(0)`` by default.
+      sweeps: number of sweeps; each pairs every group once.
+      key: the random key that draws the pairs; ``jax.random.key(0)`` by default.
 
     Raises:
       ValueError: unless 0 < n < m; when no chosen dimension can be reordered; where an order
@@ -57,7 +57,7 @@ def permute(
         another structure.
 
     References:
-      Pool and Yu, [Channel Permutations for N:M Sparsity](https://proceedings.neurips.cc/paper/2021/hash/6e8404c3b93a9527c8db241a1846599a-Abstract.html),
+      Pool and Yu, `Channel Permutations for N:M Sparsity <https://proceedings.neurips.cc/paper/2021/hash/6e8404c3b93a9527c8db241a1846599a-Abstract.html>`__,
       2021, whose greedy swaps these are; pairs are drawn at random here, and all kernels that read
       a dimension count together.
 
@@ -100,7 +100,7 @@ def permuted(tree: PyTree, structure: Structure, orders: Mapping[str, Any]) -> P
 
     Args:
       tree: leaves of the shapes of params; an axis of size 1, such as a mask's, and a scalar stay.
-      structure: of ``jp.infer_structure``.
+      structure: the result of ``jp.infer_structure``.
       orders: dimension name -> for each new place, the unit that comes there.
 
     Raises:

@@ -34,7 +34,7 @@ def n_m(n: int, m: int, *, axis: int = -2, where: Where = is_kernel) -> Pattern:
         that n:m can't express.
 
     References:
-      Mishra et al., [Accelerating Sparse Deep Neural Networks](https://arxiv.org/abs/2104.08378),
+      Mishra et al., `Accelerating Sparse Deep Neural Networks <https://arxiv.org/abs/2104.08378>`__,
       2021, section 3.
 
     Example:

@@ -83,4 +83,4 @@ def _keep_per_output(path: str, scores: jax.Array, sparsity: Any) -> jax.Array:
     return keep(columns, kept_count(len(columns), sparsity)).reshape(scores.shape)
 
 
-UNSTRUCTURED = unstructured()  # what methods take when they are given no pattern
+UNSTRUCTURED = unstructured()  # Methods that are given no pattern take this one.

@@ -13,10 +13,11 @@ from jaxprune.sharding import host
 
 # Okabe and Ito, Color Universal Design (2008): https://jfly.uni-koeln.de/color/, yellow left out.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")  # one more than colours: pairs repeat late
+# There is one more than colors: pairs repeat late.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 
-_PIXELS = 400  # a mask of more rows or columns is averaged over small areas
-_INSIDE = 5  # series whose legend has room inside the axes
+_PIXELS = 400  # A mask of more rows or columns is averaged over small areas.
+_INSIDE = 5  # The legend of so many series has room inside the axes.
 
 # name -> points; a coordinate is a number or the quartiles (low, median, high) of jp.compare.
 Series = Mapping[str, Sequence[tuple[Any, Any]]]

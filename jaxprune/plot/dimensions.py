@@ -19,9 +19,9 @@ _LANES = [c for c in COLORS if c != "#000000"]
 _COLLECTIONS = {"params", "batch_stats"}
 _GREY = "#DADDE0"
 _INK = "#30363C"
-_LETTER = 0.25  # width of a letter, in heights of a row
-_WIDEST = 46  # letters of a label
-_INCHES = 0.27  # height of a row
+_LETTER = 0.25  # A letter is so wide, in heights of a row.
+_WIDEST = 46  # A label has at most so many letters.
+_INCHES = 0.27  # A row is so high.
 
 
 Before = dict[str, set[str]]  # path -> paths that come before it
@@ -305,7 +305,7 @@ class _Picture:
         return found
 
 
-_DARK = {"#0072B2", "#D55E00", "#009E73"}  # white text is readable on these
+_DARK = {"#0072B2", "#D55E00", "#009E73"}  # White text is readable on these.
 
 
 def _cells(row: _Row) -> Iterator[tuple[str, Any, float]]:

@@ -15,7 +15,7 @@ from jaxprune.rules import zeros
 from jaxprune.rules.registry import register
 from jaxprune.rules.zeros import Zeros
 
-BNTH = 1  # the layout parameter: 0 is (batch, positions, heads, width), 1 swaps the middle two
+BNTH = 1  # Layout 0 is (batch, positions, heads, width), 1 swaps the middle two.
 
 
 def _heads_at(step: Step) -> int:

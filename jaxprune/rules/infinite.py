@@ -23,9 +23,9 @@ from jaxprune.rules.zeros import Zeros
 
 VALUE, GRADIENT = "value", "gradient"
 
-_OTHERS = {"pow": -0.5}  # in place of operands that are not known; an exponent may be negative
-_MOST_VALUES = 64  # of a closed-over operand that are tried
-_LARGEST = 3  # size of a matrix that is tried
+_OTHERS = {"pow": -0.5}  # Unknown operands are taken to be these: an exponent may be negative.
+_MOST_VALUES = 64  # So many values of a closed-over operand are tried.
+_LARGEST = 3  # Matrices of at most this size are tried.
 
 Operand = tuple[tuple[complex, ...], Any]  # its values, its type
 

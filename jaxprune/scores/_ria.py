@@ -31,7 +31,7 @@ def ria(params: Params, *, input_norms: Any = None, power: float = 0.5, **eviden
 
     References:
       Zhang et al., Plug-and-Play: An Efficient Post-training Pruning Method for Large Language
-      Models, ICLR 2024 (equation numbers not checked), for kernels that are the transposes of the
+      Models, ICLR 2024, for kernels that are the transposes of the
       paper's.
 
     Example:

@@ -102,8 +102,7 @@ def apoz(params: Params, *, zeros: Any = None, **evidence: Any) -> Scores:
       ValueError: for another structure, or vectors that do not fit.
 
     References:
-      Hu et al., [Network Trimming](https://arxiv.org/abs/1607.03250), 2016, eq. 1
-      (number not checked).
+      Hu et al., `Network Trimming <https://arxiv.org/abs/1607.03250>`__, 2016.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -128,7 +127,7 @@ def mean_activation(params: Params, *, means: Any = None, **evidence: Any) -> Sc
       ValueError: for another structure, or vectors that do not fit.
 
     References:
-      Molchanov et al., [Pruning CNNs](https://arxiv.org/abs/1611.06440), 2017, after a
+      Molchanov et al., `Pruning CNNs <https://arxiv.org/abs/1611.06440>`__, 2017, after a
       ReLU; of absolute values, it is meant for other activations, too.
 
     Example:
@@ -155,7 +154,7 @@ def wanda(params: Params, *, input_norms: Any = None, **evidence: Any) -> Scores
       ValueError: for another structure, or norms that do not fit.
 
     References:
-      Sun et al., [Wanda](https://arxiv.org/abs/2306.11695), 2023, eq. 1 (number not checked), for
+      Sun et al., `Wanda <https://arxiv.org/abs/2306.11695>`__, 2023, for
       kernels that are the transposes of the paper's.
 
     Example:
@@ -169,7 +168,7 @@ def wanda(params: Params, *, input_norms: Any = None, **evidence: Any) -> Scores
     return by_input("wanda", input_norms, params, lambda size, norms: size * norms)
 
 
-NORMS = "input_norms=jp.calibrate(fn, params, batches).norms"  # how they are had
+NORMS = "input_norms=jp.calibrate(fn, params, batches).norms"  # Error messages quote this call.
 
 
 def by_input(

@@ -33,7 +33,7 @@ def batch_norm_scale(params: Params, *, where: Where = is_norm_scale, **evidence
       ValueError: when ``where`` selects no leaf.
 
     References:
-      Liu et al., [Network Slimming](https://arxiv.org/abs/1708.06519), 2017, section 3. The L1
+      Liu et al., `Network Slimming <https://arxiv.org/abs/1708.06519>`__, 2017, section 3. The L1
       term that drives scales to zero belongs to the loss, and is not added here.
 
     Example:
@@ -70,7 +70,7 @@ def fpgm(params: Params, **evidence: Any) -> Scores:
     there the entries of consumers give every unit of a dimension the same share, and don't vote.
 
     References:
-      He et al., [Geometric Median](https://arxiv.org/abs/1811.00250), 2019, eq. 5 and 6 (numbers
+      He et al., `Geometric Median <https://arxiv.org/abs/1811.00250>`__, 2019, eq. 5 and 6 (numbers
       not checked).
 
     Example:

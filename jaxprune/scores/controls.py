@@ -32,7 +32,7 @@ def inverted(score: ScoreFn) -> ScoreFn:
     pruned entry, which counts as 0, would come back.
 
     References:
-      Frankle et al., [Missing the Mark](https://arxiv.org/abs/2009.08576), 2021, which inverts
+      Frankle et al., `Missing the Mark <https://arxiv.org/abs/2009.08576>`__, 2021, which inverts
       SNIP, GraSP and SynFlow.
 
     Example:

@@ -13,7 +13,7 @@ from jaxprune.masks import check_structure
 from jaxprune.scores.required import required, required_tree
 from jaxprune.typing import Params, Scores, path_str
 
-_EIGH_AT_ONCE = 256  # blocks that are factorised together
+_EIGH_AT_ONCE = 256  # So many blocks are factorized together.
 
 
 def obd(params: Params, *, hessian: Any = None, **evidence: Any) -> Scores:
@@ -30,7 +30,7 @@ def obd(params: Params, *, hessian: Any = None, **evidence: Any) -> Scores:
       ValueError: for a ``hessian`` of another structure or shape.
 
     References:
-      LeCun et al., Optimal Brain Damage, 1989, eq. 5 (number not checked).
+      LeCun et al., Optimal Brain Damage, 1989.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -55,7 +55,7 @@ def fisher(params: Params, *, fisher: Any = None, **evidence: Any) -> Scores:
       ValueError: for a ``fisher`` of another structure or shape.
 
     References:
-      Theis et al., [Fisher pruning](https://arxiv.org/abs/1801.05787), 2018, there for whole
+      Theis et al., `Fisher pruning <https://arxiv.org/abs/1801.05787>`__, 2018, there for whole
       feature maps; here per entry.
 
     Example:
@@ -84,7 +84,7 @@ def adam_fisher(params: Params, *, nu: Any = None, **evidence: Any) -> Scores:
       ValueError: for a ``nu`` of another structure or shape.
 
     References:
-      Lee et al., [JaxPruner](https://arxiv.org/abs/2304.14082), 2023, has it as an extension,
+      Lee et al., `JaxPruner <https://arxiv.org/abs/2304.14082>`__, 2023, has it as an extension,
       without the factor 1/2.
 
     Example:
@@ -133,7 +133,7 @@ def woodfisher(
       ValueError: for ``grads`` of another structure or shape, a block below 1, or damping <= 0.
 
     References:
-      Singh and Alistarh, [WoodFisher](https://arxiv.org/abs/2004.14340), 2020, after
+      Singh and Alistarh, `WoodFisher <https://arxiv.org/abs/2004.14340>`__, 2020, after
       Hassibi and Stork, Optimal Brain Surgeon, 1992. There :math:`\lambda` is absolute and the
       inverse is built up by rank-one updates; here each block is factorised. The update of the
       other weights, :math:`-w_q F^{-1} e_q / [F^{-1}]_{qq}`, is not applied.

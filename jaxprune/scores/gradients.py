@@ -57,8 +57,8 @@ def snip(params: Params, *, grad: Any = None, **evidence: Any) -> Scores:
       ValueError: for a gradient of another structure or shape.
 
     References:
-      Lee et al., [SNIP](https://arxiv.org/abs/1810.02340), 2019, eq. 5 and 6 (numbers not
-      checked). There only the leaves to be pruned count in the sum; here all do.
+      Lee et al., `SNIP <https://arxiv.org/abs/1810.02340>`__, 2019. There only the leaves to be
+      pruned count in the sum; here all do.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -94,7 +94,7 @@ def taylor(params: Params, *, grad: Any = None, **evidence: Any) -> Scores:
       ValueError: for a gradient of another structure or shape.
 
     References:
-      Molchanov et al., [Importance Estimation](https://arxiv.org/abs/1906.10771), 2019, eq. 8;
+      Molchanov et al., `Importance Estimation <https://arxiv.org/abs/1906.10771>`__, 2019, eq. 8;
       there over the weights of one filter, here over all slots of a unit.
 
     Example:
@@ -125,7 +125,7 @@ def movement(
       ValueError: for a gradient or previous scores of another structure or shape.
 
     References:
-      Sanh et al., [Movement Pruning](https://arxiv.org/abs/2005.07683), 2020. There the masks'
+      Sanh et al., `Movement Pruning <https://arxiv.org/abs/2005.07683>`__, 2020. There the masks'
       gradient passes straight through to the scores and is scaled by a learning rate, and
       pruned weights are trained on; here the sum alone.
 
@@ -159,7 +159,7 @@ def grasp(params: Params, *, hvp: Any = None, **evidence: Any) -> Scores:
       ValueError: for an ``hvp`` of another structure or shape.
 
     References:
-      Wang et al., [GraSP](https://arxiv.org/abs/2002.07376), 2020, eq. 8 (number not checked). The
+      Wang et al., `GraSP <https://arxiv.org/abs/2002.07376>`__, 2020. The
       paper's score is -w H g and its largest are removed; here the sign is turned, larger = keep.
       The softmax temperature of the authors' code belongs into the loss.
 

@@ -14,7 +14,7 @@ from jaxprune.scores.required import check_stats, required
 from jaxprune.sharding import on_meshes
 from jaxprune.typing import Params, Scores
 
-STATS = "stats=jp.calibrate(fn, params, batches)"  # how they are had
+STATS = "stats=jp.calibrate(fn, params, batches)"  # Error messages quote this call.
 
 
 @on_meshes(1)
@@ -35,8 +35,8 @@ def flap(params: Params, *, stats: Any = None, **evidence: Any) -> Scores:
       ValueError: for statistics of other params.
 
     References:
-      An et al., [FLAP](https://arxiv.org/abs/2312.11983), 2024: the metric WIFV; its z-scores over
-      layers are not built in here.
+      An et al., `FLAP <https://arxiv.org/abs/2312.11983>`__, 2024: the metric WIFV; its z-scores
+      over layers are not built in here.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -66,8 +66,8 @@ def activation_energy(params: Params, *, stats: Any = None, **evidence: Any) -> 
       ValueError: for statistics of other params.
 
     References:
-      Muralidharan et al., [Minitron](https://arxiv.org/abs/2407.14679), 2024, section 2; there the
-      L2 norm over batches of means of absolute values.
+      Muralidharan et al., `Minitron <https://arxiv.org/abs/2407.14679>`__, 2024, section 2; there
+      the L2 norm over batches of means of absolute values.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

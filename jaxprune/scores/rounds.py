@@ -32,8 +32,8 @@ def in_rounds(score: ScoreFn, pattern: PatternFn, *, rounds: int = 100) -> Calla
       ValueError: for fewer than one round.
 
     References:
-      Tanaka et al., [SynFlow](https://arxiv.org/abs/2006.05467), 2020, algorithm 1, with n = 100;
-      for SNIP and GraSP: de Jorge et al., [Progressive Skeletonization](
+      Tanaka et al., `SynFlow <https://arxiv.org/abs/2006.05467>`__, 2020, algorithm 1, with n =
+      100; for SNIP and GraSP: de Jorge et al., [Progressive Skeletonization](
       https://arxiv.org/abs/2006.09081), 2021, whose FORCE lets entries come back; here they don't.
 
     Example:

@@ -41,7 +41,7 @@ def synflow(
       TypeError: without ``fn``.
 
     References:
-      Tanaka et al., [SynFlow](https://arxiv.org/abs/2006.05467), 2020, algorithm 1. As there,
+      Tanaka et al., `SynFlow <https://arxiv.org/abs/2006.05467>`__, 2020, algorithm 1. As there,
       absolute values are taken of biases and batch statistics, too; other activations
       than ReLU are used as they are. R grows with depth: where it leaves the range of float32, cast
       params to float64 (as the authors do).

@@ -20,7 +20,8 @@ def magnitude(params: Params, **evidence: Any) -> Scores:
     Leaves that hold no floats are passed through, by this and all scores: no pattern prunes them.
 
     References:
-      Han et al., [Learning both Weights and Connections](https://arxiv.org/abs/1506.02626), 2015.
+      Han et al., `Learning both Weights and Connections <https://arxiv.org/abs/1506.02626>`__,
+      2015.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -51,9 +52,9 @@ def l2(params: Params, **evidence: Any) -> Scores:
     :func:`magnitude` does. Half precision is squared in float32, where it can't overflow.
 
     References:
-      Li et al., [Pruning Filters](https://arxiv.org/abs/1608.08710), 2017, section 3.1 names the
+      Li et al., `Pruning Filters <https://arxiv.org/abs/1608.08710>`__, 2017, section 3.1 names the
       norm of a filter; here of all slots of a unit, in the form of He et al.,
-      [Soft Filter Pruning](https://arxiv.org/abs/1808.06866), 2018, eq. 2 with p = 2.
+      `Soft Filter Pruning <https://arxiv.org/abs/1808.06866>`__, 2018, eq. 2 with p = 2.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -100,9 +101,8 @@ def lamp(params: Params, **evidence: Any) -> Scores:
     :func:`jaxprune.global_threshold` on magnitudes does neither.
 
     References:
-      Lee et al., [Layer-adaptive sparsity](https://arxiv.org/abs/2010.07611), 2021, eq. 4
-      (number not checked). Here each leaf is divided by its largest entry before it is squared,
-      which changes no score.
+      Lee et al., `Layer-adaptive sparsity <https://arxiv.org/abs/2010.07611>`__, 2021. Here each
+      leaf is divided by its largest entry before it is squared, which changes no score.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

@@ -21,7 +21,7 @@ from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules.control import step_length
 from jaxprune.structure.landing import Way, flat, landed, landings
 
-NESTED = CALLS | CONTROL  # the programs that these hold are checked in their turn
+NESTED = CALLS | CONTROL  # The programs that these hold are checked in their turn.
 
 
 class Pair(NamedTuple):

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxprune.structure.structure import Dimension, Structure
 
-# Reasons that block what might be pruned; all others lie in the nature of the network.
+# A better rule could lift these reasons; all others are inherent in the network.
 _BLOCKS = ("no rule for this primitive", "layouts that do not nest")
-_WIDEST = 100  # of a reason
+_WIDEST = 100  # A reason is cut after so many letters.
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,9 @@ RESIDUAL = "added to a stream"
 
 Facts = dict[Axis, set[str]]
 
-_BRANCH = 1000  # steps to look through for the way from a stream into its branch and back
-_CONTRACTS = {Kind.CONTRACTION, Kind.CONVOLUTION, Kind.REMAT, *CONTROL}  # or what it holds may
+_BRANCH = 1000  # The way from a stream into its branch and back is sought for so many steps.
+# A loop counts, for what it holds may contract.
+_CONTRACTS = {Kind.CONTRACTION, Kind.CONVOLUTION, Kind.REMAT, *CONTROL}
 
 
 @dataclass

@@ -43,7 +43,7 @@ def admm(
       rho: the penalty, or a schedule of it. It has to grow until params and the sparse network
         meet: compare them by ``jp.training.forward_params``.
       every: steps between two projections.
-      score: of w + u; sees the gradient as ``grad``.
+      score: the score of w + u; sees the gradient as ``grad``.
       pattern: ``(scores, sparsity) -> masks``.
 
     Returns:

@@ -54,7 +54,7 @@ def movement(
       >>> tx = jp.training.movement(optax.adamw(3e-5), schedule)
 
     References:
-      Sanh et al., [Movement Pruning](https://arxiv.org/abs/2005.07683), 2020, equations 2 to 5.
+      Sanh et al., `Movement Pruning <https://arxiv.org/abs/2005.07683>`__, 2020, equations 2 to 5.
       There scores have a learning rate, which doesn't change their order.
     """
 
@@ -100,7 +100,7 @@ def soft_movement(
       >>> tx = jp.training.soft_movement(optax.adamw(3e-5), 0.1, rate=1e-2)
 
     References:
-      Sanh et al., [Movement Pruning](https://arxiv.org/abs/2005.07683), 2020, section 4, eq. 7.
+      Sanh et al., `Movement Pruning <https://arxiv.org/abs/2005.07683>`__, 2020, section 4, eq. 7.
       There the threshold acts on :math:`\sigma(S)`, which is the same for another tau, and the
       penalty is a mean over all entries; here the sum.
     """

@@ -90,9 +90,9 @@ def prune(
       [[True, True], [False, False]]
 
     References:
-      Zhu and Gupta, [To prune, or not to prune](https://arxiv.org/abs/1710.01878), 2017, section 3,
-      for ``jp.magnitude`` along ``jp.schedules.cubic``. There masked weights keep their values and
-      may come back; here they are 0.
+      Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`__, 2017, section
+      3, for ``jp.magnitude`` along ``jp.schedules.cubic``. There masked weights keep their values
+      and may come back; here they are 0.
     """
     check_score(score)
 

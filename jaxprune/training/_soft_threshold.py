@@ -60,8 +60,8 @@ def soft_threshold(
 
     Args:
       inner: any optax transformation; the paper decays weights by the same decay.
-      decay: of the thresholds.
-      init: of all :math:`s_l`; negative, so that :math:`\sigma(s_l)` is small.
+      decay: the weight decay of the thresholds.
+      init: the first value of all :math:`s_l`; negative, so that :math:`\sigma(s_l)` is small.
       rate: learning rate of the thresholds.
       where: (path, leaf) -> whether the leaf has a threshold.
 
@@ -78,7 +78,7 @@ def soft_threshold(
       >>> tx = jp.training.soft_threshold(optax.sgd(0.1, momentum=0.9), 5e-4)
 
     References:
-      Kusupati et al., [STR](https://arxiv.org/abs/2002.03231), 2020, equations 1 to 5. There
+      Kusupati et al., `STR <https://arxiv.org/abs/2002.03231>`__, 2020, equations 1 to 5. There
       thresholds learn with the optimizer of the weights; here by plain gradient descent.
     """
     check_rate("decay", decay)

@@ -64,8 +64,8 @@ def static(
       4
 
     References:
-      The baseline "static" of Evci et al., [RigL](https://arxiv.org/abs/1911.11134), 2020, section
-      4; with SNIP's score Lee et al., [SNIP](https://arxiv.org/abs/1810.02340), 2019.
+      The baseline "static" of Evci et al., `RigL <https://arxiv.org/abs/1911.11134>`__, 2020,
+      section 4; with SNIP's score Lee et al., `SNIP <https://arxiv.org/abs/1810.02340>`__, 2019.
     """
 
     check_number("jp.training.static", sparsity)
@@ -112,8 +112,8 @@ def one_shot(
       >>> tx = jp.training.one_shot(optax.adam(1e-3), 0.9, at=1000)
 
     References:
-      Han et al., [Learning both Weights and Connections](https://arxiv.org/abs/1506.02626), 2015,
-      one round of it.
+      Han et al., `Learning both Weights and Connections <https://arxiv.org/abs/1506.02626>`__,
+      2015, one round of it.
     """
     # One renewal every 2**30 steps, and one where the schedule comes to rest.
     return prune(inner, score, at_step(sparsity, at=at), pattern=pattern, every=2**30)

@@ -35,12 +35,13 @@ def ac_dc(
 
     Args:
       inner: any optax transformation.
-      sparsity: of the sparse phases, in [0, 1].
+      sparsity: the sparsity of the sparse phases, in [0, 1].
       begin, end: the steps between which phases take turns.
       sparse_steps, dense_steps: the lengths of phases.
       score: sees the gradient of the first step of a phase as ``grad``.
       pattern: ``(scores, sparsity) -> masks``.
-      moments: of entries at the begin of dense phases, "reset" or "inherit", see :func:`method`.
+      moments: the moments of entries at the begin of dense phases, "reset" or "inherit", see
+        :func:`method`.
 
     Returns:
       An optax transformation whose ``update`` needs ``params``, with
@@ -57,7 +58,7 @@ def ac_dc(
       ... )
 
     References:
-      Peste et al., [AC/DC](https://arxiv.org/abs/2106.12379), 2021, algorithm 1. There the last
+      Peste et al., `AC/DC <https://arxiv.org/abs/2106.12379>`__, 2021, algorithm 1. There the last
       dense phase is longer and pruned entries keep no momentum; here phases are equal.
     """
     check_score(score)

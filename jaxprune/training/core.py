@@ -43,7 +43,7 @@ Renew = Callable[..., Masks]  # (params, masks, sparsity, **evidence) -> masks
 Due = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (step, sparsity, last) -> bool
 Moments = Literal["reset", "inherit"]
 
-NOTHING = optax.identity()  # the memory of a method that needs none
+NOTHING = optax.identity()  # A method without a memory has this one.
 
 
 class MaskState(NamedTuple):

@@ -75,12 +75,12 @@ def dense_method(
       sparsity: a number or a schedule; at step t the forward pass has ``sparsity(t)``.
       choose: ``(params, masks, memory, sparsity, **evidence) -> (masks, memory)``, where masks are
         due; the evidence is ``grad``, ``step`` and the extra arguments of ``update``.
-      pattern: of the first masks.
+      pattern: the pattern of the first masks.
       start: the score of the first masks.
       every: steps between two choices.
       memory: ``(params, masks) ->`` what the method remembers, at first.
-      gradient: what the optimizer gets, of params, the gradient and the state.
-      remember: the memory after this step, of the same.
+      gradient: ``(params, grad, state) -> grad``, the gradient that the inner optimizer gets.
+      remember: ``(params, grad, state) ->`` the memory after this step.
       trained: ``(masks, memory) ->`` masks of the entries that a step may change; None for all.
       name: for messages.
 

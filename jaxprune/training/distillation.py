@@ -66,8 +66,8 @@ def logit_loss(student: jax.Array, teacher: jax.Array, *, temperature: float = 1
       0.4438
 
     References:
-      Hinton et al., [Distilling the Knowledge](https://arxiv.org/abs/1503.02531), 2015, section 2;
-      there the cross-entropy, which differs by a constant.
+      Hinton et al., `Distilling the Knowledge <https://arxiv.org/abs/1503.02531>`__, 2015, section
+      2; there the cross-entropy, which differs by a constant.
     """
     _check_rank("logits", 1, "(..., classes)", student, teacher)
     _check_shapes("logits", student, teacher)
@@ -98,8 +98,8 @@ def hidden_loss(
       (2,)
 
     References:
-      Romero et al., [FitNets](https://arxiv.org/abs/1412.6550), 2015, eq. 3; with a projection
-      matrix Jiao et al., [TinyBERT](https://arxiv.org/abs/1909.10351), 2020, eq. 8.
+      Romero et al., `FitNets <https://arxiv.org/abs/1412.6550>`__, 2015, eq. 3; with a projection
+      matrix Jiao et al., `TinyBERT <https://arxiv.org/abs/1909.10351>`__, 2020, eq. 8.
     """
     _check_rank("hidden states", 1, "(..., features)", student, teacher)
     if projection is not None:
@@ -147,7 +147,7 @@ def attention_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
       (2, 3)
 
     References:
-      Wang et al., [MiniLM](https://arxiv.org/abs/2002.10957), 2020, eq. 6, there head by head.
+      Wang et al., `MiniLM <https://arxiv.org/abs/2002.10957>`__, 2020, eq. 6, there head by head.
     """
     _check_rank("attention maps", 3, "(..., heads, queries, keys)", student, teacher)
     s, t = (jnp.mean(_wide(x), axis=-3) for x in (student, teacher))
@@ -175,7 +175,8 @@ def activation_map_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
       [0.0, 0.0]
 
     References:
-      Zagoruyko and Komodakis, [Attention Transfer](https://arxiv.org/abs/1612.03928), 2017, eq. 2.
+      Zagoruyko and Komodakis, `Attention Transfer <https://arxiv.org/abs/1612.03928>`__, 2017, eq.
+      2.
     """
     _check_rank("activation maps", 2, "(batch, ..., channels)", student, teacher)
     maps = [jnp.sum(jnp.square(_wide(x)), axis=-1) for x in (student, teacher)]

@@ -38,7 +38,7 @@ def drop(scores: Scores, masks: Masks, sparsity: Any, fraction: Any, pattern: Pa
       scores: never negative, larger = keep.
       masks: what is kept now.
       sparsity: the one that masks are to have after :func:`grow`.
-      fraction: of kept entries, in [0, 1].
+      fraction: the share of kept entries, in [0, 1].
       pattern: that of the masks.
 
     Example:
@@ -127,10 +127,10 @@ def set(
       every: steps between two renewals; the first is at step ``every``.
       pattern: ``(scores, sparsity) -> masks``; the paper's is ``jp.unstructured(jp.erk)``.
         It must have a density: ``jp.threshold`` has none to keep.
-      score: of the masks that ``init`` makes, as in :func:`static`; None is random.
-      key: of what is grown; a ``key=`` among the extra arguments of ``update`` wins, for the
-        members of an ensemble under ``jax.vmap``.
-      moments: of entries that come back, "reset" or "inherit", see :func:`method`.
+      score: the score of the masks that ``init`` makes, as in :func:`static`; None is random.
+      key: the random key of what is grown; a ``key=`` among the extra arguments of ``update`` wins,
+        for the members of an ensemble under ``jax.vmap``.
+      moments: the moments of entries that come back, "reset" or "inherit", see :func:`method`.
 
     Returns:
       An optax transformation whose ``update`` needs ``params``, with
@@ -144,10 +144,10 @@ def set(
       >>> tx = jp.training.set(optax.adam(1e-3), 0.9, pattern=jp.unstructured(jp.erk))
 
     References:
-      Mocanu et al., [SET](https://arxiv.org/abs/1707.04780), 2018, algorithm 1. There the smallest
-      positive and the largest negative weights go, a fraction of each, once an epoch; here the
-      smallest of both together, as in the comparison of RigL, and a step of the optimizer is taken
-      at renewals too.
+      Mocanu et al., `SET <https://arxiv.org/abs/1707.04780>`__, 2018, algorithm 1. There the
+      smallest positive and the largest negative weights go, a fraction of each, once an epoch; here
+      the smallest of both together, as in the comparison of RigL, and a step of the optimizer is
+      taken at renewals too.
     """
     check_drop_fraction(drop_fraction)
     key = jax.random.key(0) if key is None else key
@@ -192,8 +192,8 @@ def rigl(
       every: :math:`\Delta T`, steps between two renewals; the first is at step ``every``.
       pattern: ``(scores, sparsity) -> masks``; the paper's best is ``jp.unstructured(jp.erk)``.
         It must have a density: ``jp.threshold`` has none to keep.
-      score: of the masks that ``init`` makes, as in :func:`static`; None is random.
-      moments: of entries that come back, "reset" or "inherit", see :func:`method`.
+      score: the score of the masks that ``init`` makes, as in :func:`static`; None is random.
+      moments: the moments of entries that come back, "reset" or "inherit", see :func:`method`.
 
     Returns:
       An optax transformation whose ``update`` needs ``params``, with
@@ -209,8 +209,8 @@ def rigl(
       ... )
 
     References:
-      Evci et al., [RigL](https://arxiv.org/abs/1911.11134), 2020, algorithm 1, equations 1 and 2.
-      There a renewal replaces the optimizer's step; here the step is taken as well, on the new
+      Evci et al., `RigL <https://arxiv.org/abs/1911.11134>`__, 2020, algorithm 1, equations 1 and
+      2. There a renewal replaces the optimizer's step; here the step is taken as well, on the new
       masks.
     """
     check_drop_fraction(drop_fraction)
@@ -251,13 +251,14 @@ def snfs(
     Args:
       inner: any optax transformation.
       sparsity: fraction of entries to remove, in [0, 1], or a schedule.
-      drop_fraction: of kept entries, or a schedule; the paper's falls by a cosine from 0.5.
+      drop_fraction: the share of kept entries, or a schedule; the paper's falls by a cosine from
+        0.5.
       every: steps between two renewals; the first is at step ``every``.
-      distribution: of the first masks over leaves.
+      distribution: the distribution of the first masks over leaves.
       where: (path, leaf) -> whether the leaf is pruned.
-      score: of the masks that ``init`` makes, as in :func:`static`; None is random.
-      decay: of the mean of gradients.
-      moments: of entries that come back, "reset" or "inherit", see :func:`method`.
+      score: the score of the masks that ``init`` makes, as in :func:`static`; None is random.
+      decay: the decay of the mean of gradients.
+      moments: the moments of entries that come back, "reset" or "inherit", see :func:`method`.
 
     Returns:
       An optax transformation whose ``update`` needs ``params``, with
@@ -271,7 +272,7 @@ def snfs(
       >>> tx = jp.training.snfs(optax.sgd(0.1, momentum=0.9), 0.9)
 
     References:
-      Dettmers and Zettlemoyer, [Sparse Networks from Scratch](https://arxiv.org/abs/1907.04840),
+      Dettmers and Zettlemoyer, `Sparse Networks from Scratch <https://arxiv.org/abs/1907.04840>`__,
       2019, algorithm 1. There :math:`v` is the optimizer's own momentum; here it doesn't depend on
       the optimizer.
     """

@@ -64,8 +64,8 @@ def group_lasso(structure: Structure, *, dims: str | Sequence[str] = "*") -> Pen
 
     References:
       Yuan and Lin, Model Selection and Estimation in Regression with Grouped Variables, 2006, eq.
-      2.1; for the structures of networks Wen et al., [SSL](https://arxiv.org/abs/1608.03665), 2016,
-      eq. 2, there per layer.
+      2.1; for the structures of networks Wen et al., `SSL <https://arxiv.org/abs/1608.03665>`__,
+      2016, eq. 2, there per layer.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -148,7 +148,7 @@ def regularized(
       penalty: ``params -> number``: :func:`l1`, :func:`group_lasso`, or any other.
       strength: its weight, or a schedule.
       at: the step at which masks are made, and from which on there is no penalty.
-      score: of that step.
+      score: the score at that step.
       pattern: ``(scores, sparsity) -> masks``; with ``jp.structured`` whole units go, and
         ``jp.compact`` makes the network smaller.
 
@@ -222,7 +222,7 @@ def network_slimming(
       >>> tx = jp.training.network_slimming(optax.adam(1e-3), 0.5, structure, at=1000)
 
     References:
-      Liu et al., [Network Slimming](https://arxiv.org/abs/1708.06519), 2017, eq. 1. There one
+      Liu et al., `Network Slimming <https://arxiv.org/abs/1708.06519>`__, 2017, eq. 1. There one
       threshold ranks all layers together; here each dimension loses its fraction, unless
       ``regularized`` is given another distribution.
     """

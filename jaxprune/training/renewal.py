@@ -14,7 +14,7 @@ from jaxprune.sharding import like
 from jaxprune.training.landing import is_placeholder
 from jaxprune.typing import Masks, Params, PatternFn, Schedule
 
-_LAST_STEP = np.iinfo(np.int32).max  # where optax's counters stop
+_LAST_STEP = np.iinfo(np.int32).max  # Optax's counters stop here.
 
 
 def scheduled(sparsity: float | Schedule, step: Any) -> Any:

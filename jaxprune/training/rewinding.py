@@ -102,10 +102,10 @@ def iterative(
       params: at the start.
       sparsity: after the last round, in [0, 1).
       rounds: R, how often to prune.
-      steps: of a whole training.
+      steps: the steps of a whole training.
       rewind: where each round begins.
       rewind_to: the step, below ``steps``. 0 is the start.
-      score: of trained params; pruned entries stay pruned.
+      score: the score of trained params; pruned entries stay pruned.
       pattern: ``(scores, sparsity) -> masks``; with ``jp.unstructured(jp.global_threshold)`` all
         layers are ranked together, as the papers do for deep networks.
       resume: the last round of an interrupted run, to go on after it.
@@ -130,9 +130,9 @@ def iterative(
       [[0 1 0 0]]
 
     References:
-      Frankle and Carbin, [The Lottery Ticket Hypothesis](https://arxiv.org/abs/1803.03635), 2019
-      (reset); Frankle et al., [Linear Mode Connectivity](https://arxiv.org/abs/1912.05671), 2020,
-      algorithm 2 (weights); Renda et al., [Rewinding and Fine-tuning](
+      Frankle and Carbin, `The Lottery Ticket Hypothesis <https://arxiv.org/abs/1803.03635>`__, 2019
+      (reset); Frankle et al., `Linear Mode Connectivity <https://arxiv.org/abs/1912.05671>`__,
+      2020, algorithm 2 (weights); Renda et al., [Rewinding and Fine-tuning](
       https://arxiv.org/abs/2003.02389), 2020 (learning rate). There momentum starts from 0 in a
       round; here the state of the optimizer is that of the step that is rewound to.
     """

@@ -46,7 +46,7 @@ def ste(
     Args:
       inner: any optax transformation.
       sparsity: fraction of entries to remove, in [0, 1], or a schedule.
-      score: of the stored params; ``init`` scores too, with no evidence but ``step``.
+      score: the score of the stored params; ``init`` scores too, with no evidence but ``step``.
       every: steps between two renewals of the masks.
       pattern: ``(scores, sparsity) -> masks``.
 
@@ -70,8 +70,8 @@ def ste(
       ([[1.0, 0.0]], [[1.0, 0.0]])
 
     References:
-      Bengio et al., [Estimating or Propagating Gradients](https://arxiv.org/abs/1308.3432), 2013;
-      for pruning Lin et al., [DPF](https://arxiv.org/abs/2006.07253), 2020, eq. DPF.
+      Bengio et al., `Estimating or Propagating Gradients <https://arxiv.org/abs/1308.3432>`__,
+      2013; for pruning Lin et al., `DPF <https://arxiv.org/abs/2006.07253>`__, 2020, eq. DPF.
     """
     return _straight_through(inner, sparsity, score, every, pattern, "ste")
 
@@ -110,8 +110,8 @@ def sr_ste(
       >>> tx = jp.training.sr_ste(optax.adamw(1e-3), 0.75, pattern=jp.n_m(1, 4))
 
     References:
-      Zhou et al., [Learning N:M](https://arxiv.org/abs/2102.04010), 2021, eq. 9. With an adaptive
-      optimizer the pull is rescaled as the gradient is; the paper has SGD.
+      Zhou et al., `Learning N:M <https://arxiv.org/abs/2102.04010>`__, 2021, eq. 9. With an
+      adaptive optimizer the pull is rescaled as the gradient is; the paper has SGD.
     """
     check_rate("decay", decay)
 
@@ -172,7 +172,7 @@ def top_kast(
 
     Args:
       inner: any optax transformation.
-      sparsity: of the forward pass, in [0, 1], or a schedule.
+      sparsity: the sparsity of the forward pass, in [0, 1], or a schedule.
       backward: the sparsity of B, at most that of the forward pass, or a schedule.
       decay: :math:`\lambda` of the L2 penalty, added to the gradient.
       every: steps between two choices of A and B.
@@ -190,7 +190,7 @@ def top_kast(
       >>> tx = jp.training.top_kast(optax.adam(1e-3), 0.9, backward=0.5)
 
     References:
-      Jayakumar et al., [Top-KAST](https://arxiv.org/abs/2106.03517), 2020, sections 2.2 and 2.3.
+      Jayakumar et al., `Top-KAST <https://arxiv.org/abs/2106.03517>`__, 2020, sections 2.2 and 2.3.
       There a lookup of the sets runs every 100 steps on the host; here it may run every step.
     """
     check_rate("decay", decay)
