@@ -64,7 +64,7 @@ from jaxprune.scores import magnitude as magnitude
 from jaxprune.scores import random as random
 from jaxprune.scores import saliency as saliency
 from jaxprune.scores import wanda as wanda
-from jaxprune.structure.structure import infer_structure as infer_structure
+from jaxprune.structure.api import infer_structure as infer_structure
 from jaxprune.training import keep_params_sparse as keep_params_sparse
 from jaxprune.training import prune as prune
 

@@ -134,11 +134,11 @@ RESULTS = {
     "Compact": "jaxprune.compaction.model",
     "Comparison": "jaxprune.measuring",
     "Cost": "jaxprune.costs.api",
-    "Dimension": "jaxprune.structure.structure",
+    "Dimension": "jaxprune.structure.dimensions",
     "Exported": "jaxprune.artefacts.export",
     "Pruned": "jaxprune.oneshot",
     "Stats": "jaxprune.calibration.api",
-    "Structure": "jaxprune.structure.structure",
+    "Structure": "jaxprune.structure.dimensions",
     "Summary": "jaxprune.report",
     "Timing": "jaxprune.measuring",
 }

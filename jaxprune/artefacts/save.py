@@ -25,8 +25,9 @@ from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
 from jaxprune.rules.registry import KEPT
 from jaxprune.structure import infer as _infer
+from jaxprune.structure.dimensions import Structure
+from jaxprune.structure.naming import from_program
 from jaxprune.structure.parents import Order
-from jaxprune.structure.structure import Structure, from_program
 
 FORMAT, VERSION = "jaxprune compact model", 2
 FILE = "model.safetensors"

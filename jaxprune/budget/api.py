@@ -12,7 +12,7 @@ from jaxprune.budget.metric import BISECTIONS, Finetune, Metric
 from jaxprune.budget.result import MetricResult, ParetoFront, SearchResult
 from jaxprune.budget.search import Search, targets_of
 from jaxprune.budget.target import Target
-from jaxprune.structure.structure import Structure
+from jaxprune.structure.dimensions import Structure
 
 OPTIONS = tuple(Search.__init__.__kwdefaults__ or ())  # The names are those of its signature.
 

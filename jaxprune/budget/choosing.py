@@ -14,7 +14,7 @@ from jaxprune.budget.limits import Limits, least_of
 from jaxprune.budget.model import Model
 from jaxprune.budget.solver import Problem, Total
 from jaxprune.compaction.api import Compact
-from jaxprune.structure.structure import Structure
+from jaxprune.structure.dimensions import Structure
 
 MET = 0.99  # A speed-up of this share of the target counts as met: clocks are noisy.
 CLOSE = 0.94  # The search stops once this share of the budget is used.

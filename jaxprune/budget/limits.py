@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxprune.budget.latency import LatencyTable
 from jaxprune.budget.roofline import Device
+from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.select import chosen_dims
-from jaxprune.structure.structure import Structure
 
 FLOOR = 1 / 8  # So much of each dimension stays by default: the nearly empty don't train back.
 

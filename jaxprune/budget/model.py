@@ -23,7 +23,7 @@ from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.tape import Value
 from jaxprune.structure import infer
-from jaxprune.structure.structure import Structure
+from jaxprune.structure.dimensions import Structure
 
 # A group of so many dimensions is timed at so many widths of each.
 TIMED = {0: 1, 1: 5, 2: 5, 3: 3}

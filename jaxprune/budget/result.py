@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune.budget.target import Budget, Target
-from jaxprune.structure.structure import Structure
+from jaxprune.structure.dimensions import Structure
 
 
 class Unreachable(ValueError):

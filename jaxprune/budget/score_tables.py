@@ -15,7 +15,7 @@ from jaxprune.budget.solver import Term, Total, merged
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
 from jaxprune.sharding import host
-from jaxprune.structure.structure import Structure
+from jaxprune.structure.dimensions import Structure
 
 LEAST = 1e-3  # A share counts as this at least: an emptied leaf is penalized, not -infinity.
 # Each gives what a leaf (or dimension) of score ``whole`` is worth that keeps a ``share`` of it.

@@ -23,8 +23,8 @@ from jaxprune.budget.score_tables import check_scores
 from jaxprune.budget.target import COUNTED, Budget, Target
 from jaxprune.budget.verification import Verifier
 from jaxprune.costs.api import cost
+from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.select import chosen_dims
-from jaxprune.structure.structure import Structure
 
 ATTEMPTS = 5  # At most so many times a choice is solved for, compacted and measured.
 

@@ -17,8 +17,8 @@ from jaxprune.budget.metric import Metric, several, value_of
 from jaxprune.masks import apply_masks
 from jaxprune.patterns import structured, unstructured
 from jaxprune.patterns.choose import is_kernel
+from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.select import chosen_dims
-from jaxprune.structure.structure import Structure
 from jaxprune.typing import named_leaves
 
 FRACTIONS = (0.25, 0.5, 0.75, 0.9)

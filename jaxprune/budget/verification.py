@@ -18,7 +18,7 @@ from jaxprune.budget.target import COUNTED
 from jaxprune.compaction.api import Compact, compact
 from jaxprune.costs.api import cost
 from jaxprune.measuring import benchmark, compare
-from jaxprune.structure.structure import Structure
+from jaxprune.structure.dimensions import Structure
 
 DECISIONS = 3  # At most so many long runs decide, as long as nothing in them meets the target.
 NEAR = (0.9, 1.08)  # A try that used such a share of the budget in a short run gets a long one.

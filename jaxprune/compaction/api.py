@@ -15,7 +15,8 @@ from jaxprune.compaction.cut import Cut
 from jaxprune.compaction.model import Compact
 from jaxprune.compaction.small_function import SmallFunction
 from jaxprune.structure import infer as _infer
-from jaxprune.structure.structure import Structure, from_program
+from jaxprune.structure.dimensions import Structure
+from jaxprune.structure.naming import from_program
 from jaxprune.typing import path_str
 
 

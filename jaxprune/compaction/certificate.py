@@ -11,7 +11,7 @@ from jaxprune.compaction.plan import Decision, Plan
 from jaxprune.rules.registry import KEPT
 from jaxprune.rules.zero_flow import IN_GRADIENT
 from jaxprune.sharding import parts
-from jaxprune.structure.structure import Structure
+from jaxprune.structure.dimensions import Structure
 
 WAYS_OUT = 'compact with semantics="kept", or fold the norm into the weights first'
 

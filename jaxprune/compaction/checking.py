@@ -18,7 +18,7 @@ from jaxprune.compaction.plan import KEPT_ONLY, Masked
 from jaxprune.compaction.small_function import SmallFunction
 from jaxprune.costs.api import cost
 from jaxprune.sharding import declared_layout, host, put
-from jaxprune.structure.structure import Structure
+from jaxprune.structure.dimensions import Structure
 
 NOT_COMPARABLE = (
     'a model compacted with semantics="kept" is not the masked model: compare it with a module '

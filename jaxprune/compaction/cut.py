@@ -15,7 +15,7 @@ from jaxprune.masks import apply_masks
 from jaxprune.rules.registry import KEPT
 from jaxprune.sharding import reshaped
 from jaxprune.structure import infer
-from jaxprune.structure.structure import Structure
+from jaxprune.structure.dimensions import Structure
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxprune.compaction import placing
 from jaxprune.compaction.certificate import Certificate
 from jaxprune.compaction.cut import Cut
 from jaxprune.compaction.plan import Masked, Plan
-from jaxprune.structure.structure import Structure
+from jaxprune.structure.dimensions import Structure
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,9 +23,9 @@ from jaxprune.rules.registry import KEPT
 from jaxprune.rules.zero_flow import ZeroFlow
 from jaxprune.rules.zeros import Zeros
 from jaxprune.sharding import freely, host, layout, reshaped
+from jaxprune.structure.dimensions import Dimension, Structure
 from jaxprune.structure.infer import Program
 from jaxprune.structure.parents import Order, OwnedMask, kept_under, obstacle, order_of
-from jaxprune.structure.structure import Dimension, Structure
 
 EMPTY = "all units are masked; one (of zeros) stays so that none is empty"
 MASKED, KEPT_ONLY = "masked", "kept"  # These are the two semantics.

@@ -20,8 +20,8 @@ from jaxprune.ir.tape import holds_tracers
 from jaxprune.rules.registry import KEPT
 from jaxprune.sharding import at_full_size, explicit_mesh
 from jaxprune.structure import infer as _infer
+from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.parents import obstacle
-from jaxprune.structure.structure import Structure
 
 MOST_TRACES = 64  # Eager calls remember so many traces, the latest ones.
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxprune._renamed import renamed
 from jaxprune.ir import axes
+from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.select import chosen_dims
-from jaxprune.structure.structure import Structure
 from jaxprune.typing import PyTree
 
 Orders = dict[str, np.ndarray]  # dimension -> for each new place, the unit that comes there

@@ -18,8 +18,8 @@ from jaxprune.ir import axes
 from jaxprune.patterns.choose import check_sparsity
 from jaxprune.reduce import Reduction, check_reduce, mean
 from jaxprune.sharding import on_meshes, parts
+from jaxprune.structure.dimensions import Dimension, Structure
 from jaxprune.structure.select import chosen_dims
-from jaxprune.structure.structure import Dimension, Structure
 from jaxprune.typing import Distribution, Masks, Pattern, Scores
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
 from jaxprune.plot.curves import COLORS, as_patterns, new_axes
-from jaxprune.structure.structure import Dimension, Slot, Structure
+from jaxprune.structure.dimensions import Dimension, Slot, Structure
 from jaxprune.structure.table import pattern_of
 
 _LANES = [c for c in COLORS if c != "#000000"]

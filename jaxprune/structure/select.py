@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxprune.structure.structure import Structure
+from jaxprune.structure.dimensions import Structure
 
 
 def chosen_dims(

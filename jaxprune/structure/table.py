@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxprune.structure.structure import Dimension, Structure
+    from jaxprune.structure.dimensions import Dimension, Structure
 
 # A better rule could lift these reasons; all others are inherent in the network.
 _BLOCKS = ("no rule for this primitive", "layouts that do not nest")

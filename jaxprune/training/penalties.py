@@ -16,8 +16,8 @@ from jaxprune.patterns import UNSTRUCTURED, structured
 from jaxprune.patterns.choose import choose, is_kernel
 from jaxprune.scores.channels import batch_norm_scale, is_norm_scale
 from jaxprune.scores.weights import l2, magnitude
+from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.select import chosen_dims
-from jaxprune.structure.structure import Structure
 from jaxprune.training._static import one_shot
 from jaxprune.training.core import as_transform
 from jaxprune.training.renewal import scheduled

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from jaxprune.structure.structure import Structure
+from jaxprune.structure.dimensions import Structure
 from tests.models.outside.model import Model
 
 EQUAL = 1e-5  # the largest relative error in float32

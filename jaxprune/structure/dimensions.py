@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,12 +18,9 @@ from jaxprune.ir.axes import Axis
 from jaxprune.masks import fits
 from jaxprune.reduce import Reduction, check_reduce, mean
 from jaxprune.selection import known
-from jaxprune.sharding import declared_layout, freely, host
-from jaxprune.structure import infer as _infer
-from jaxprune.structure import labels, parents, table, usage
-
-# A unit that a slice or a padding sets apart is no dimension: its axis would be gone with it.
-APART = "a single unit that a slice sets apart: one (of zeros) stays so that none is empty"
+from jaxprune.sharding import freely, host
+from jaxprune.structure import parents, table
+from jaxprune.structure.unit_scores import unit_score
 
 
 class Slot(NamedTuple):
@@ -279,8 +275,8 @@ class Structure:
         free = [d for d in self.dims.values() if not d.frozen]
         units: dict[str, Any] = freely(
             lambda xs: {
-                d.name: _unit_score(
-                    d, [(self.param_axes[i], xs[i]) for i in self.owners(d.name)], reduce
+                d.name: unit_score(
+                    d.axis, [(self.param_axes[i], xs[i]) for i in self.owners(d.name)], reduce
                 )
                 for d in free
             },
@@ -327,19 +323,6 @@ class Structure:
         return table.full(self, pattern)
 
 
-def _unit_score(dim: Dimension, owned: list[tuple[Any, Any]], reduce: Reduction) -> jax.Array:
-    total, count = jnp.zeros(dim.size), np.zeros(dim.size)
-    for axs, leaf in owned:
-        for k, axis in enumerate(axs):
-            for units in axes.units_along(axis, dim.axis):
-                others = tuple(i for i in range(len(axs)) if i != k)
-                line = jnp.sum(jnp.asarray(leaf, total.dtype), axis=others)
-                inside = units >= 0
-                total = total.at[units[inside]].add(line[inside])
-                np.add.at(count, units[inside], np.prod([axs[i].size for i in others], initial=1))
-    return reduce(total, count)
-
-
 def _along(mask: np.ndarray, k: int, rank: int, size: int) -> np.ndarray:
     """Which positions along axis ``k`` a broadcastable mask keeps at least in part."""
     full = mask.reshape((1,) * (rank - mask.ndim) + mask.shape)
@@ -355,131 +338,3 @@ def _leaf_mask(axs: tuple[Axis, ...], kept: dict[Axis, Any]) -> Any:
                 line = kept[leaf][units] | (units < 0)
                 mask = mask & line.reshape([-1 if i == k else 1 for i in range(len(axs))])
     return mask
-
-
-@_infer.collecting_later()
-def infer_structure(
-    fn: Callable[..., Any],
-    params: Any,
-    *args: Any,
-    also: Sequence[tuple[Callable[..., Any], Sequence[Any]]] = (),
-) -> Structure:
-    """Finds the logical dimensions of ``fn(params, *args)`` by reading its jaxpr.
-
-    Args:
-      fn: a pure function whose first argument is the params tree, in any framework.
-      params: any pytree of arrays or ``jax.ShapeDtypeStruct``. State that travels with the
-        parameters (batch statistics, caches) belongs here, too.
-      *args: the other arguments, arrays or ``jax.ShapeDtypeStruct``; nothing is computed.
-      also: further uses of the same params, ``[(train_step, (batch,)), ...]``. A dimension is
-        prunable only if every use allows it; parameters that only one of them reads are included.
-
-    Returns:
-      A :class:`Structure`: ``.dims``, ``.masks(keep)``, ``.keep(masks)``. ``print`` it.
-
-    Raises:
-      TypeError: for an fn that isn't a function, or an entry of also that isn't (fn, args).
-      ValueError: for params without an array.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxprune as jp
-      >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
-      >>> fn = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
-      >>> structure = jp.infer_structure(fn, params, jnp.ones((1, 3)))
-      >>> [(d.name, d.size) for d in structure.dims.values() if not d.frozen]
-      [('up:1', 8)]
-    """
-    for entry in also:
-        if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], tuple)):
-            raise TypeError(
-                f"also wants pairs (fn, args) with args a tuple, got {entry!r:.80}; for example "
-                "also=[(train_step, (batch,))]"
-            )
-    return from_programs(_infer.infer([(fn, args), *also], params), params)
-
-
-def from_program(program: _infer.Program, params: Any) -> Structure:
-    """Names what a trace found."""
-    return from_programs([program], params)
-
-
-def from_programs(programs: Sequence[_infer.Program], params: Any) -> Structure:
-    """Names what all traces of the same parameters found together."""
-    paths = tuple(_infer.paths_of(params))
-    param_axes = tuple(tuple(v.axes) for v in programs[0].param_values)
-    shapes = tuple(v.shape for v in programs[0].param_values)
-    slots = _slots(paths, param_axes, _first_use(programs))
-    used = set().union(*(_infer.used_leaves(p.tape) for p in programs))
-    sizes = dict(zip(paths, map(math.prod, shapes)))
-    dims = {}
-    for (leaf, found), label in zip(slots.items(), _labels(programs, slots, paths)):
-        why = "; ".join(map(str, leaf.reasons)) or (APART if leaf.size == 1 else None)
-        if why is None and leaf not in used:
-            why = "nothing in this trace reads it"
-        governed = sum(sizes[path] for path in {s.path for s in found})
-        name = str(found[0])
-        dims[name] = Dimension(name, leaf.size, found, why, governed, leaf, label)
-    layouts = tuple(map(declared_layout, jax.tree.leaves(params)))
-    return Structure(dims, paths, shapes, param_axes, jax.tree.structure(params), layouts)
-
-
-def _slots(
-    paths: Sequence[str], param_axes: Sequence[Sequence[Axis]], first_use: Sequence[int]
-) -> dict[Axis, tuple[Slot, ...]]:
-    """The slots of each leaf dimension: makers first, in order of use; dimensions likewise."""
-    found: dict[Axis, list[tuple[Any, Slot]]] = {}
-    for path, axs, when in zip(paths, param_axes, first_use, strict=True):
-        for k, axis in enumerate(axs):
-            for leaf, piece in _pieces(axis):
-                if leaf.size > 1 or (leaf.size == 1 and piece):
-                    makes = len(axs) > 1 and k == len(axs) - 1  # kernels are (..., in, out)
-                    found.setdefault(leaf, []).append(((not makes, when), Slot(path, k, piece)))
-    in_order = [(leaf, sorted(pairs)) for leaf, pairs in found.items()]
-    in_order.sort(key=lambda item: item[1][0])
-    return {leaf: tuple(slot for _, slot in pairs) for leaf, pairs in in_order}
-
-
-def _labels(
-    programs: Sequence[_infer.Program], slots: Mapping[Axis, Sequence[Slot]], paths: Sequence[str]
-) -> list[str]:
-    """What each dimension is called, see :mod:`jaxprune.structure.labels`."""
-    alone = {leaf: found for leaf, found in slots.items() if leaf.size == 1}
-    if alone:
-        wide = {leaf: found for leaf, found in slots.items() if leaf not in alone}
-        known = dict(zip(wide, _labels(programs, wide, paths)))
-        one = {x: f"one unit of {labels.module_of(found[0].path)}" for x, found in alone.items()}
-        return [(known | one)[leaf] for leaf in slots]
-    facts = [usage.facts_of(p.tape, p.num_params, slots) for p in programs]
-    axes_of = dict(zip(paths, programs[0].param_values))
-    places = [[_place(s, axes_of[s.path].axes) for s in found] for found in slots.values()]
-    templates = [
-        labels.label_of(set().union(*(f[leaf] for f in facts)), found)
-        for leaf, found in zip(slots, places)
-    ]
-    return labels.fill(templates, places)
-
-
-def _pieces(axis: Axis, way: tuple[int, ...] = ()) -> Iterator[tuple[Axis, tuple[int, ...]]]:
-    axis = axes.find(axis)
-    if axis.kind == axes.LEAF:
-        yield axis, way
-    for i, kid in enumerate(axis.kids):
-        yield from _pieces(kid, way if axis.kind == axes.PERM else (*way, i))
-
-
-def _place(slot: Slot, axs: Sequence[Axis]) -> labels.Place:
-    """A slot as labels see it."""
-    axis, last = axes.find(axs[slot.axis]), slot.axis == len(axs) - 1
-    factor = (slot.piece[0], len(axis.kids)) if axis.kind == axes.PROD else None
-    return labels.Place(slot.path, len(axs) > 1 and last, not last, factor)
-
-
-def _first_use(programs: Sequence[_infer.Program]) -> list[int]:
-    """When each parameter is read first, in the first of the programs that reads it."""
-    steps = [step for program in programs for step in program.tape.steps]
-    seen: dict[Any, int] = {}
-    for i, step in enumerate(steps):
-        for value in step.ins:
-            seen.setdefault(value, i)
-    same = zip(*(program.param_values for program in programs))
-    return [min(seen.get(value, len(steps)) for value in values) for values in same]
