@@ -35,8 +35,15 @@ def check_structure(what: str, tree: PyTree, params: Params, instead: str) -> No
     raise ValueError(f"the tree of {what} does not match params: it {how}; {instead}")
 
 
-def check_masks(masks: Masks, params: Params) -> None:
-    """Raises ValueError unless masks are booleans in params' structure that broadcast to it."""
+def check_masks(params: Params, masks: Masks) -> None:
+    """Raises ValueError unless masks are booleans in params' structure that broadcast to it.
+
+    Masks in the place of params are a TypeError: params come first everywhere.
+    """
+    if _are_masks(params) and not _are_masks(masks):
+        raise TypeError(
+            "params holds booleans alone, masks do not; params come first: write (params, masks)"
+        )
     check_structure("masks", masks, params, "build masks with a pattern: pattern(scores, sparsity)")
     for path, leaf, mask in _pairs(params, masks):
         if not fits(mask, np.shape(leaf)):
@@ -78,7 +85,7 @@ def apply_masks(params: Params, masks: Masks) -> Params:
       >>> jp.apply_masks({"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([True, False])})
       {'w': Array([1., 0.], dtype=float32)}
     """
-    check_masks(masks, params)
+    check_masks(params, masks)
     return jax.tree.map(_apply, params, masks)
 
 
@@ -116,7 +123,7 @@ def density(params: Params, masks: Masks) -> jax.Array:
             "density: params holds booleans alone, and masks others; params come first now: write "
             "jp.density(params, masks)"
         )
-    check_masks(masks, params)
+    check_masks(params, masks)
     return _fraction(
         (_entries(mask, leaf), np.size(leaf))
         for _, leaf, mask in _pairs(params, masks)
@@ -158,17 +165,17 @@ def _combine(operation: Any, a: Masks, b: Masks) -> Masks:
     return jax.tree.map(operation, a, b)
 
 
-def overlap(a: Masks, b: Masks, params: Params) -> jax.Array:
+def overlap(params: Params, a: Masks, b: Masks) -> jax.Array:
     """Returns kept in both over kept in either (Jaccard), over the leaves that a or b prunes.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> a, b = {"w": jnp.array([True, True, False])}, {"w": jnp.array([False, True, False])}
-      >>> float(jp.masks.overlap(a, b, {"w": jnp.ones(3)}))
+      >>> float(jp.masks.overlap({"w": jnp.ones(3)}, a, b))
       0.5
     """
-    check_masks(a, params)
-    check_masks(b, params)
+    check_masks(params, a)
+    check_masks(params, b)
     both, either = intersection(a, b), union(a, b)
     return _fraction(
         (_entries(m, leaf), _entries(n, leaf))

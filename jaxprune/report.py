@@ -173,7 +173,7 @@ def summary(
     if not flat:
         raise ValueError("summary got an empty tree; pass the parameters: jp.summary(params)")
     if masks is not None:
-        check_masks(masks, params)
+        check_masks(params, masks)
     _check_function(fn, args, flops)
     kept = [True] * len(flat) if masks is None else jax.tree.leaves(masks)
     rows = [_row(path, leaf, mask) for (path, leaf), mask in zip(flat, kept, strict=True)]

@@ -68,7 +68,7 @@ def reinitialize(params: Params, *, key: jax.Array) -> Params:
     return _each(lambda key, w: _permuted(key, w) if is_float(w) else w, key, params)
 
 
-def random_like(masks: Masks, params: Params, *, key: jax.Array) -> Masks:
+def random_like(params: Params, masks: Masks, *, key: jax.Array) -> Masks:
     """Returns random masks with the same number of kept entries in each leaf.
 
     Unlike :func:`shuffle` it draws single entries where ``masks`` hold whole channels. For another
@@ -84,11 +84,11 @@ def random_like(masks: Masks, params: Params, *, key: jax.Array) -> Masks:
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
       >>> masks = {"w": jnp.array([[True], [False]])}  # one row of two
-      >>> drawn = jp.sanity.random_like(masks, {"w": jnp.ones((2, 3))}, key=jax.random.key(0))
+      >>> drawn = jp.sanity.random_like({"w": jnp.ones((2, 3))}, masks, key=jax.random.key(0))
       >>> int(drawn["w"].sum())
       3
     """
-    check_masks(masks, params)
+    check_masks(params, masks)
     pruned = {path for path, mask in _named(masks) if np.shape(mask)}
     if not pruned:
         return masks
@@ -111,7 +111,7 @@ def collapsed(masks: Masks, *, least: int = 1) -> list[Collapse]:
     """Returns the leaves whose masks keep fewer than ``least`` entries; an empty list is good.
 
     Counts alone do not see entries that are kept but cut off, because all that feeds them or all
-    that they feed is gone: look at ``collapsed(active(fn, masks, params, *args))`` for these.
+    that they feed is gone: look at ``collapsed(active(fn, params, masks, *args))`` for these.
 
     Raises:
       TypeError: inside of jit, where nothing can be reported.
@@ -153,7 +153,7 @@ def check_collapse(masks: Masks, *, least: int = 1) -> None:
         )
 
 
-def active(fn: Callable[..., Any], masks: Masks, params: Params, *args: Any) -> Masks:
+def active(fn: Callable[..., Any], params: Params, masks: Masks, *args: Any) -> Masks:
     """Returns the kept entries that lie on a path from the inputs to the outputs.
 
     An entry is active when something flows through it while all weights and inputs are positive
@@ -178,10 +178,10 @@ def active(fn: Callable[..., Any], masks: Masks, params: Params, *args: Any) -> 
       >>> fn = lambda p, x: x @ p["up"] @ p["down"]
       >>> params = {"up": jnp.ones((1, 2)), "down": jnp.ones((2, 1))}
       >>> masks = {"up": jnp.array([[True, True]]), "down": jnp.array([[True], [False]])}
-      >>> jp.sanity.active(fn, masks, params, jnp.ones((1, 1)))["up"].astype(int)
+      >>> jp.sanity.active(fn, params, masks, jnp.ones((1, 1)))["up"].astype(int)
       Array([[1, 0]], dtype=int32)
     """
-    check_masks(masks, params)
+    check_masks(params, masks)
     paths = jax.tree.map(lambda w: _paths(w) if is_float(w) else w, apply_masks(params, masks))
     flow = synflow(_levelled(fn, paths, args), fn=fn, args=args)
 
@@ -201,7 +201,7 @@ class Overlap(NamedTuple):
     first: jax.Array  # with masks 0
 
 
-def overlap_over_time(history: Sequence[Masks], params: Params) -> Overlap:
+def overlap_over_time(params: Params, history: Sequence[Masks]) -> Overlap:
     """Returns how much each of a sequence of masks has in common with the ones before.
 
     Args:
@@ -219,14 +219,14 @@ def overlap_over_time(history: Sequence[Masks], params: Params) -> Overlap:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> history = [{"w": jnp.array(m)} for m in ([1, 1, 0], [1, 0, 0], [1, 0, 0])]
       >>> history = [{"w": m["w"].astype(bool)} for m in history]
-      >>> jp.sanity.overlap_over_time(history, {"w": jnp.ones(3)})
+      >>> jp.sanity.overlap_over_time({"w": jnp.ones(3)}, history)
       Overlap(previous=Array([0.5, 1. ], dtype=float32), first=Array([0.5, 0.5], dtype=float32))
     """
     if len(history) < 2:
         raise ValueError(f"history holds {len(history)} masks; wanted those of two times or more")
     return Overlap(
-        jnp.stack([overlap(a, b, params) for a, b in zip(history, history[1:])]),
-        jnp.stack([overlap(history[0], b, params) for b in history[1:]]),
+        jnp.stack([overlap(params, a, b) for a, b in zip(history, history[1:])]),
+        jnp.stack([overlap(params, history[0], b) for b in history[1:]]),
     )
 
 

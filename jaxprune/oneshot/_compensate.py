@@ -54,7 +54,7 @@ def compensate(
       >>> jp.oneshot.compensate(params, pruned, masks, stats, biases={"w": "b"})["b"]
       Array([5.], dtype=float32)
     """
-    check_masks(masks, params)
+    check_masks(params, masks)
     check_structure("pruned", pruned, params, "pass what refit or jp.apply_masks returned")
     check_stats("compensate", params, stats)
     named = [(path_str(p), w) for p, w in jax.tree_util.tree_leaves_with_path(params)]

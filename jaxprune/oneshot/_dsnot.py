@@ -64,7 +64,7 @@ def dsnot(
       >>> jp.oneshot.dsnot(params, masks, stats)["w"][:, 0]
       Array([ True,  True, False], dtype=bool)
     """
-    check_masks(masks, params)
+    check_masks(params, masks)
     check_size("dsnot", "cycles", cycles, 0)
     found = [
         layer and _in_groups(layer, group, axis) for layer in layers("dsnot", params, stats, masks)

@@ -73,7 +73,7 @@ def refit(
       Array([[2.],
              [0.]], dtype=float32)
     """
-    check_masks(masks, params)
+    check_masks(params, masks)
     check_damping("refit", damping)
     check_size("refit", "cg_steps", cg_steps, 0)
     found = repairable("refit", params, stats, masks)
@@ -132,7 +132,7 @@ def least_squares(params: Params, masks: Masks, stats: Stats, *, damping: float 
       Array([[2.],
              [0.]], dtype=float32)
     """
-    check_masks(masks, params)
+    check_masks(params, masks)
     check_damping("least_squares", damping)
     found = repairable("least_squares", params, stats, masks)
 

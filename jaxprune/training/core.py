@@ -230,7 +230,7 @@ def check_renewed(masks: Masks, old: Masks) -> None:
                 f"state {jnp.shape(before)}; make new masks with the pattern of the method, for a "
                 "state never changes its shapes"
             )
-    check_masks(masks, old)
+    check_masks(old, masks)
 
 
 def as_transform(inner: Any) -> optax.GradientTransformationExtraArgs:

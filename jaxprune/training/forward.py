@@ -113,7 +113,7 @@ def _sparse(params: Params, found: list[Held]) -> Params:
 
 def _check_same(masks: Masks, params: Params) -> None:
     try:
-        check_masks(masks, params)
+        check_masks(params, masks)
     except ValueError as error:
         raise ValueError(
             f"opt_state was made for other params than it is given now: {error}; pass the params "

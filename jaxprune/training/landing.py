@@ -71,7 +71,7 @@ def check_update(name: str, updates: PyTree, params: Params | None, state: Any) 
         )
     check_like("updates", updates, params, "pass the gradients of these parameters")
     try:
-        check_masks(state.masks, params)
+        check_masks(params, state.masks)
     except ValueError as error:
         raise ValueError(
             f"the state of {name} was made for other parameters than it is given now; "

@@ -63,7 +63,7 @@ def keep_params_sparse(masks: Masks) -> optax.GradientTransformation:
     def init(params: Any) -> KeepParamsSparseState:
         if is_placeholder(params):
             return KeepParamsSparseState(masks=params)
-        check_masks(masks, params)
+        check_masks(params, masks)
         check_finite("jp.keep_params_sparse", params, masks)
         warn_of_wrappers("jp.keep_params_sparse")
         return KeepParamsSparseState(masks=jax.tree.map(jnp.array, masks))

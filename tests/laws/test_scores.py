@@ -339,7 +339,7 @@ def test_synflow_in_rounds_keeps_every_layer_alive_where_one_cut_over_magnitudes
     params = deep((8, 32, 4))
     score = functools.partial(jp.scores.synflow, fn=relu_net, args=(jnp.zeros((1, 8)),))
     masks = jit(lambda p: jp.scores.in_rounds(score, ONE_CUT, rounds=20)(p, 0.97))(params)
-    assert jp.sanity.collapsed(jp.sanity.active(relu_net, masks, params, jnp.ones((1, 8)))) == []
+    assert jp.sanity.collapsed(jp.sanity.active(relu_net, params, masks, jnp.ones((1, 8)))) == []
     sizes = {name: w / 100 if name == "l1" else w for name, w in params.items()}
     at_once = jit(lambda sizes: ONE_CUT(jp.magnitude(sizes), jnp.float32(0.9)))(sizes)
     (found,) = jp.sanity.collapsed(at_once, least=2)

@@ -107,7 +107,7 @@ def test_union_intersection_overlap_are_those_of_sets(a, b, dense):
     np.testing.assert_array_equal(np.ravel(both[0]), np.array(a) & np.array(b))
     union, common = sets[0] | sets[1], sets[0] & sets[1]
     wanted = len(common) / len(union) if union else 1.0
-    assert float(mk.overlap(*lists, params)) == pytest.approx(wanted)
+    assert float(mk.overlap(params, *lists)) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("tree", TREES)
@@ -152,7 +152,7 @@ def test_masks_that_do_not_fit_are_named(masks, text):
     for call in (
         jp.apply_masks,
         lambda p, m: jp.density(p, m),
-        lambda p, m: mk.overlap(m, FULL, p),
+        lambda p, m: mk.overlap(p, m, FULL),
     ):
         with pytest.raises(ValueError, match=text):
             call(W, masks)
@@ -167,3 +167,19 @@ def test_other_containers_and_other_masks_are_named():
         ValueError, match="tree of the second masks does not match .*has no leaf 'a'"
     ):
         mk.union({"a": jnp.asarray(True)}, {"b": jnp.asarray(True)})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda p, m: mk.check_masks(m, p),
+        lambda p, m: mk.overlap(m, m, p),
+        lambda p, m: jp.sanity.random_like(m, p, key=jax.random.key(0)),
+        lambda p, m: jp.sanity.active(lambda p, x: x @ p["w"], m, p, jnp.ones((1, 2))),
+        lambda p, m: jp.sanity.overlap_over_time(m, [p, p]),
+    ],
+)
+def test_params_come_first(call):
+    params, masks = {"w": jnp.ones((2, 2))}, {"w": jnp.eye(2, dtype=bool)}
+    with pytest.raises(TypeError, match=r"params come first: write \(params, masks\)"):
+        call(params, masks)

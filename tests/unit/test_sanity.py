@@ -35,15 +35,15 @@ def counts(masks):
     "control",
     [
         sanity.shuffle,
-        functools.partial(sanity.random_like, params=PARAMS),
+        functools.partial(sanity.random_like, PARAMS),
         jax.jit(lambda masks, key: sanity.shuffle(masks, key=key)),
-        jax.jit(lambda masks, key: sanity.random_like(masks, PARAMS, key=key)),
+        jax.jit(lambda masks, key: sanity.random_like(PARAMS, masks, key=key)),
     ],
 )
 def test_masks_move_and_densities_stay(control):
     one, other = (control(MASKS, key=jax.random.key(i)) for i in range(2))
     for masks in (one, other):
-        jp.masks.check_masks(masks, PARAMS)
+        jp.masks.check_masks(PARAMS, masks)
         assert counts(masks) == counts(MASKS)
         assert np.shape(masks["bias"]) == ()  # a dense leaf stays one
     assert (one["in"] != other["in"]).any() and (one["in"] != MASKS["in"]).any()
@@ -64,7 +64,7 @@ def test_a_shuffle_is_as_likely_to_keep_each_entry(seed):
 def test_any_tree(tree):
     params = TREES[tree]
     masks = jp.unstructured()(jp.magnitude(params), 0.5)
-    for changed in (sanity.shuffle(masks, key=KEY), sanity.random_like(masks, params, key=KEY)):
+    for changed in (sanity.shuffle(masks, key=KEY), sanity.random_like(params, masks, key=KEY)):
         assert jax.tree.structure(changed) == jax.tree.structure(params)
         assert counts(changed) == counts(masks)
     fresh = sanity.reinitialize(params, key=KEY)
@@ -75,10 +75,10 @@ def test_any_tree(tree):
 def test_random_like_scatters_whole_channels():
     params = {"w": jnp.ones((10, 20))}
     channels = {"w": jnp.arange(20)[None] < 5}
-    drawn = sanity.random_like(channels, params, key=KEY)["w"]
+    drawn = sanity.random_like(params, channels, key=KEY)["w"]
     assert drawn.shape == (10, 20) and int(drawn.sum()) == 50
     dense = {"w": jnp.asarray(True)}
-    assert sanity.random_like(dense, params, key=KEY) is dense
+    assert sanity.random_like(params, dense, key=KEY) is dense
 
 
 def test_reinitialized_leaves_have_the_same_entries_in_another_order():
@@ -118,7 +118,7 @@ def test_active_entries_are_those_on_a_path():
     kept = {n: np.asarray(jax.random.bernoulli(KEY, 0.06, PARAMS[n].shape)) for n in ("in", "mid")}
     fed, read = kept["in"].any(0), kept["mid"].any(1)
     masks = {**jax.tree.map(jnp.asarray, kept), "bias": jnp.asarray(True)}
-    got = sanity.active(relu_net, masks, PARAMS, jnp.ones((1, 6)))
+    got = sanity.active(relu_net, PARAMS, masks, jnp.ones((1, 6)))
     np.testing.assert_array_equal(got["in"], kept["in"] & read)
     np.testing.assert_array_equal(got["mid"], kept["mid"] & fed[:, None])
     assert got["bias"] is masks["bias"] and counts(got) < counts(masks)
@@ -132,7 +132,7 @@ def test_a_network_that_is_cut_in_two_is_seen_though_no_layer_is_empty():
         "bias": jnp.asarray(True),
     }
     assert sanity.collapsed(masks) == []
-    alive = sanity.active(relu_net, masks, PARAMS, jax.ShapeDtypeStruct((1, 6), jnp.float32))
+    alive = sanity.active(relu_net, PARAMS, masks, jax.ShapeDtypeStruct((1, 6), jnp.float32))
     assert [c.path for c in sanity.collapsed(alive)] == ["in", "mid"]
 
 
@@ -146,7 +146,7 @@ def test_paths_do_not_under_or_overflow_in_deep_and_wide_networks():
     params, x = {"w": jnp.full((depth, width, width), 1e-3)}, jnp.ones((1, width))
     for mask in (jnp.ones((depth, width, width), bool), jnp.zeros((depth, width, width), bool)):
         mask = mask.at[:, 3, 3].set(True)
-        assert counts(sanity.active(chain, {"w": mask}, params, x)) == counts({"w": mask})
+        assert counts(sanity.active(chain, params, {"w": mask}, x)) == counts({"w": mask})
 
 
 def test_active_in_jit_and_in_a_framework():
@@ -154,7 +154,7 @@ def test_active_in_jit_and_in_a_framework():
     arrays, rest = eqx.partition(model, eqx.is_array)
     fn = lambda a, x: jax.vmap(eqx.combine(a, rest))(x)  # noqa: E731
     masks = jp.unstructured(functools.partial(jp.erk, power=0.0))(jp.magnitude(arrays), 0.95)
-    active = lambda m: sanity.active(fn, m, arrays, jnp.ones((1, 4)))  # noqa: E731
+    active = lambda m: sanity.active(fn, arrays, m, jnp.ones((1, 4)))  # noqa: E731
     alive = active(masks)
     assert counts(alive) == counts(jax.jit(active)(masks)) != counts(masks)
     x = jax.random.normal(KEY, (3, 4))  # what is not active has no effect
@@ -165,8 +165,8 @@ def test_active_in_jit_and_in_a_framework():
 
 def test_overlap_over_time():
     history = [{**MASKS, "in": jnp.roll(MASKS["in"], i, 1)} for i in (0, 0, 1, 2)]
-    got = sanity.overlap_over_time(history, PARAMS)
-    pair = lambda i, j: float(jp.masks.overlap(history[i], history[j], PARAMS))  # noqa: E731
+    got = sanity.overlap_over_time(PARAMS, history)
+    pair = lambda i, j: float(jp.masks.overlap(PARAMS, history[i], history[j]))  # noqa: E731
     np.testing.assert_allclose(got.previous, [1, pair(1, 2), pair(2, 3)], rtol=1e-6)
     np.testing.assert_allclose(got.first, [1, pair(0, 2), pair(0, 3)], rtol=1e-6)
 
@@ -175,7 +175,7 @@ def test_independent_masks_overlap_as_stated():
     params = {"w": jnp.ones((200, 200))}
     masks = {"w": jnp.arange(40_000).reshape(200, 200) < 10_000}
     drawn = [sanity.shuffle(masks, key=jax.random.key(i)) for i in range(2)]
-    found = float(sanity.overlap_over_time(drawn, params).previous[0])
+    found = float(sanity.overlap_over_time(params, drawn).previous[0])
     assert found == pytest.approx(0.25 / 1.75, abs=0.01)
 
 
@@ -188,17 +188,17 @@ def test_independent_masks_overlap_as_stated():
             "the mask of bias is traced; call it outside of jax.jit, on masks that a step returned",
         ),
         (
-            lambda: sanity.random_like({"in": MASKS["in"]}, PARAMS, key=KEY),
+            lambda: sanity.random_like(PARAMS, {"in": MASKS["in"]}, key=KEY),
             ValueError,
             "tree of masks does not match params: it has no leaf 'bias'",
         ),
         (
-            lambda: sanity.active(relu_net, {"in": MASKS["in"]}, PARAMS, jnp.ones((1, 6))),
+            lambda: sanity.active(relu_net, PARAMS, {"in": MASKS["in"]}, jnp.ones((1, 6))),
             ValueError,
             "tree of masks does not match params: it has no leaf 'bias'",
         ),
         (
-            lambda: sanity.overlap_over_time([MASKS], PARAMS),
+            lambda: sanity.overlap_over_time(PARAMS, [MASKS]),
             ValueError,
             "history holds 1 masks; wanted those of two times or more",
         ),

@@ -42,7 +42,7 @@ def test_patterns_mask_the_other_leaves_as_without_them(name: str) -> None:
         np.testing.assert_array_equal(masks["w"], wanted["w"])
         assert jp.apply_masks(PARAMS, masks)["none"].shape == (0, 4)
         assert float(jp.density(PARAMS, masks)) == float(jp.density(ALONE, wanted))
-        assert float(jp.masks.overlap(masks, masks, PARAMS)) == 1.0
+        assert float(jp.masks.overlap(PARAMS, masks, masks)) == 1.0
         back = jp.masks.unpack(jp.masks.pack(masks))
         assert all((a == b).all() for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(masks)))
     assert "none" in str(jp.summary(PARAMS, eager))

@@ -103,7 +103,7 @@ def lottery(trainer: Trainer) -> Job:
             done = trainer.test_accuracy(Run(ticket.params, ticket.opt_state))
             yield name("ticket", 1 - 0.5**r) if r else name("dense", 0.0), done
             if r in controlled(rounds):
-                drawn = jp.sanity.random_like(ticket.masks, start, key=trainer.key)
+                drawn = jp.sanity.random_like(start, ticket.masks, key=trainer.key)
                 again = fixed(trainer, ticket.masks, fresh)
                 yield name("ticket, re-initialised", 1 - 0.5**r), again
                 yield name("ticket, random mask", 1 - 0.5**r), fixed(trainer, drawn)
