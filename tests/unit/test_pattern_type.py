@@ -40,7 +40,11 @@ def test_a_function_is_wrapped_once_and_called_the_same():
     assert (pattern(WEIGHTS, 0.5)["w"] == own(WEIGHTS, 0.5)["w"]).all()
 
 
-@pytest.mark.parametrize("pattern", [own, functools.partial(own), as_pattern(own)], ids=str)
+@pytest.mark.parametrize(
+    "pattern",
+    [own, functools.partial(own), as_pattern(own)],
+    ids=["function", "partial", "pattern"],
+)
 def test_training_takes_any_function(pattern):
     tx = jp.prune(optax.sgd(0.1), jp.magnitude, 0.5, pattern=pattern)
     state = tx.init(WEIGHTS)
