@@ -12,6 +12,7 @@ from jaxprune.compaction import certificate as _certificate
 from jaxprune.compaction import plan
 from jaxprune.compaction.checking import Checker, Source
 from jaxprune.compaction.cut import Cut
+from jaxprune.compaction.masked import Masked
 from jaxprune.compaction.model import Compact
 from jaxprune.compaction.small_function import SmallFunction
 from jaxprune.structure import infer as _infer
@@ -67,7 +68,7 @@ def compact(
     _check_arrays(params)
     (program,) = _infer.infer([(fn, args)], params)
     structure = from_program(program, params)
-    masked = plan.Masked.of(structure, params, masks)
+    masked = Masked.of(structure, params, masks)
     planned = plan.decide(program, masked, semantics)
     small = Cut(structure, planned).masked(masked)
     return assemble(fn, structure, planned, args, small, params, Source.of(masked))

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.compaction.cut import Cut
-from jaxprune.compaction.plan import KEPT_ONLY, Masked
+from jaxprune.compaction.masked import Masked
+from jaxprune.compaction.plan import KEPT_ONLY
 from jaxprune.compaction.small_function import SmallFunction
 from jaxprune.costs.api import cost
 from jaxprune.sharding import declared_layout, host, put

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.compaction.blocks import View
-from jaxprune.compaction.plan import Masked, Plan
+from jaxprune.compaction.masked import Masked
+from jaxprune.compaction.plan import Plan
 from jaxprune.masks import apply_masks
 from jaxprune.rules.registry import KEPT
 from jaxprune.sharding import reshaped

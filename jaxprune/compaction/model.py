@@ -12,7 +12,8 @@ import numpy as np
 from jaxprune.compaction import placing
 from jaxprune.compaction.certificate import Certificate
 from jaxprune.compaction.cut import Cut
-from jaxprune.compaction.plan import Masked, Plan
+from jaxprune.compaction.masked import Masked
+from jaxprune.compaction.plan import Plan
 from jaxprune.structure.dimensions import Structure
 
 

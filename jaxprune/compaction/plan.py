@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +14,19 @@ import numpy as np
 from jaxprune.compaction.blocks import Split
 from jaxprune.compaction.constants import Constants, leftover, leftovers_of
 from jaxprune.compaction.demand import Demand
+from jaxprune.compaction.masked import Masked
+from jaxprune.compaction.orders import Apart, find_apart, find_orders
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.tape import Step, Value, concrete
-from jaxprune.masks import apply_masks
 from jaxprune.rules import zeros
 from jaxprune.rules.registry import KEPT
 from jaxprune.rules.zero_flow import ZeroFlow
 from jaxprune.rules.zeros import Zeros
-from jaxprune.sharding import freely, host, layout, reshaped
+from jaxprune.sharding import freely, host, layout
 from jaxprune.structure.dimensions import Dimension, Structure
 from jaxprune.structure.infer import Program
-from jaxprune.structure.parents import Order, OwnedMask, kept_under, obstacle, order_of
+from jaxprune.structure.parents import Order
 
 EMPTY = "all units are masked; one (of zeros) stays so that none is empty"
 MASKED, KEPT_ONLY = "masked", "kept"  # These are the two semantics.
@@ -121,120 +122,6 @@ def _fixed(vector: np.ndarray) -> np.ndarray:
     return copy
 
 
-class Apart(NamedTuple):
-    """Units that are masked under some units of a parent only, and stay."""
-
-    masked: int  # the most that are masked under one unit of the parent
-    reason: str
-
-
-class Masked(NamedTuple):
-    """Parameters and masks as flat lists, parsed and checked once."""
-
-    structure: Structure
-    params: list[Any]
-    masks: list[np.ndarray]
-
-    @classmethod
-    def of(cls, structure: Structure, params: Any, masks: Any) -> Masked:
-        return cls(structure, jax.tree.leaves(params), structure.mask_leaves(masks))
-
-    def full_masks(self) -> list[np.ndarray]:
-        """The masks at the shapes of their leaves."""
-        pairs = zip(self.masks, self.structure.shapes, strict=True)
-        return [np.broadcast_to(mask, shape) for mask, shape in pairs]
-
-    def in_order(self, orders: Mapping[str, Order]) -> Masked:
-        """With what is to be removed last under each parent."""
-        if not orders:
-            return self
-        leaves = (in_order(self.structure, orders, x) for x in (self.params, self.full_masks()))
-        return Masked(self.structure, *leaves)
-
-    def values(self) -> list[Any]:
-        """The masked parameters."""
-        return apply_masks(self.params, self.masks)
-
-
-def find_orders(program: Program, masked: Masked, idle: Mapping[str, str]) -> dict[str, Order]:
-    """Dimensions of which the masks remove other units under each unit of a parent, provably.
-
-    Each order is looked for among masks that those before it have moved.
-    """
-    structure, leaves, found = masked.structure, masked.full_masks(), dict[str, Order]()
-    for name, above in _under(structure):
-        if name in found or name in idle:
-            continue
-        own, parent = _leaves_of(structure, name, above)
-        kept = kept_under(_owned(structure, leaves, name), own, parent)
-        order = order_of(kept, own, parent)
-        if order and obstacle(program.tape, own, parent) is None:
-            found[name] = order
-            leaves = in_order(structure, {name: order}, leaves)
-    return found
-
-
-def _under(structure: Structure) -> Iterator[tuple[str, str]]:
-    """Each dimension that may be cut, with each of its parents."""
-    for name in (n for n, d in structure.dims.items() if not d.frozen):
-        for above in structure.parents(name):
-            yield name, above
-
-
-def _leaves_of(structure: Structure, *names: str) -> list[Axis]:
-    return [axes.find(structure.dims[name].axis) for name in names]
-
-
-def _owned(structure: Structure, leaves: Sequence[Any], name: str) -> list[OwnedMask]:
-    """What the masks say of the leaves that hold a dimension."""
-    return [
-        OwnedMask(leaves[i], structure.shapes[i], structure.param_axes[i])
-        for i in structure.owners(name)
-    ]
-
-
-def find_apart(
-    program: Program,
-    masked: Masked,
-    decisions: Mapping[str, Draft],
-    orders: Mapping[str, Order],
-    idle: Mapping[str, str],
-) -> dict[str, Apart]:
-    """What is masked under some units of a parent and is left, although units are in order.
-
-    A unit under a parent is more than one entry: what masks an entry masks no unit.
-    """
-    structure, leaves, found = masked.structure, masked.masks, dict[str, Apart]()
-    for name, above in sorted(_under(structure), key=lambda pair: pair[0] not in orders):
-        own, parent = _leaves_of(structure, name, above)
-        units = kept_under(_owned(structure, leaves, name), own, parent, entries=2)
-        rows, columns = (d.kept if (d := decisions.get(n)) else slice(None) for n in (above, name))
-        left = units[rows][:, columns]
-        whole = left.any(axis=1, keepdims=True) & left.any(axis=0, keepdims=True)
-        if above not in found and name not in found and (whole & ~left).any():
-            gone = (~units[units.any(axis=1)]).sum(axis=1)
-            why = idle.get(name) or obstacle(program.tape, own, parent)
-            found[name] = Apart(int(gone.max()), _why_apart(above, gone, why))
-    return found
-
-
-def _why_apart(above: str, masked: np.ndarray, why: str | None) -> str:
-    if why is not None:
-        return f"its units differ under {above}, and must not: {why}"
-    return (
-        f"between {masked.min()} and {masked.max()} units are masked under each of {above}: "
-        "equally many go"
-    )
-
-
-def in_order(structure: Structure, orders: Mapping[str, Order], leaves: list[Any]) -> list[Any]:
-    """Leaves at full shapes, with what is to be removed last under each parent."""
-    for order in orders.values():
-        pairs = zip(leaves, structure.param_axes, strict=True)
-        leaves = [reshaped(lambda x: order.apply(x, axs), leaf) for leaf, axs in pairs]  # noqa: B023
-    return leaves
-
-
 def decide(
     program: Program,
     masked: Masked,
@@ -252,7 +139,8 @@ def decide(
     more = {n: "; ".join(d.reasons) for n in orders if (d := drafts[n]).kept.all()}
     if more:  # an order without a removal would only move what the user knows at its place
         return decide(program, masked, semantics, {**idle, **more})
-    apart = find_apart(program, moved, drafts, orders, idle)
+    kept = {name: draft.kept for name, draft in drafts.items()}
+    apart = find_apart(program, moved, kept, orders, idle)
     leftovers = _leftovers(demand, program, moved)
     return made_of(drafts, demand, zero_slices, semantics, orders, leftovers, apart)
 
