@@ -88,13 +88,13 @@ _NAMESPACES = {
 _MOVED = {name: namespace for namespace, names in _NAMESPACES.items() for name in names}
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return [*__all__, "__version__"]
 
 
 if not _TYPE_CHECKING:  # A type checker would take every name to be there.
 
-    def __getattr__(name):
+    def __getattr__(name: str) -> object:
         if name in _MOVED:
             return getattr(globals()[_MOVED[name]], name)
         return _elsewhere(name)

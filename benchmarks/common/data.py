@@ -17,6 +17,7 @@ import sys
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -161,7 +162,7 @@ def download() -> dict[str, str]:
     return {url: str(path) for url, path in manager.download(urls).items()}
 
 
-def _tfds_builder():
+def _tfds_builder() -> Any:
     if not importlib.util.find_spec("tensorflow_datasets"):
         raise Unavailable("not installed: pip install tensorflow-datasets")
     import tensorflow_datasets as tfds
@@ -191,7 +192,7 @@ def _read_idx(images: Path, labels: Path) -> Split:
     return pixels.reshape(*header[1:], 1), classes
 
 
-def _stack(rows) -> dict[str, np.ndarray]:
+def _stack(rows: Any) -> dict[str, np.ndarray]:
     picked = [rows[i] for i in range(len(rows))]
     return {key: np.stack([row[key] for row in picked]) for key in ("image", "label")}
 
