@@ -32,7 +32,8 @@ class Count(NamedTuple):
     def put(self, xs: Sequence[Any], view: View) -> list[Any]:
         left = prod(view.size(axis) for axis in self.summed) - self.ddof
         old = np.asarray(xs[self.operand])
-        number = np.asarray(left if old > 1 else 1 / left, old.dtype)
+        with np.errstate(divide="ignore"):  # n - 1 of a single unit is 0, as in a small module
+            number = np.asarray(left if old > 1 else np.divide(1.0, left), old.dtype)
         return [number if i == self.operand else x for i, x in enumerate(xs)]
 
 

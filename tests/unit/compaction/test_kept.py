@@ -78,3 +78,20 @@ def test_saved_models_keep_their_semantics(tmp_path):
     jp.save(small, tmp_path)
     again = jp.load(tmp_path, big.apply, params, X)
     np.testing.assert_array_equal(again.fn(again.params, X), small.fn(small.params, X))
+
+
+@pytest.mark.parametrize("by", ["quotient", "factor"])
+def test_a_variance_of_one_unit_is_that_of_a_module_of_one_unit(by):
+    """n - 1 is zero there: nobody may divide by it in Python."""
+    params = {"up": jnp.ones((3, 8)) + jnp.arange(8.0), "down": jnp.ones((8, 2))}
+
+    def fn(p, x):
+        h = x @ p["up"]
+        squares = jnp.square(h - h.mean(-1, keepdims=True)).sum(-1, keepdims=True)
+        return (squares / 7 if by == "quotient" else squares * (1 / 7)) + h @ p["down"]
+
+    keep = np.arange(8) < 1
+    masks = {"up": jnp.asarray(keep)[None], "down": jnp.asarray(keep)[:, None]}
+    small = jp.compact(fn, params, masks, jnp.ones((1, 3)), semantics="kept")
+    assert small.params["up"].shape == (3, 1)
+    assert np.isnan(small.fn(small.params, jnp.ones((1, 3)))).all()  # 0 / 0, as jnp.var says, too
