@@ -341,7 +341,7 @@ def collapse(
     x, y = images.train_x[pick], images.train_y[pick]
     rounds = settings.flow_rounds
     masks = masks_at_init(method, params, sparsity, trainer.key, x, y, rounds=rounds)
-    active = _active(masks, params, x[:1])
+    active = _active(params, masks, x[:1])
     return {
         "collapsed": len(jp.sanity.collapsed(active)),
         "layers": len(settings.deep) + 1,
