@@ -45,6 +45,7 @@ def test_sizes_that_differ_are_an_error():
         axes.unify(axes.leaf(2), axes.leaf(3))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
 def test_index_of_a_product_is_ravel_multi_index(sizes, data):

@@ -42,6 +42,7 @@ def mean_density(shapes, sparsities):
     return float(np.sum(sizes * (1 - np.array([float(s) for s in sparsities]))) / sizes.sum())
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(SHAPES, FRACTION, st.sampled_from([0.0, 0.5, 1.0, 2.0]))
 def test_erk_is_the_iterative_solution_and_averages_to_the_target(shapes, sparsity, power):
@@ -66,6 +67,7 @@ def test_erk_power_0_is_uniform():
     np.testing.assert_allclose([float(s) for s in half.values()], [0.7, 0.7])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_any_tree_one_scalar_a_leaf_traced_or_not(name):
     leaf = jnp.ones((2, 2))
@@ -88,6 +90,7 @@ NORMAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e20])
 def test_global_is_free_of_size_and_scale(scale):
     scores = jp.magnitude({**NORMAL, "small": NORMAL["small"] * scale})
@@ -95,6 +98,7 @@ def test_global_is_free_of_size_and_scale(scale):
         assert float(sparsity) == pytest.approx(0.9, abs=0.01)
 
 
+@pytest.mark.slow
 def test_global_counts_pruned_entries_as_zeros_of_the_scale():
     """An entry that was pruned has score -inf; the others must compare as before."""
     scores = jp.magnitude(NORMAL)
@@ -106,6 +110,7 @@ def test_global_counts_pruned_entries_as_zeros_of_the_scale():
         assert float(after[path]) == pytest.approx(float(before[path]), abs=0.02)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), FRACTION, st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.booleans())
 def test_global_hits_the_target_and_empties_no_leaf(seed, sparsity, floor, normalize):
@@ -154,6 +159,7 @@ def ranked_by(name):
     return pattern, jit(lambda scores, sparsity: pattern(scores, sparsity))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RANKING)
 @settings(max_examples=30)
 @given(
@@ -172,6 +178,7 @@ def test_rankings_over_leaves_keep_the_exact_total_and_are_nested(name, seed, ti
         before = masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RANKING)
 def test_rankings_over_leaves_are_the_same_traced_or_not(name):
     pattern, traced = ranked_by(name)
@@ -205,6 +212,7 @@ def test_counts_reach_the_pattern_exactly_where_no_float32_holds_their_fraction(
     assert asked == [33_333_333, 7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_leaves_without_entries_change_nothing(name):
     scores = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.arange(10.0).reshape(5, 2)}
@@ -250,6 +258,7 @@ def test_by_path_first_match_holds_and_functions_follow_the_schedule():
     assert float(everything(scores, 0.8)["out"]) == 0.5
 
 
+@pytest.mark.slow
 def test_a_mapping_is_a_distribution():
     scores = {"conv": jnp.arange(8.0).reshape(2, 4), "dense": jnp.arange(8.0).reshape(2, 4)}
     for pattern in (jp.unstructured({"conv": 0.25}), jp.block((1, 1), {"conv": 0.25})):
@@ -276,6 +285,7 @@ def lamp_oracle(leaves, sparsity):
     return [float((x < cut).mean()) for x in scores]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.1, 0.9, 0.98])
 def test_lamp_is_one_cut_over_the_scores_of_the_paper(sparsity):
     scores = jp.magnitude({"a": NORMAL["small"], "b": NORMAL["small"][:50] ** 3})
@@ -284,6 +294,7 @@ def test_lamp_is_one_cut_over_the_scores_of_the_paper(sparsity):
     np.testing.assert_allclose([float(s) for s in got.values()], wanted, atol=1e-3)
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), FRACTION, st.sampled_from([1e-20, 1e-3, 1e10]))
 def test_lamp_is_free_of_scale_hits_the_target_and_empties_no_leaf(seed, sparsity, scale):
@@ -313,6 +324,7 @@ def owl_oracle(leaves, sparsity, outlier, spread):
     return 1 - density[np.argmax(enough)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.0, 0.7, 0.97, 1.0])
 def test_owl_spares_what_has_outliers_and_averages_to_the_target(sparsity):
     rng = np.random.default_rng(0)
@@ -327,6 +339,7 @@ def test_owl_spares_what_has_outliers_and_averages_to_the_target(sparsity):
         assert np.ptp(got) <= 0.16 + 1e-5
 
 
+@pytest.mark.slow
 def test_owl_by_layer_does_not_see_scale_and_is_uniform_where_layers_are_alike():
     wild = jnp.ones(50).at[0].set(100.0)
     scores = {"l0": {"q": wild, "k": jnp.ones(50)}, "l1": {"q": jnp.ones(50), "k": jnp.ones(50)}}
@@ -359,6 +372,7 @@ def test_the_ends_stay_dense_and_what_lies_between_has_the_target():
     assert all(float(s) == 0.5 for s in without_ends(first=0, last=0)(scores, 0.5).values())
 
 
+@pytest.mark.slow
 def test_like_gives_each_leaf_its_own_density_in_any_pattern():
     scores = {"large": jnp.abs(NORMAL["small"]), "small": jnp.abs(NORMAL["small"][:9]) ** 2}
     masks = jp.unstructured(functools.partial(jp.global_threshold, normalize=False))(scores, 0.9)
@@ -416,6 +430,7 @@ def test_errors(call, text):
         call()
 
 
+@pytest.mark.slow
 def test_strict_promotion_and_64_bit_types(x64):
     with jax.numpy_dtype_promotion("strict"):
         scores = {"w": jnp.arange(12.0).astype(jnp.bfloat16), "v": jnp.arange(5.0)}

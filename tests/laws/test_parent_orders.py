@@ -150,6 +150,7 @@ def masks_of(params, seed):
     return masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 @settings(max_examples=3)
 @given(seed=st.integers(0, 2**32 - 1))
@@ -221,6 +222,7 @@ VIOLATIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VIOLATIONS)
 def test_each_violation_is_refused_by_name_and_stays_equal(name):
     params, masks = random_params(3, **OWN), whole_units(kept_rows(5, [2] * N))
@@ -231,6 +233,7 @@ def test_each_violation_is_refused_by_name_and_stays_equal(name):
     assert " tells them apart" in str(small.certificate)
 
 
+@pytest.mark.slow
 def test_units_under_each_parent_go_where_all_conditions_hold():
     params, kept = random_params(3, **OWN), kept_rows(5, [2] * N)
     small = jp.compact(own, params, whole_units(kept), X)
@@ -238,6 +241,7 @@ def test_units_under_each_parent_go_where_all_conditions_hold():
     assert small.certificate.exact and small.certificate.check() < 1e-12
 
 
+@pytest.mark.slow
 def test_unequal_counts_are_named():
     params, kept = random_params(3, **OWN), kept_rows(5, [2, 1, 2, 2, 3, 2])
     small = jp.compact(own, params, whole_units(kept), X)
@@ -247,6 +251,7 @@ def test_unequal_counts_are_named():
     assert "between 1 and 3 units are masked under each of" in str(small.certificate)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), data=st.data())
 def test_expand_puts_units_where_they_were(seed, data):
@@ -276,6 +281,7 @@ def test_a_leaf_without_removed_units_is_the_users_own():
     )
 
 
+@pytest.mark.slow
 def test_of_two_orders_the_one_that_brings_something_is_taken():
     """Channel 1 of head 0 and channel 2 of head 1 go; channels have no order of heads to lose."""
     params = random_params(0, w=(5, 8), o=(8, 3))

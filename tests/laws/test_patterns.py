@@ -61,6 +61,7 @@ def compiled(name):
     return quick(PATTERNS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", but_slow("unstructured", "n_m", "block", "channel"))
 @settings(max_examples=20)
 @given(SEED, SPARSITY, SPARSITY, st.booleans(), st.sampled_from([jnp.float32, jnp.bfloat16]))
@@ -71,6 +72,7 @@ def test_a_higher_sparsity_gives_a_subset(name, seed, a, b, ties, dtype):
         assert not (high[path] & ~low[path]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", but_slow("unstructured", "n_m", "block", "channel"))
 @settings(max_examples=15)
 @given(SEED, SPARSITY, st.booleans(), st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16]))
@@ -91,6 +93,7 @@ def test_density_is_the_target_within_one_unit(name, seed, sparsity, ties, dtype
             assert abs(mask.sum() - (1 - sparsity) * mask.size) <= units
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(SEED, SPARSITY, st.booleans())
 def test_unstructured_is_a_stable_sort(seed, sparsity, ties):
@@ -102,6 +105,7 @@ def test_unstructured_is_a_stable_sort(seed, sparsity, ties):
         assert abs(int(jitted[path].sum()) - int(wanted.sum())) <= 1
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(SEED, SPARSITY)
 def test_per_output_is_a_sort_of_each_column(seed, sparsity):
@@ -114,6 +118,7 @@ def test_per_output_is_a_sort_of_each_column(seed, sparsity):
         np.testing.assert_array_equal(np.asarray(masks[path]).reshape(columns.shape), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unstructured", "per_output", "erk", "n_m"])
 @settings(max_examples=15)
 @given(SEED, SPARSITY)
@@ -126,6 +131,7 @@ def test_masks_are_invariant_under_monotone_maps(name, seed, sparsity):
     chex.assert_trees_all_equal(*(compiled(name)(s, sparsity) for s in (scores, mapped)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(PATTERNS) - {"n_m", "block"}))
 @settings(max_examples=15)
 @given(SEED, SPARSITY)
@@ -143,6 +149,7 @@ def _same_tree(name, scores):
     return masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("name", PATTERNS)
 def test_any_tree(name, tree):
@@ -179,6 +186,7 @@ def test_where_receives_paths_as_strings_and_chooses():
     assert masks["head"]["w"].shape == () and masks["stem"]["kernel"].sum() == 2
 
 
+@pytest.mark.slow
 def test_one_entry_stays_until_sparsity_is_one():
     scores = {"w": jnp.array([[1.0, 2.0, 3.0, 0.0]])}
     for pattern in (jp.unstructured(), jax.jit(jp.unstructured())):
@@ -191,6 +199,7 @@ def test_one_entry_stays_until_sparsity_is_one():
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", but_slow("unstructured", "n_m"))
 def test_one_trace_over_many_sparsities_vmap_and_scan(name):
     scores = draw(0)
@@ -215,6 +224,7 @@ def test_one_trace_over_many_sparsities_vmap_and_scan(name):
     chex.assert_trees_all_equal(second, one)
 
 
+@pytest.mark.slow
 def test_gradients_flow_through_masks_made_inside():
     def loss(params):
         masks = jp.unstructured()(jp.magnitude(params), 0.5)
@@ -227,6 +237,7 @@ def test_gradients_flow_through_masks_made_inside():
 # ------------------------------------------------------------------------------------- N:M
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(SEED, st.sampled_from([(1, 4, -2), (2, 4, -2), (3, 4, -1), (1, 2, 2), (4, 8, -1)]))
 def test_n_m_is_the_sort_of_each_group(seed, row):
@@ -258,6 +269,7 @@ def test_gradual_n_m_turns_group_by_group_the_cheapest_first(seed, tenths):
         assert loss[kept == 2].max() <= loss[kept == 4].min()
 
 
+@pytest.mark.slow
 def test_n_m_reaches_its_target_traced_as_an_array_and_beyond():
     scores = draw(0)
     pattern = jp.n_m(1, 3, axis=0, where=lambda path, leaf: path == "conv")
@@ -274,6 +286,7 @@ def test_n_m_reaches_its_target_traced_as_an_array_and_beyond():
 # ------------------------------------------------------------------------- blocks, channels
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(SEED, SPARSITY, st.sampled_from([(1, 1), (2, 4), (4, 4), (8,), (3, 4, 8)]))
 def test_blocks_are_ranked_by_their_mean(seed, sparsity, shape):
@@ -293,6 +306,7 @@ def test_blocks_are_ranked_by_their_mean(seed, sparsity, shape):
         assert means[kept].min() >= means[~kept].max() - 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [-1, -2, 0])
 def test_channels_are_ranked_by_their_mean(axis):
     scores = {"w": draw(1)["conv"]}
@@ -303,6 +317,7 @@ def test_channels_are_ranked_by_their_mean(axis):
     np.testing.assert_array_equal(mask.ravel(), wanted)
 
 
+@pytest.mark.slow
 def test_half_precision_means_do_not_tie():
     scores = {"w": jnp.full((4096, 2), 1.0, jnp.bfloat16).at[0, 1].set(1.5)}
     assert jp.channel()(scores, 0.5)["w"].tolist() == [[False, True]]
@@ -319,6 +334,7 @@ def test_channel_warns_on_each_use_and_names_the_call_to_write():
 # --------------------------------------------------------------------------------- threshold
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(SEED, st.floats(0, 1), st.sampled_from([jnp.float32, jnp.bfloat16]))
 @pytest.mark.filterwarnings("ignore:threshold empties:UserWarning")
@@ -460,6 +476,7 @@ def test_known_nan_is_found_while_something_else_is_traced():
         jax.jit(lambda s: jp.unstructured()(NAN, s))(0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*but_slow("unstructured", "n_m", "block"), "threshold"])
 def test_strict_promotion_and_64_bit_types(name, x64):
     pattern = {**PATTERNS, "threshold": jp.threshold(0.1)}[name]

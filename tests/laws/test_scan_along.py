@@ -41,6 +41,7 @@ def mapped(h, k):
     return lax.map(lambda row: jnp.cos(row[0])[:, None] * row[1], (h.T, k)).max(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", [added, stacked, mapped])
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("gone", [[1], [3], [1, 3], [0, 1]])

@@ -28,6 +28,7 @@ FORMULAS = {
 FRACTION = st.integers(0, 99).map(lambda i: i / 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RAMPS)
 @settings(max_examples=20)
 @given(FRACTION, FRACTION, st.integers(0, 1000), st.integers(1, 10_000))
@@ -47,6 +48,7 @@ def test_formula_ends_and_direction(name, init, final, begin, length):
     assert ((values >= 0) & (values <= 1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*RAMPS, "one_shot", "constant", "rounds", "cyclic"])
 def test_arrays_in_every_transform(name):
     schedule = {
@@ -77,6 +79,7 @@ def test_one_shot_and_constant():
     assert float(schedules.constant(1)(3)) == 1.0
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(FRACTION, FRACTION, st.integers(0, 50), st.integers(1, 20), st.integers(1, 12))
 def test_rounds_prune_the_same_fraction_of_what_is_left(init, final, begin, every, count):
@@ -92,6 +95,7 @@ def test_rounds_prune_the_same_fraction_of_what_is_left(init, final, begin, ever
         assert float(schedule(step)) == np.float32(final)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 7), st.integers(1, 12))
 def test_a_cycle_is_what_optax_joins(period, count, begin, end):
@@ -113,6 +117,7 @@ def test_alternating_phases_are_a_cycle_of_one_shots():
     assert got == [0, 0, 0.9, 0.9, 0, 0, 0.9, 0.9, 0.9, 0.9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
     [

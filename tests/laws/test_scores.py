@@ -94,11 +94,13 @@ def by_formula():
     return every(W, {name: evidence for name, (_, evidence, _) in FORMULAS.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMULAS)
 def test_formula(name):
     np.testing.assert_allclose(by_formula()[name], FORMULAS[name][2], rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 4, 5), (), (0, 3)])
 def test_shapes_other_than_matrices(shape):
     w = np.asarray(RNG.normal(size=shape))
@@ -173,6 +175,7 @@ def scored(name, w, louder=1.0):
     return np.asarray(jitted(name)({"w": w}, **evidence)["w"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_ENTRY)
 @settings(max_examples=10)
 @given(ENTRIES, DISTINCT, st.randoms(use_true_random=False))
@@ -243,6 +246,7 @@ def test_woodfisher_of_block_1_is_fisher_up_to_the_damping():
     np.testing.assert_allclose(one, jp.scores.fisher(params, fisher=fisher)["w"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_woodfisher_of_gradients_that_are_zero_or_alike_stays_finite():
     params = {"w": jnp.ones(40), "dead": jnp.ones(3)}
     score = jit(lambda grads: jp.scores.woodfisher(params, grads=grads, damping=1e-9))
@@ -260,6 +264,7 @@ def test_snip_sums_to_1_over_all_leaves_also_at_the_ends_of_the_range():
     assert nothing["a"].tolist() == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_fpgm_finds_the_channel_that_the_others_stand_for():
     """In a structure consumers give each unit the same share, so the producer decides."""
     up = jnp.asarray([[0.0, 1.0, 2.0, 3.0, 7.0]])
@@ -295,6 +300,7 @@ def deep(widths=(4, 6, 5, 3), seed=0):
 ONE_CUT = jp.unstructured(functools.partial(jp.global_threshold, normalize=False, floor=0))
 
 
+@pytest.mark.slow
 def test_synflow_is_the_sum_over_paths():
     params = deep((2, 3, 2))
     a, b = (np.abs(np.asarray(params[n], np.float64)) for n in ("l0", "l1"))
@@ -312,6 +318,7 @@ def test_synflow_is_the_sum_over_paths():
 FLOW = jit(functools.partial(jp.scores.synflow, fn=relu_net, args=(jnp.zeros((1, 4)),)))
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(st.integers(0, 1000))
 def test_synflow_is_conserved_from_layer_to_layer_and_through_units(seed):
@@ -321,6 +328,7 @@ def test_synflow_is_conserved_from_layer_to_layer_and_through_units(seed):
     np.testing.assert_allclose(scores["l0"].sum(0), scores["l1"].sum(1), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_synflow_takes_shapes_and_leaves_integers_alone():
     def fn(p, tokens, x):
         return {"y": x @ p["table"][tokens], "ids": tokens}
@@ -335,6 +343,7 @@ def test_synflow_takes_shapes_and_leaves_integers_alone():
         assert scores["table"].tolist() == wanted and scores["step"] == 3
 
 
+@pytest.mark.slow
 def test_synflow_in_rounds_keeps_every_layer_alive_where_one_cut_over_magnitudes_does_not():
     params = deep((8, 32, 4))
     score = functools.partial(jp.scores.synflow, fn=relu_net, args=(jnp.zeros((1, 8)),))
@@ -346,6 +355,7 @@ def test_synflow_in_rounds_keeps_every_layer_alive_where_one_cut_over_magnitudes
     assert found == ("l1", 1, 128)  # the one entry that no leaf loses
 
 
+@pytest.mark.slow
 def test_rounds_prune_a_little_at_a_time_and_never_bring_back():
     """Against the loop in Python, with a score that is negative and moves with what is left."""
     params = {"w": jnp.asarray(W), "v": jnp.asarray(G)}
@@ -379,6 +389,7 @@ def test_one_round_is_one_shot_and_none_is_an_error():
         jp.scores.in_rounds(jp.magnitude, jp.unstructured(), rounds=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [ONE_CUT, jp.block((2, 2)), jp.n_m(2, 4, axis=1)])
 def test_rounds_take_any_pattern(pattern):
     params = {"w": jax.random.normal(jax.random.key(0), (6, 8))}

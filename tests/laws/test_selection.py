@@ -35,6 +35,7 @@ def scores(draw):
     return np.asarray(values).astype(dtype)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(scores(), st.floats(0, 1))
 def test_keeps_what_a_stable_sort_keeps(x, fraction):
@@ -42,6 +43,7 @@ def test_keeps_what_a_stable_sort_keeps(x, fraction):
     np.testing.assert_array_equal(selection.keep_largest(x, k), oracles.keep_largest(x, k))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("large", [0, 2**30], ids=["written out", "in a loop"])
 def test_the_kth_largest_of_several_arrays_in_every_type(monkeypatch, large):
     monkeypatch.setattr(selection, "_LARGE", large)
@@ -56,6 +58,7 @@ def test_the_kth_largest_of_several_arrays_in_every_type(monkeypatch, large):
             assert find(*xs, jnp.int32(k)) == np.sort(both)[-k], (dtype, k)
 
 
+@pytest.mark.slow
 def test_intervals_of_places_are_comparisons_of_ordered_bits():
     for dtype in TYPES:
         x = jnp.asarray(np.array([*SPECIAL, 2.0, -3.0]).astype(dtype))
@@ -66,6 +69,7 @@ def test_intervals_of_places_are_comparisons_of_ordered_bits():
                 np.testing.assert_array_equal(selection._at_least(x, cut), bits >= cut)
 
 
+@pytest.mark.slow
 def test_a_mask_update_without_jit():
     x = np.random.default_rng(0).integers(0, 3, size=(4, 5)).astype(np.float16)
     with jax.disable_jit():
@@ -93,6 +97,7 @@ MEMORY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEMORY)
 def test_a_mask_update_takes_the_byte_of_the_mask_and_no_more(name):
     """|w| included: scores are computed anew in each pass. Compiled, not run."""
@@ -105,6 +110,7 @@ def test_a_mask_update_takes_the_byte_of_the_mask_and_no_more(name):
     assert size <= memory.output_size_in_bytes <= 1.01 * size  # the masks
 
 
+@pytest.mark.slow
 def test_ties_of_a_large_leaf_stay_exact():
     rng = np.random.default_rng(0)
     for x in [rng.normal(size=(600, 500)), rng.integers(0, 3, size=(600, 500))]:
@@ -114,6 +120,7 @@ def test_ties_of_a_large_leaf_stay_exact():
             np.testing.assert_array_equal(selection.keep_largest(x, k), oracles.keep_largest(x, k))
 
 
+@pytest.mark.slow
 def test_counts_stay_exact_beyond_what_float32_can_count():
     size = 2**24 + 3
     kept = selection.keep_largest(jnp.zeros((1, size), jnp.bfloat16), 2**24 + 1)
@@ -127,6 +134,7 @@ def test_float64_is_ranked_in_all_its_digits(x64):
     np.testing.assert_array_equal(selection.keep_largest(x, 4), oracles.keep_largest(x, 4))
 
 
+@pytest.mark.slow
 def test_order_of_the_bits_is_the_order_of_the_floats():
     ladder = [np.nan, -np.inf, -1.0, -1e-45, 0.0, 1e-45, 1.0, np.inf]
     bits = np.asarray(selection.ordered_bits(jnp.array(ladder, jnp.float32))).astype(np.int64)
@@ -141,6 +149,7 @@ def test_k_is_clipped_and_empty_arrays_pass():
     assert selection.keep_largest(jnp.ones((0, 3)), 0).shape == (0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transform", ["jit", "vmap", "scan", "grad"])
 def test_under_every_transform(transform):
     x = jax.random.normal(jax.random.key(0), (4, 6, 5))
@@ -158,6 +167,7 @@ def test_under_every_transform(transform):
     np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.slow
 def test_columns_of_a_large_leaf():
     x = np.random.default_rng(0).integers(0, 99, size=(600, 500)).astype(np.float32)
     assert x.size >= selection._LARGE
@@ -167,6 +177,7 @@ def test_columns_of_a_large_leaf():
         np.testing.assert_array_equal(mask[:, column], wanted)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(scores().filter(lambda x: x.ndim > 1), st.integers(1, 4), st.integers(0, 3))
 def test_n_of_m_is_the_sort_of_each_group(x, n, axis):
@@ -178,6 +189,7 @@ def test_n_of_m_is_the_sort_of_each_group(x, n, axis):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0, 1), st.booleans())
 def test_counts_over_arrays_are_those_of_one_sort(seed, sparsity, floor, ties):
@@ -192,6 +204,7 @@ def test_counts_over_arrays_are_those_of_one_sort(seed, sparsity, floor, ties):
     assert sum(int(n) for n in got) == sum(shares)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.integers(1, 2**31 - 1), st.floats(0, 1, width=32))
 def test_kept_count_is_exact_traced_or_not(size, sparsity):
@@ -209,6 +222,7 @@ def test_kept_count_of_float64(x64):
     assert int(traced) == 10**8
 
 
+@pytest.mark.slow
 def test_totals_beyond_int32_ask_for_64_bits():
     tall = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)
     call = lambda a, b: selection.keep_counts([a, b], [1, 1], [0, 0])  # noqa: E731
@@ -218,6 +232,7 @@ def test_totals_beyond_int32_ask_for_64_bits():
         assert jax.eval_shape(call, tall, tall)[0].dtype == jnp.int32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_nothing_scatters_gathers_or_sorts(platform):
     shapes = jax.ShapeDtypeStruct((1000, 1000), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
@@ -248,6 +263,7 @@ print("counts only", len(jax.devices()))
 """
 
 
+@pytest.mark.slow
 def test_a_sharded_leaf_exchanges_counts_only():
     """Needs several devices, which a process can only ask for before JAX starts."""
     flag = "--xla_force_host_platform_device_count=8"
@@ -267,6 +283,7 @@ def strictly(x):
     )
 
 
+@pytest.mark.slow
 def test_strict_promotion_and_64_bit_types(x64):
     with jax.numpy_dtype_promotion("strict"):
         for dtype in (jnp.bfloat16, jnp.float64):
@@ -284,6 +301,7 @@ def webster(total, sizes):
     return given
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=6), st.data())
 def test_shares_are_in_proportion_sum_to_the_total_and_never_rise_as_it_falls(sizes, data):

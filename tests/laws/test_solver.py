@@ -36,6 +36,7 @@ def everything(problem):
     return [c for c in map(np.array, every) if problem.fits(c)]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 2))
 def test_near_the_best_of_all_choices(seed, budgets):

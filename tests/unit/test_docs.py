@@ -28,6 +28,7 @@ def blocks(page):
         yield text[: found.start()].count("\n") + 2, found[1], found[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_code_prints_what_the_page_shows(page):
     names, seen = {}, 0

@@ -25,6 +25,7 @@ def same(a, b):
         assert bool(jnp.all(x == y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", TREES)
 def test_apply_is_idempotent_and_density_is_the_target(tree):
     params = TREES[tree]
@@ -36,6 +37,7 @@ def test_apply_is_idempotent_and_density_is_the_target(tree):
     assert sum(int(jnp.sum(x == 0)) for x in leaves(once) if jnp.ndim(x) > 1) >= 0.7 * (8 + 4) * 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", TREES)
 def test_all_true_masks_change_nothing(tree):
     params = TREES[tree]
@@ -89,6 +91,7 @@ def test_density_of_many_entries():
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.lists(BIT, min_size=6, max_size=6), st.lists(BIT, min_size=6, max_size=6), BIT)
 def test_union_intersection_overlap_are_those_of_sets(a, b, dense):
@@ -110,6 +113,7 @@ def test_union_intersection_overlap_are_those_of_sets(a, b, dense):
     assert float(mk.overlap(params, *lists)) == pytest.approx(wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", TREES)
 def test_packing_is_lossless_and_eight_times_smaller(tree):
     params = TREES[tree]
@@ -121,6 +125,7 @@ def test_packing_is_lossless_and_eight_times_smaller(tree):
         assert bits.dtype == jnp.uint8 and bits.size == -(-mask.size // 8)
 
 
+@pytest.mark.slow
 def test_packing_keeps_all_axes_but_the_last_where_eight_divides_it():
     masks = {n: np.random.default_rng(n).random((3, 2, n)) < 0.5 for n in (7, 8, 24)}
     packed = mk.pack(masks)

@@ -7,6 +7,7 @@ import pytest
 from tests.helpers import memory_maps
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not memory_maps.limit(), reason="the system counts no memory maps")
 def test_programs_are_dropped_beyond_the_share():
     programs = [jax.jit(lambda x, i=i: jnp.sin(x).sum() * i) for i in range(20)]

@@ -45,6 +45,7 @@ def test_the_readme_opens_with_one_line_for_the_main_job_and_one_for_the_tests()
     ]
 
 
+@pytest.mark.slow
 def test_the_core_imports_no_framework():
     code = "import sys, jaxprune; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

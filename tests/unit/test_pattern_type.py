@@ -53,6 +53,7 @@ def test_training_takes_any_function(pattern):
     np.testing.assert_array_equal(masks["w"], own(WEIGHTS, 0.5)["w"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [jp.oneshot.sparsegpt, jp.oneshot.alps, jp.oneshot.obc])
 def test_a_method_that_chooses_within_a_matrix_says_what_to_pass(method):
     message = f"{method.__name__}: .* can't choose within one matrix.*pass jp.unstructured.*refit"
@@ -63,6 +64,7 @@ def test_a_method_that_chooses_within_a_matrix_says_what_to_pass(method):
         method(WEIGHTS, calibrated(), 0.5, pattern=jp.n_m)
 
 
+@pytest.mark.slow
 def test_a_pattern_of_ones_own_that_chooses_within_a_matrix_is_followed():
     """It says no ``where``, and its masks have no order of inputs."""
 

@@ -31,6 +31,7 @@ def counts(masks):
     return [int(jnp.sum(m)) for m in jax.tree.leaves(masks)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "control",
     [
@@ -51,6 +52,7 @@ def test_masks_move_and_densities_stay(control):
     assert (again["mid"] == one["mid"]).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(st.integers(0, 2**31 - 1))
 def test_a_shuffle_is_as_likely_to_keep_each_entry(seed):
@@ -60,6 +62,7 @@ def test_a_shuffle_is_as_likely_to_keep_each_entry(seed):
     assert float(mean.min()) > 0.1 and float(mean.max()) < 0.4  # 0.25 within 6 deviations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", TREES)
 def test_any_tree(tree):
     params = TREES[tree]
@@ -72,6 +75,7 @@ def test_any_tree(tree):
     assert sanity.collapsed(masks) == []
 
 
+@pytest.mark.slow
 def test_random_like_scatters_whole_channels():
     params = {"w": jnp.ones((10, 20))}
     channels = {"w": jnp.arange(20)[None] < 5}
@@ -81,6 +85,7 @@ def test_random_like_scatters_whole_channels():
     assert sanity.random_like(params, dense, key=KEY) is dense
 
 
+@pytest.mark.slow
 def test_reinitialized_leaves_have_the_same_entries_in_another_order():
     params = {**PARAMS, "key": KEY, "step": jnp.int32(3), "half": jnp.arange(9, dtype=jnp.bfloat16)}
     fresh = sanity.reinitialize(params, key=jax.random.key(7))
@@ -113,6 +118,7 @@ def test_collapse_is_found_and_raised():
     assert sanity.collapsed({"off": jnp.asarray(False)}) == [("off", 0, 1)]
 
 
+@pytest.mark.slow
 def test_active_entries_are_those_on_a_path():
     """Against walking the graph: an entry needs a live unit on either side."""
     kept = {n: np.asarray(jax.random.bernoulli(KEY, 0.06, PARAMS[n].shape)) for n in ("in", "mid")}
@@ -136,6 +142,7 @@ def test_a_network_that_is_cut_in_two_is_seen_though_no_layer_is_empty():
     assert [c.path for c in sanity.collapsed(alive)] == ["in", "mid"]
 
 
+@pytest.mark.slow
 def test_paths_do_not_under_or_overflow_in_deep_and_wide_networks():
     """A hundred layers, dense or with one path left."""
     width, depth = 64, 100
@@ -149,6 +156,7 @@ def test_paths_do_not_under_or_overflow_in_deep_and_wide_networks():
         assert counts(sanity.active(chain, params, {"w": mask}, x)) == counts({"w": mask})
 
 
+@pytest.mark.slow
 def test_active_in_jit_and_in_a_framework():
     model = eqx.nn.MLP(4, 2, 8, 2, key=KEY, use_bias=False, use_final_bias=False)
     arrays, rest = eqx.partition(model, eqx.is_array)
@@ -163,6 +171,7 @@ def test_active_in_jit_and_in_a_framework():
     )
 
 
+@pytest.mark.slow
 def test_overlap_over_time():
     history = [{**MASKS, "in": jnp.roll(MASKS["in"], i, 1)} for i in (0, 0, 1, 2)]
     got = sanity.overlap_over_time(PARAMS, history)
@@ -171,6 +180,7 @@ def test_overlap_over_time():
     np.testing.assert_allclose(got.first, [1, pair(0, 2), pair(0, 3)], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_independent_masks_overlap_as_stated():
     params = {"w": jnp.ones((200, 200))}
     masks = {"w": jnp.arange(40_000).reshape(200, 200) < 10_000}

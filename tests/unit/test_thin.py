@@ -32,6 +32,7 @@ def kept(structure, **counts):
 # ---------------------------------------------------------------------------- nearly emptied
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("left", "thin"),
     [((1, 10), True), ((2, 16), True), ((2, 2), False), ((3, 24), False), ((16, 16), False)],
@@ -44,6 +45,7 @@ def test_a_certificate_names_dimensions_that_are_nearly_emptied(left, thin):
     assert (line in str(small.certificate)) == thin
 
 
+@pytest.mark.slow
 def test_a_global_ranking_that_empties_a_layer_is_seen():
     params, fn, x, structure = network(4, 24, 24, 2)
     params[0]["w"] = params[0]["w"] * 1e-3
@@ -81,6 +83,7 @@ def test_a_summary_of_a_function_says_so_too():
 # ------------------------------------------------------------------------------- scores, masks
 
 
+@pytest.mark.slow
 def test_nothing_is_removed_at_sparsity_zero():
     params, _, _, structure = network(4, 20, 26, 2)
     for round_to in (1, 3, 8, 64):

@@ -30,6 +30,7 @@ PATTERNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PATTERNS)
 def test_patterns_mask_the_other_leaves_as_without_them(name: str) -> None:
     pattern = PATTERNS[name]
@@ -58,6 +59,7 @@ SCORES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_have_the_shape_of_params(name: str) -> None:
     for call in (SCORES[name], jax.jit(SCORES[name])):
@@ -80,6 +82,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("pattern", [jp.unstructured(jp.global_threshold), jp.n_m(2, 4)])
 def test_methods_train_what_there_is(name: str, pattern: Any) -> None:
@@ -101,6 +104,7 @@ def test_methods_train_what_there_is(name: str, pattern: Any) -> None:
         assert (used["w"] != 0).sum() <= 16
 
 
+@pytest.mark.slow
 def test_structures_cost_and_compact_pass_them_by() -> None:
     params = {"up": KERNEL, "down": jnp.ones((4, 2)), "none": jnp.zeros((0,))}
     params |= {"to": jnp.ones((8, 0)), "of": jnp.ones((0, 2))}

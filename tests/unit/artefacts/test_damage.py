@@ -99,6 +99,7 @@ def refused(name, load):
 FILES = [save.FILE, export.FILE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_the_undamaged_file_loads(saved, name):
     folder, params, expected = saved

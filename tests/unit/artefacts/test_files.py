@@ -65,6 +65,7 @@ print(n, seen.index(True), all(seen[seen.index(True):]))
 """
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_every_call(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)],
@@ -188,6 +189,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_readers_beside_two_savers(tmp_path):
     """A reader finds one of the models, whole; the savers don't disturb one another."""
     put(tmp_path, 0)
@@ -211,6 +213,7 @@ def test_readers_beside_two_savers(tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
+@pytest.mark.slow
 def test_models_loaded_beside_a_saver(tmp_path):
     """jp.load gives the parameters and the plan of one model."""
 

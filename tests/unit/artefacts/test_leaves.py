@@ -47,6 +47,7 @@ def same(a, b):
     assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", tensors.DTYPES)
 @pytest.mark.parametrize("shape", [(), (3,), (0, 4), (2, 3)], ids=str)
 def test_types(tmp_path, dtype, shape):
@@ -90,12 +91,14 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_leaves(tmp_path, name):
     leaf = OTHERS[name]()
     same(round_trip(tmp_path, {"leaf": leaf})["leaf"], leaf)
 
 
+@pytest.mark.slow
 @given(
     names=st.lists(st.text(), min_size=1, unique=True),
     array=hnp.arrays(
@@ -114,6 +117,7 @@ def test_names(tmp_path_factory, names, array):
             np.testing.assert_array_equal(file.get_tensor(f"params/{name}"), leaf)
 
 
+@pytest.mark.slow
 def test_a_model_of_many_types(tmp_path):
     params = {
         "up": jnp.ones((3, 8), jnp.bfloat16), "down": np.ones((8, 2), np.float64),

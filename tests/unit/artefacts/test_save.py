@@ -55,6 +55,7 @@ def test_a_saved_model_comes_back(tmp_path, dtype):
         np.testing.assert_array_equal(again.keep[name], kept)
 
 
+@pytest.mark.slow
 def test_random_keys_are_saved(tmp_path):
     def fn(p, x):
         noise = jax.random.normal(p["key"], (x.shape[0], 2))
@@ -92,6 +93,7 @@ class Other(Net):
         return nn.Dense(2)(nn.relu(a))
 
 
+@pytest.mark.slow
 def test_another_models_plan_is_refused(tmp_path):
     fn, params, small = cut()
 
@@ -111,6 +113,7 @@ def test_another_models_plan_is_refused(tmp_path):
         jp.load(tmp_path, fn, ints, X)
 
 
+@pytest.mark.slow
 def test_a_pruned_run_goes_on_bitwise_from_an_orbax_checkpoint(tmp_path):
     """Small parameters, the sliced optimizer state: restored, the next steps are the same."""
     fn, params, small = cut()

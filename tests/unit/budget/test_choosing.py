@@ -35,6 +35,7 @@ def unequal():
     return jp.Search(fn, params, structure, units, x, round_to=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [unequal, pytest.param(lambda: jp.Search(*setting("vit"), round_to=2), marks=pytest.mark.slow)],

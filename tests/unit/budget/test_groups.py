@@ -15,6 +15,7 @@ from jaxprune.structure import infer
 from tests.unit.budget.networks import NETWORKS, built, setting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_groups_hold_every_step_once_and_all_flops(name):
     made = built(name)
@@ -25,6 +26,7 @@ def test_groups_hold_every_step_once_and_all_flops(name):
     assert flops == sum(float(op.flops(full)) for op in made.ops)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_groups_compute_what_the_network_computes(name):
     """The oracle: all groups of the outermost program, one after the other, at full size."""

@@ -48,6 +48,7 @@ def pareto(targets=(HALF,), **options):
     return jp.pareto(fn, PARAMS, structure(), jp.magnitude(PARAMS), X, targets=targets, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finetune", [None, lambda params, masks: params])
 def test_prunes_as_far_as_the_metric_allows(finetune):
     fn, params, structure, scores, x = setting("mlp")

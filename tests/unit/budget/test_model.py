@@ -19,6 +19,7 @@ from tests.unit.budget.networks import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_unless_small(NETWORKS))
 def test_counted_costs_are_those_of_the_compact_network(name):
     """The oracle: compact, and count the small program."""
@@ -53,6 +54,7 @@ def test_a_narrow_main_path_is_never_emptied():
     assert all(c.min() >= 1 for c in found.counts)
 
 
+@pytest.mark.slow
 def test_embeddings_are_read_where_they_are_taken():
     """A table of 5,000 rows of which six are read moves six rows; nothing is predicted below 0."""
     keys = jax.random.split(jax.random.key(0), 4)

@@ -10,6 +10,7 @@ from jaxprune.budget.score_tables import score_total
 from tests.unit.budget.networks import setting
 
 
+@pytest.mark.slow
 def test_one_dimension_keeps_its_score_exactly():
     fn, params, structure, scores, x = setting("mlp")
     names = ["mid/kernel:1"]

@@ -14,6 +14,7 @@ from jaxprune.structure.select import chosen_dims
 from tests.unit.budget.networks import HALF, clockless, close, searching, setting, slow_unless_small
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_unless_small(["mlp", "vit", "scanned gpt"]))
 @pytest.mark.parametrize("target", [jp.Target(flops=0.6), jp.Target(params=0.5, bytes=0.8)])
 def test_counted_targets_are_met_by_the_compact_network(name, target):
@@ -157,6 +158,7 @@ def test_random_keys_among_the_params_have_no_score():
     assert plan.keep["w:1"].sum() == 8
 
 
+@pytest.mark.slow
 def test_timed_target_is_measured_and_printed(tmp_path):
     """No time is asserted: what was measured is there, beside what was predicted."""
     fn, params, structure, scores, x = setting("mlp")
@@ -179,6 +181,7 @@ def test_a_known_device_is_estimated():
     assert any("published peaks" in note for note in plan.notes)
 
 
+@pytest.mark.slow
 def test_a_stage_is_a_new_search_with_those_limits(monkeypatch):
     """Same plan as a search from the beginning; what was timed is not timed again."""
     clockless(monkeypatch)
@@ -389,6 +392,7 @@ WRONG_KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG_KINDS)
 def test_what_is_of_another_kind(name):
     options, message = WRONG_KINDS[name]
@@ -396,6 +400,7 @@ def test_what_is_of_another_kind(name):
         jp.search(*setting("mlp"), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input(name):
     call, message = BAD[name]

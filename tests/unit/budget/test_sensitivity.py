@@ -33,6 +33,7 @@ def sensitivity(metric=total, of=None, **options):
     return jp.sensitivity(PARAMS, of, PARAMS, metric=metric, **options)
 
 
+@pytest.mark.slow
 def test_sensitivity_of_dimensions_and_leaves(tmp_path):
     """Both kernels have one shape, so that what is compiled for one serves the other."""
     params = {n: jax.random.normal(jax.random.key(k), (8, 8)) for k, n in enumerate(["up", "down"])}

@@ -86,6 +86,7 @@ def test_least_is_measured_before_a_speed_is_called_unreachable(monkeypatch, tru
     assert len(measured) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [1.5, 2.0, 3.0])
 @pytest.mark.parametrize("flattery", [0.85, 1.0, 1.15])
 def test_a_long_run_decides(monkeypatch, asked, flattery):

@@ -37,6 +37,7 @@ def check(stats, name, rows, shape=None):
     assert stats.count[name] == len(rows)
 
 
+@pytest.mark.slow
 def test_a_kernel_over_two_batches():
     params, x, y = {"w": array(5, 3), "b": array(3)}, array(4, 6, 5) + 30, array(2, 5)
     stats = jp.calibrate(lambda p, x: x @ p["w"] + p["b"], params, [x, (y,)])
@@ -44,6 +45,7 @@ def test_a_kernel_over_two_batches():
     assert stats.norms["b"] is None and stats.layouts["w"].ins == (0,)
 
 
+@pytest.mark.slow
 def test_variance_survives_a_large_mean_in_float32():
     x = array(1000, 2) + 3000
     stats = jp.calibrate(lambda p, x: x @ p, array(2, 1), [x[:400], x[400:]])
@@ -79,6 +81,7 @@ def _custom(x, w):
 _custom.defvjp(lambda x, w: (x @ w, (x, w)), lambda res, g: (g @ res[1].T, res[0].T @ g))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts(name):
     shape, apply, norms = LAYOUTS[name]
@@ -103,6 +106,7 @@ def test_stacked_layers_have_a_statistic_each():
     assert stats.norms.shape == (3, 4, 1) and stats.count.tolist() == [6, 6, 6]
 
 
+@pytest.mark.slow
 def test_indexed_stacks_and_experts():
     params, x = {"stack": array(3, 4, 4), "experts": array(2, 4, 5)}, array(2, 6, 4)
 
@@ -119,6 +123,7 @@ def test_indexed_stacks_and_experts():
     assert stats.count["stack"].tolist() == [12, 12, 12]
 
 
+@pytest.mark.slow
 def test_a_recurrent_weight_counts_every_step():
     w, x = array(4, 4), array(5, 3, 4)
 
@@ -217,6 +222,7 @@ def test_grouped_convolutions_say_why():
     assert stats.grams["k"] is None and "groups" in stats.reasons["k"]
 
 
+@pytest.mark.slow
 def test_where_and_grams_choose_leaves():
     params, x = {"a": array(4, 4), "b": array(4, 4)}, array(3, 4)
     fn = lambda p, x: x @ p["a"] @ p["b"]  # noqa: E731
@@ -231,6 +237,7 @@ def test_where_and_grams_choose_leaves():
         jp.oneshot.sparsegpt(params, stats, 0.5)
 
 
+@pytest.mark.slow
 def test_psum_over_a_mapped_axis_is_one_batch():
     w, x = array(4, 2), array(2, 5, 4)
     fn = lambda w, x: x @ w  # noqa: E731

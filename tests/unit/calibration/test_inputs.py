@@ -129,6 +129,7 @@ NO_INPUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NO_INPUTS)
 def test_leaves_that_no_contraction_consumes_are_told_so(name):
     shape, fn, why = NO_INPUTS[name]

@@ -119,6 +119,7 @@ def test_expand_after_compact_is_apply_masks(seed, net):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_all_true_masks_change_nothing():
     fn, params = build(Residual)
     masks = jax.tree.map(lambda a: jnp.ones(a.shape, bool), params)
@@ -199,6 +200,7 @@ def test_partial_masks_are_removed_only_where_that_is_exact(masks, activation, l
         assert "not zero where" in str(small.certificate) and not small.certificate.exact
 
 
+@pytest.mark.slow
 def test_a_softmax_over_pruned_units_carries_them():
     fn, params = (lambda p, x: dense(p, x, jax.nn.softmax)), dense_params()
     structure = jp.infer_structure(fn, params, ROWS)
@@ -230,6 +232,7 @@ def test_an_emptied_branch_is_gone_and_the_certificate_says_so():
     np.testing.assert_array_equal(small.fn(small.params, ROWS), 0)
 
 
+@pytest.mark.slow
 def test_an_emptied_dimension_that_is_still_read_keeps_one_unit():
     params = {"up": dense_params()["up"]}
     fn = lambda p, x: jax.nn.softmax(x @ p["up"]).max(-1)  # noqa: E731
@@ -302,6 +305,7 @@ def test_masks_of_another_shape_are_refused_before_anything_happens():
         jp.compact(dense, dense_params(), masks, ROWS)
 
 
+@pytest.mark.slow
 def test_nnx_and_equinox_modules_compact():
     class Net(nnx.Module):
         def __init__(self, rngs):
@@ -374,6 +378,7 @@ def test_the_check_reports_nan_and_draws_each_argument_anew():
     assert checking.error(low, low) == 0.0 and checking.error(low, -low) == float("inf")
 
 
+@pytest.mark.slow
 def test_results_of_one_step_keep_their_own_blocks():
     """A split of two dimensions, one of them carried: its block shows the other in part only."""
     params = {"up": dense_params()["up"], "down": dense_params()["down"]}
@@ -409,6 +414,7 @@ def test_the_certificate_states_what_carried_units_cost():
     assert plain.certificate.overhead == 1.0
 
 
+@pytest.mark.slow
 def test_functions_that_fix_their_types_are_compared_in_them():
     """A loop whose carry is float32 by declaration can't be traced in float64."""
     params, x = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}, jnp.ones((1, 3))
@@ -423,6 +429,7 @@ def test_functions_that_fix_their_types_are_compared_in_them():
         assert jp.compact(fn, params, masks, x).certificate.check() < 1e-6
 
 
+@pytest.mark.slow
 def test_divisions_by_masked_zeros_are_told():
     """A weight norm without an epsilon: 0 / 0 in the masked model, gone in the compact one."""
     rng = np.random.default_rng(0)
@@ -454,6 +461,7 @@ def test_trees_are_restricted_with_and_without_64_bits():
             assert small.certificate.check() < 1e-12
 
 
+@pytest.mark.slow
 def test_whole_scanned_layers_go_when_zero_makes_them_the_identity():
     rng = np.random.default_rng(0)
     shapes = {"up": (4, 3, 8), "bias": (4, 8), "down": (4, 8, 3)}
@@ -496,6 +504,7 @@ def set_apart(count, inner=jax.nn.sigmoid):
     return fn, params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_masked_unit_that_a_slice_sets_apart_stays_and_is_told(count):
     fn, params = set_apart(count)

@@ -103,6 +103,7 @@ def test_producers_masked_alone(name, tmp_path):
         close(model.fn(model.params, x), fn(masked, x))
 
 
+@pytest.mark.slow
 def test_folding_costs_next_to_nothing():
     """The program has the FLOPs of the small one and a vector's worth more."""
     params = random_params({"up": (64, 256), "bias": (256,), "down": (256, 64), "last": (64,)})

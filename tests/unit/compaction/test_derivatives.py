@@ -79,6 +79,7 @@ MASKS = {
 FUNCTIONS = [gate, gate_forward, lambda h, s: shifted(h * s), lambda h, s: counted(h, s)[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("name", MASKS)
 def test_gradients_are_the_masked_models(function, name):
@@ -110,6 +111,7 @@ def test_a_zero_result_whose_cotangent_counts_keeps_its_units():
     assert ordinary.params["up"].shape == (4, KEEP.sum())
 
 
+@pytest.mark.slow
 def test_a_rule_with_square_parameters_that_dimensions_own_twice():
     """Both axes of ``twice`` are one concatenation: its blocks hold entries of several."""
     rng = np.random.default_rng(2)

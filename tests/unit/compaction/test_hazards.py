@@ -138,6 +138,7 @@ def read(use):
     return small.certificate, *finite
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VALUE)
 def test_a_value_that_is_not_finite_is_named(name):
     certificate, value, _ = read(VALUE[name])
@@ -146,6 +147,7 @@ def test_a_value_that_is_not_finite_is_named(name):
     assert np.isnan(certificate.check()) and not certificate.check() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRADIENT)
 def test_a_gradient_that_is_not_finite_is_named(name):
     certificate, value, gradient = read(GRADIENT[name])
@@ -155,6 +157,7 @@ def test_a_gradient_that_is_not_finite_is_named(name):
     assert "the masked model's gradient may not be finite: " in str(certificate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_is_finite_is_not_named(name):
     certificate, value, gradient = read(HARMLESS[name])
@@ -174,6 +177,7 @@ def test_a_power_that_is_not_known_may_be_negative():
     assert [place.split(" at ")[0] for place in certificate.hazards] == ["pow"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(n for n, r in primitives.ROWS.items() if r.finite))
 def test_primitives_that_are_not_evaluated_are_harmless(name):
     """The table spares time only: evaluated, each is finite at zero, value and derivative."""

@@ -26,6 +26,7 @@ class Norms(nn.Module):
         return nn.Dense(4)(h.mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_norms_over_what_is_kept_equal_the_native_module():
     big, native = Norms(8), Norms(4)
     params = jax.tree.map(
@@ -68,6 +69,7 @@ def test_other_semantics_are_refused():
         jp.compact(lambda p: p, jnp.ones(3), jnp.ones(3, bool), semantics="small")
 
 
+@pytest.mark.slow
 def test_saved_models_keep_their_semantics(tmp_path):
     big = Norms(8)
     params = big.init(jax.random.key(1), X)

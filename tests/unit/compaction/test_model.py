@@ -39,6 +39,7 @@ def model():
     return params, compacted(params)
 
 
+@pytest.mark.slow
 def test_full_params_are_freed_and_needed_again_only_to_check():
     params = draw()
     small = compacted(params)
@@ -67,6 +68,7 @@ def through_pickle(small):
     return pickle.loads(pickle.dumps(small))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, through_pickle])
 def test_copies(again, model):
     params, small = model

@@ -50,6 +50,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_each_parent_keeps_units_of_its_own(case, tmp_path):
     fn, shapes, name, parent, small_shape = CASES[case]

@@ -44,6 +44,7 @@ def all_masked(fn, params):
     return structure.masks({d.name: np.arange(d.size) < 1 for d in free})
 
 
+@pytest.mark.slow
 def test_a_constant_that_comes_out_of_a_difference_reaches_a_called_program():
     """At a removed unit ``1 - tanh(0)^2`` is the 1 unchanged; the checkpoint goes on with it."""
 
@@ -97,6 +98,7 @@ def repeated(function):
     return fn, params, {k: jnp.asarray(keep.get(k, True)) for k in params}
 
 
+@pytest.mark.slow
 def test_the_result_of_a_rule_may_be_a_constant():
     """Its kernel masked, the function gives ``cos(0)`` at the units that go."""
     small = compared(*repeated(with_rule(passes_on=False)))
@@ -110,6 +112,7 @@ def test_a_constant_whose_gradient_is_passed_on_is_none(function):
     assert small.params["down"].shape == (4, 2) and not small.certificate.exact
 
 
+@pytest.mark.slow
 def test_an_entry_that_two_blocks_show_gets_one_cotangent():
     """Padding stands beside the kept and the removed channels, its gradient counts once."""
 
@@ -128,6 +131,7 @@ def test_an_entry_that_two_blocks_show_gets_one_cotangent():
     assert compared(fn, params, all_masked(fn, params)).params["up"].shape == (3, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extreme", [jnp.max, jnp.min])
 def test_units_that_tie_share_the_gradient_of_an_extreme(extreme):
     """Of six zeros each gets a sixth, whether it stays or goes."""
@@ -153,6 +157,7 @@ def rolled(p, x):
 ROLLED = {"up": (3, 4), "more": (4, 8), "down": (4, 2)}
 
 
+@pytest.mark.slow
 def test_layouts_that_nest_do_so_when_they_meet_again():
     params = random_params(**ROLLED)
     small = compared(rolled, params, all_masked(rolled, params))
@@ -179,6 +184,7 @@ def is_settled(fn, params, *args):
     return all(axes.find(leaf) is leaf and not leaf.reasons for leaf in free)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES[::6], ids=str)
 def test_a_structure_is_settled(entry):
     fn, params, args = entry.build()

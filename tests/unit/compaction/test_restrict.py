@@ -83,6 +83,7 @@ def cut(name):
     return params, jp.compact(fn, params, masks, X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLACED)
 @pytest.mark.parametrize("tree", ["dict", "tuple"])
 def test_states_are_those_of_small_params_and_go_on(tree, name):
@@ -113,6 +114,7 @@ def test_moments_of_any_tree_are_the_slices_of_its_own(tree):
     jax.tree.map(np.testing.assert_array_equal, state[0].mu, small.restrict(moments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("tree", ["dict", "nested", "tuple"])
 def test_a_state_that_can_not_be_placed_is_named(tree, name):
@@ -157,6 +159,7 @@ class Net(nn.Module):
         return nn.Dense(5)(nn.relu(nn.Dense(8)(x)))
 
 
+@pytest.mark.slow
 def test_an_optimizer_may_see_one_collection_of_the_variables():
     variables = Net().init(jax.random.key(0), X)
     structure = jp.infer_structure(Net().apply, variables, X)

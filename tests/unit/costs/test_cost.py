@@ -146,6 +146,7 @@ def test_a_transposed_convolution_costs_its_input():
     assert c.flops == 2 * (2 * 8 * 8) * (4 * 4 * 6)
 
 
+@pytest.mark.slow
 def test_a_valid_convolution_agrees_with_xla():
     conv = nn.Conv(6, (3, 3), padding="VALID", use_bias=False)
     params, x = conv.init(jax.random.key(0), jnp.ones(X.shape)), jnp.ones(X.shape)

@@ -40,6 +40,7 @@ def met(entries):
         yield from names_in(jax.make_jaxpr(fn)(params, *args))
 
 
+@pytest.mark.slow
 def test_every_primitive_that_the_zoo_meets_has_a_row():
     """Of each row of the zoo the first model and the last; tests/zoo has the test of all."""
     ends = {**{e.row: e for e in reversed(ENTRIES)}}, {e.row: e for e in ENTRIES}

@@ -65,6 +65,7 @@ CONSTANTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_numbers_that_a_program_is_written_with_are_those_that_jax_computes(name):
     (output,) = taped(lambda x: CONSTANTS[name]()).outputs

@@ -31,6 +31,7 @@ def calibrated(n=8, out=4, tokens=64):
 # ------------------------------------------------------------------------ singular Gram matrices
 
 
+@pytest.mark.slow
 @methods
 def test_two_equal_inputs_without_damping(method):
     params, _ = calibrated()
@@ -44,6 +45,7 @@ def test_two_equal_inputs_without_damping(method):
     assert bare < 1.1 * much and bare < 0.5 * none
 
 
+@pytest.mark.slow
 def test_a_factor_of_rounding_counts_as_none():
     x = np.array(normal(0, 50, 6))
     x[:, 3] = x[:, 2] * (1 + 1e-7)
@@ -106,6 +108,7 @@ def a_network():
     return params, jp.calibrate(network, params, [jnp.arange(9)])
 
 
+@pytest.mark.slow
 @repairs
 def test_leaves_without_inputs_are_just_masked(repair):
     params, stats = a_network()
@@ -127,6 +130,7 @@ def test_leaves_without_inputs_are_just_masked(repair):
     assert not np.allclose(got["layers"]["w"], plain["layers"]["w"])
 
 
+@pytest.mark.slow
 @repairs
 def test_kernels_cut_in_whole_outputs_need_no_grams(repair):
     params, _ = calibrated()
@@ -147,6 +151,7 @@ def test_a_scalar_false_removes_a_leaf(repair):
     assert repair(params, {"w": True}, stats)["w"] is params["w"]
 
 
+@pytest.mark.slow
 @methods
 def test_the_call_that_a_refusal_names_runs(method):
     params, stats = a_network()
@@ -189,6 +194,7 @@ def of_layout(name):
     return params, jp.calibrate(fn, params, [normal(0, *inputs)])
 
 
+@pytest.mark.slow
 @methods
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_groups_run_along_the_pattern_s_axis(name, method):
@@ -204,6 +210,7 @@ def test_groups_run_along_the_pattern_s_axis(name, method):
     assert float(error) < float(other)
 
 
+@pytest.mark.slow
 @methods
 def test_another_order_of_inputs_is_the_transposed_kernel(method):
     """OIHW with groups along I, against the same kernel as (H W I, O)."""
@@ -237,6 +244,7 @@ def test_patterns_along_other_axes_are_refused(name, method):
         method(params, stats, 0.5, pattern=pattern)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [METHODS["sparsegpt"], METHODS["alps"]])
 @pytest.mark.parametrize("shape", [(4,), (2, 2), (4, 1)])
 def test_blocks_of_convolutions_are_blocks_of_the_leaf(shape, method):
@@ -247,6 +255,7 @@ def test_blocks_of_convolutions_are_blocks_of_the_leaf(shape, method):
     assert (again["w"] == masks["w"]).all() and float(masks["w"].mean()) == 0.5
 
 
+@pytest.mark.slow
 @methods
 @pytest.mark.parametrize("sparsity, kept", [(0.0, 1.0), (0.5, 0.5), (jnp.asarray(0.25), 0.75)])
 def test_n_m_follows_a_schedule_as_the_pattern_does(method, sparsity, kept):
@@ -261,6 +270,7 @@ def test_n_m_follows_a_schedule_as_the_pattern_does(method, sparsity, kept):
 # ---------------------------------------------------------------------------- how much is kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.55, 0.97, 1.0])
 def test_all_methods_keep_as_many(sparsity):
     params, stats = calibrated()
@@ -347,6 +357,7 @@ def test_methods_are_jittable_as_a_whole(method):
 # ------------------------------------------------------------------------------------ one array
 
 
+@pytest.mark.slow
 def test_two_leaves_that_are_one_array_keep_statistics_of_their_own():
     w = normal(1, 16, 6)
     params = {"a": w, "b": w}
@@ -408,6 +419,7 @@ def of_another_tree():
     return jp.calibrate(lambda p, x: x @ p["v"], {"v": normal(0, 8, 4)}, [normal(1, 5, 8)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_statistics_of_something_else_are_refused(name):
     params, stats = calibrated()
@@ -479,6 +491,7 @@ KERNELS = {  # name -> shape of kernel, of bias, axes of the sum, function
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_biases_keep_the_mean_of_outputs(name):
     shape, bias, axes, fn = KERNELS[name]
@@ -524,6 +537,7 @@ def only(name):
     return lambda path, leaf: path == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order, drift, traces", [
     (None, 0.0, 2),  # the block itself, and its statistics
     (["up", "down"], 0.0, 3),  # the block itself, and the statistics of each group
@@ -543,6 +557,7 @@ def test_sequential_compiles_once_for_all_blocks(order, drift, traces):
     assert len(seen) == traces
 
 
+@pytest.mark.slow
 def test_sequential_reads_what_a_block_closes_over_anew():
     scale, batches, errors = [1.0], [normal(5, 40, 4)], []
     block = lambda p, x: x + jnp.tanh(scale[0] * x @ p["up"]) @ p["down"]  # noqa: E731

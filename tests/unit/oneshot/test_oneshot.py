@@ -65,6 +65,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_sparsegpt_equals_the_slow_way(name, x64):
     pattern, choose, group = CASES[name]
@@ -113,6 +114,7 @@ def test_ten_steps_are_worth_97_percent_and_the_order_of_methods():
 METHODS = {"sparsegpt": jp.oneshot.sparsegpt, "alps": jp.oneshot.alps}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(
     "pattern, sparsity",
@@ -154,6 +156,7 @@ def test_layouts_give_the_same_weights(name):
         assert masks[key].shape == leaf.shape
 
 
+@pytest.mark.slow
 def test_convolutions_are_refit():
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     params = {"k": jax.random.normal(jax.random.key(1), (3, 3, 3, 4))}
@@ -176,6 +179,7 @@ def test_convolutions_are_refit():
     assert float(told) == pytest.approx(error(refit) / energy, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_other_leaves_stay_and_distributions_count():
     params = {"a": jnp.ones((8, 8)), "b": jnp.ones((8, 8)), "bias": jnp.ones(8)}
     params["a"] = jax.random.normal(jax.random.key(0), (8, 8))
@@ -187,6 +191,7 @@ def test_other_leaves_stay_and_distributions_count():
     assert int(masks["a"].sum()) == 16
 
 
+@pytest.mark.slow
 def test_dead_inputs_change_nothing_else():
     params, _ = setting(8, 4)
     x = jax.random.normal(jax.random.key(0), (50, 8)).at[:, 3].set(0)
@@ -273,6 +278,7 @@ def test_bfloat16_weights_keep_their_type():
     assert jp.oneshot.refit(half, masks, stats)["w"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_ria_equals_the_slow_way():
     w, norms = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]]), np.array([2.0, 5.0])
     slow = np.zeros(w.shape)
@@ -305,6 +311,7 @@ def slow_obc(w, h, keep, group):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group, pattern", [(12, jp.unstructured()), (4, jp.n_m(2, 4))])
 def test_obc_equals_the_slow_way(group, pattern, x64):
     params, stats = setting(12, 5, dtype=jnp.float64)
@@ -315,6 +322,7 @@ def test_obc_equals_the_slow_way(group, pattern, x64):
     assert ((slow != 0) == np.asarray(masks["w"])).all()
 
 
+@pytest.mark.slow
 def test_obc_is_for_small_layers():
     params = {"w": jnp.ones((1028, 1))}
     stats = jp.calibrate(linear, params, [jnp.ones((2, 1028))])
@@ -344,6 +352,7 @@ def slow_dsnot(w, mask, x, group, cycles=50, threshold=0.1):
     return mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "group, pattern", [(16, jp.unstructured(per_output=True)), (4, jp.n_m(2, 4))]
 )
@@ -360,6 +369,7 @@ def test_dsnot_equals_the_slow_way(group, pattern):
     assert (got.sum(0) == np.asarray(masks["w"]).sum(0)).all()
 
 
+@pytest.mark.slow
 def test_every_product_of_sparsegpt_is_of_full_precision():
     """An accelerator would round float32 operands, and errors add up over the inputs."""
     params = {"w": jnp.ones((32, 4))}

@@ -35,6 +35,7 @@ def kept(lines, order, n, m):
 # -- how good
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([(1, 2), (2, 4), (1, 4)]))
 def test_never_worse_and_a_permutation(seed, n_m):
@@ -45,6 +46,7 @@ def test_never_worse_and_a_permutation(seed, n_m):
     assert kept(lines, order, n, m) >= kept(lines, np.arange(16), n, m) * (1 - 1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([(1, 2), (2, 4), (3, 4), (4, 8)]), st.booleans())
 def test_gains_of_exchanges_equal_sorting_anew(seed, n_m, ties):
@@ -62,6 +64,7 @@ def test_gains_of_exchanges_equal_sorting_anew(seed, n_m, ties):
     np.testing.assert_allclose(found, want, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_near_the_best_of_all_orders():
     """Of eight units there are 35 ways to make two groups of four."""
     found, best, plain = [], [], []
@@ -80,6 +83,7 @@ def test_near_the_best_of_all_orders():
     assert 0.9 <= gained <= 1 + 1e-6
 
 
+@pytest.mark.slow
 def test_units_that_would_be_lost_together_are_spread():
     fn, params, x = mlp()
     params["down"] = jnp.where(jnp.arange(16)[:, None] < 8, 10.0, 0.1) * jnp.ones((16, 6))

@@ -33,6 +33,7 @@ def sparsegpt(p, stats):
     return jp.oneshot.sparsegpt(p, stats, 0.5)
 
 
+@pytest.mark.slow
 def test_equals_the_loop_by_hand(network):
     blocks, batches = network
     pruned, masks = jp.oneshot.sequential(block, blocks, iter(batches), sparsegpt)
@@ -59,6 +60,7 @@ def test_a_pruned_block_may_have_got_a_bias(network):
     chex.assert_trees_all_close({k: pruned[1][k] for k in want}, want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_block_is_fit_to_the_inputs_that_it_will_meet(network):
     """The least squares solution there can't be worse than that for the dense network's inputs."""
     blocks, batches = network
@@ -97,6 +99,7 @@ def only(*names):
     return lambda path, leaf: path in names
 
 
+@pytest.mark.slow
 def test_groups_equal_the_loop_by_hand(network):
     """The second group's statistics come from the pruned first one; a leaf of no group stays."""
     blocks, batches = network
@@ -140,6 +143,7 @@ def test_groups_are_checked(network):
         )
 
 
+@pytest.mark.slow
 def test_drift_is_made_up_for_as_least_squares_do(network):
     """Beside the same sums in numpy, float64: what prune is given, and what comes of it."""
     blocks, batches = network
@@ -176,6 +180,7 @@ def least_squares(w, x, d, share):
     return np.linalg.lstsq(rows, np.concatenate([target, np.sqrt(damping) * w]), rcond=None)[0]
 
 
+@pytest.mark.slow
 def test_all_of_the_drift_brings_outputs_nearer_to_the_dense_ones(network):
     blocks, batches = network
     order, errors = [only("up"), only("down")], {}
@@ -206,6 +211,7 @@ USES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", USES)
 def test_products_of_equal_inputs_are_gram_matrices(use):
     """X^T D where D is X, for every way in which a weight is used."""
@@ -281,6 +287,7 @@ def test_order_of_use(name):
     assert [{path for path, leaf in named if group(path, leaf)} for group in found] == want
 
 
+@pytest.mark.slow
 def test_order_of_use_equals_order_by_hand(network):
     blocks, batches = network
     by_hand = {"order": [only("up"), only("down")]}

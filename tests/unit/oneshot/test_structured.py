@@ -29,6 +29,7 @@ def masks_of(score, params, stats, x, sparsity=0.25):
     return jp.structured(structure, reduce=jp.reduce.sum)(score(params, stats=stats), sparsity)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", [jp.scores.flap, jp.scores.activation_energy])
 def test_repairs_help_and_compact_equals_masked(score):
     params, x, stats = setting()

@@ -109,6 +109,7 @@ def test_without_a_rule_the_primitive_is_opaque_and_named():
     assert "no rule for this primitive" in structure.dims["up:1"].frozen
 
 
+@pytest.mark.slow
 def test_with_a_rule_it_compacts_exactly_and_so_do_its_gradients():
     jp.rules.register(bias_gelu_p, jp.rules.elementwise(zero_if="all"))
     jp.rules.register("bias_gelu_grad", jp.rules.elementwise())
@@ -220,6 +221,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_forms_of_rules(name):
     register, fn, shapes, prunable = CASES[name]
@@ -299,6 +301,7 @@ def test_entries_that_do_not_broadcast_stay_opaque():
     assert small.certificate.check() < 1e-9
 
 
+@pytest.mark.slow
 def test_a_primitive_of_ones_own_inside_a_loop_and_a_branch():
     jp.rules.register(bias_gelu_p, jp.rules.elementwise(zero_if="all"))
     jp.rules.register(bias_gelu_grad_p, jp.rules.elementwise())
@@ -346,6 +349,7 @@ def test_a_pallas_kernel_without_a_rule_is_named():
     assert "(kernel 'bias_tanh')" in frozen(pallas_mlp, draw(**MLP), X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bias_tanh", None])
 def test_a_pallas_kernel_compacts_exactly(name):
     """Without a name of its own a kernel goes by its function's."""

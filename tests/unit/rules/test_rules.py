@@ -67,6 +67,7 @@ USES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", USES)
 def test_compact_equals_masked(name):
     use, offered = USES[name]
@@ -92,6 +93,7 @@ def grown(h, times):
         lambda s: (s[0] + 1, 2 * s[1] + 0.1 * jnp.roll(s[1], 1, 0) ** 2), begin)[1]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("axis", "removed"), [(0, 3), (2, 0)])
 def test_a_loop_for_each_row_and_for_each_unit(axis, removed):
     """Under jax.vmap a while loop has a test for each row, which is then done at its own time."""
@@ -146,6 +148,7 @@ ORDERS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORDERS)
 def test_units_in_a_constant_order_can_be_pruned(name):
     """Any units go, the law of restrict and expand holds, gradients are those of the masked."""
@@ -223,6 +226,7 @@ NOTHING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOTHING)
 def test_what_moves_no_data_ties_and_cuts_nothing(name):
     params = {"up": jax.random.normal(jax.random.key(1), (5, 8)), "down": jnp.ones((8, 2))}
@@ -234,6 +238,7 @@ def test_what_moves_no_data_ties_and_cuts_nothing(name):
     assert small.certificate.check() < 1e-9
 
 
+@pytest.mark.slow
 def test_an_input_without_entries_keeps_its_shape():
     params = {"up": jnp.ones((5, 8)), "more": jnp.ones((0, 8)), "down": jnp.ones((8, 2))}
     fn = lambda p, x: jnp.vstack([jnp.tanh(p["more"]), jnp.tanh(x @ p["up"])]) @ p["down"]  # noqa: E731
@@ -242,6 +247,7 @@ def test_an_input_without_entries_keeps_its_shape():
     assert small.params["up"].shape == (5, 3) and small.certificate.check() < 1e-9
 
 
+@pytest.mark.slow
 def test_padding_with_edges_keeps_round_to():
     params = {"up": jax.random.normal(jax.random.key(1), (3, 3, 3, 64)),
               "down": jax.random.normal(jax.random.key(2), (3, 3, 64, 2))}  # fmt: skip

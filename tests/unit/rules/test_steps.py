@@ -290,6 +290,7 @@ def test_free_axes(fn, shapes, free):
     assert tuple(found) == free
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fn", "shapes", "free"), ROWS)
 def test_what_is_called_zero_is_zero(fn, shapes, free):
     rng = np.random.default_rng(zlib.crc32(str(shapes).encode()))
@@ -299,6 +300,7 @@ def test_what_is_called_zero_is_zero(fn, shapes, free):
                 assert claims_hold(claim, y), f"{step.name} calls too much zero"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fn", "shapes", "free"), ROWS)
 def test_restricted_operands_give_the_restricted_result(fn, shapes, free):
     rng = np.random.default_rng(5)

@@ -56,6 +56,7 @@ def test_gradient_and_its_flow_are_those_of_the_mean_loss():
     assert grad["step"] == flow["step"] == 3
 
 
+@pytest.mark.slow
 def test_gradient_flow_is_half_the_gradient_of_the_squared_norm():
     half = jax.grad(lambda v: jnp.sum(jax.grad(total)(v) ** 2) / 2)(floats(PARAMS))
     flow = evidence.gradient_flow(loss, PARAMS, BATCHES)

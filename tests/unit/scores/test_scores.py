@@ -72,6 +72,7 @@ def all_evidence(params):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("name", SCORES)
 def test_any_tree_and_unknown_evidence(name, tree):
@@ -130,6 +131,7 @@ def test_strict_promotion_and_64_bit_types(dtype, x64):
         assert scores[name]["a"].dtype == jnp.float64 or dtype == jnp.bfloat16, name
 
 
+@pytest.mark.slow
 def test_nan_is_never_hidden():
     params = {"w": jnp.array([[1.0, jnp.nan], [2.0, 3.0]])}
     every = compiled_scores(params, all_evidence({"w": jnp.ones((2, 2))}))
@@ -153,6 +155,7 @@ def test_values_against_the_formula():
     np.testing.assert_array_equal(jp.scores.taylor(params, grad=grad)["w"], w * g)
 
 
+@pytest.mark.slow
 def test_taylor_is_the_first_order_change_of_the_loss_complex_weights_too():
     def loss(p):
         return jnp.sum(jnp.abs(p["w"] - 1) ** 2)
@@ -173,6 +176,7 @@ def test_products_of_half_precision_do_not_underflow(dtype):
     assert jp.scores.l2({"w": jnp.array([1e-4], jnp.float16)})["w"][0] > 0
 
 
+@pytest.mark.slow
 def test_random_depends_on_key_step_and_leaf_alone():
     params = {"a": jnp.ones((20, 5)), "b": jnp.ones((20, 5), jnp.bfloat16)}
     first = jp.random(params, key=KEY)
@@ -187,6 +191,7 @@ def test_random_depends_on_key_step_and_leaf_alone():
     assert 0.4 < first["a"].mean() < 0.6
 
 
+@pytest.mark.slow
 def test_random_prunes_inside_optax():
     params = {"w": jnp.ones((10, 10))}
     tx = jp.prune(optax.sgd(0.1), functools.partial(jp.random, key=KEY), 0.7)
@@ -338,6 +343,7 @@ def test_nnx_gradients_match_their_state():
     np.testing.assert_allclose(*(jax.tree.leaves(t)[1] for t in (scores, jp.magnitude(state))))
 
 
+@pytest.mark.slow
 def test_evidence_reaches_scores_inside_prune_through_extra_arguments():
     params = {"w": jax.random.normal(KEY, (6, 10))}
     fn = lambda p, x: jax.nn.relu(x @ p["w"])  # noqa: E731

@@ -236,6 +236,7 @@ def test_details_show_every_slot_and_reason():
 # ---------------------------------------------------------------------------- choosing by label
 
 
+@pytest.mark.slow
 def test_structured_takes_labels_and_tables():
     params = jax.tree.map(lambda s: jax.random.normal(jax.random.key(s.shape[0]), s.shape),
                           gpt_params())  # fmt: skip
@@ -280,6 +281,7 @@ class Branches(nn.Module):
         return out if aux is None else out + nn.Dense(2, name="aux_out")(jnp.tanh(aux))
 
 
+@pytest.mark.slow
 def test_what_only_one_use_reads_is_offered_when_both_are_told():
     net, x = Branches(), jnp.ones((4, 3))
     variables = net.init(jax.random.key(0), x, True)

@@ -28,6 +28,7 @@ def calls_after_tracing(layers):
     return pstats.Stats(profile).total_calls
 
 
+@pytest.mark.slow
 def test_calls_grow_linearly_with_the_layers():
     few, more, most = map(calls_after_tracing, (4, 8, 16))
     assert (most - more) / (more - few) == pytest.approx(2, rel=0.02)
@@ -73,6 +74,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_the_job_writes_both_sides(tmp_path, monkeypatch, capsys):
     side = tmp_path / "side.py"
     side.write_text(FAKE)

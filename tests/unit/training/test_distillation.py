@@ -32,6 +32,7 @@ def test_logits(temperature: float) -> None:
     assert half.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_the_gradient_keeps_its_size_over_temperatures() -> None:
     student, teacher = normal(6), normal(6)
     norms = [
@@ -51,6 +52,7 @@ def test_hidden_states() -> None:
     assert same.shape == (2, 3) and not same.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("student", "teacher"), [(3, 5), (5, 3)])
 def test_projections_are_orthonormal(student: int, teacher: int) -> None:
     p = np.asarray(jp.training.projection(jax.random.key(0), student, teacher))
@@ -65,6 +67,7 @@ def test_attention_maps_of_fewer_heads() -> None:
     np.testing.assert_allclose(jp.training.attention_loss(student, teacher), wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_masked_keys_cost_nothing() -> None:
     causal = softmax(np.where(np.tri(4, dtype=bool), normal(1, 2, 4, 4), -np.inf))
     loss = jp.training.attention_loss
@@ -84,6 +87,7 @@ def test_activation_maps_of_fewer_channels() -> None:
     assert np.isfinite(jax.grad(lambda x: loss(x, teacher).sum())(jnp.zeros((2, 4, 4, 3)))).all()
 
 
+@pytest.mark.slow
 def test_a_pruned_student_learns_from_any_teacher() -> None:
     """Logits, hidden states and a learned projection in one loss; no gradient to the teacher."""
     dense = {"up": normal(3, 6), "down": normal(6, 4)}

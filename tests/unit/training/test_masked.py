@@ -141,6 +141,7 @@ def test_averages_are_those_that_optax_evaluates_under_masks(around: bool) -> No
     assert dense < 0.1, "without the call it is dense"
 
 
+@pytest.mark.slow
 def test_averages_of_a_part_leave_other_leaves_bitwise_and_keep_types() -> None:
     params = {**PARAMS, "up": PARAMS["up"].astype(jnp.bfloat16)}
     tx = optax.partition({"a": free(prune(), 1e-2), "b": prune(), "c": optax.sgd(0.1)}, LABELS)
@@ -174,6 +175,7 @@ def test_an_average_of_ones_own_is_passed_in_place_of_params() -> None:
         np.testing.assert_array_equal(leaf, wanted[name])
 
 
+@pytest.mark.slow
 def test_soft_thresholds_shrink_in_a_part_and_beside_another_method() -> None:
     soft = T.soft_threshold(optax.sgd(0.1), 5e-2, init=-1.0)
     tx = optax.partition({"a": soft, "b": T.ste(ADAM, 0.75), "c": ADAM}, LABELS)
@@ -214,6 +216,7 @@ def test_under_vmap_scan_and_grad() -> None:
     assert (np.asarray(grads)[np.asarray(used) == 0] == 0).all()
 
 
+@pytest.mark.slow
 def test_states_that_a_checkpoint_has_turned_into_dicts() -> None:
     params, state = train(optax.chain(free(prune(), 1e-2), optax.scale(1.0)))
     wanted = masked_params(params, state)

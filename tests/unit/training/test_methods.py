@@ -206,6 +206,7 @@ def test_rigl_replaces_entries_under_every_pattern(name: str) -> None:
         assert (mask[0] == np.asarray(state.masks["c"])[:, 0]).all()
 
 
+@pytest.mark.slow
 def test_a_drop_fraction_of_zero_changes_nothing() -> None:
     fraction = optax.cosine_decay_schedule(0.3, 4)
     tx = jp.training.rigl(optax.sgd(0.1), 0.6, drop_fraction=fraction, every=1)
@@ -217,6 +218,7 @@ def test_a_drop_fraction_of_zero_changes_nothing() -> None:
     assert changed == [True, True, True, False, False, False, False]
 
 
+@pytest.mark.slow
 def test_a_schedule_thins_out_a_dynamic_method() -> None:
     rising = jp.schedules.cubic(0.3, 0.8, begin=0, end=6)
     tx = jp.training.rigl(optax.sgd(0.1), rising, every=2)

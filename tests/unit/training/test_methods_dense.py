@@ -133,6 +133,7 @@ def test_soft_thresholds_match_numpy() -> None:
         np.testing.assert_array_equal(state.masks["w"], np.abs(w) > logistic(s))
 
 
+@pytest.mark.slow
 def test_the_threshold_follows_the_gradient_of_the_shrunk_weights() -> None:
     """That of the loss with respect to s, by automatic differentiation."""
     from jaxprune.training._soft_threshold import shrink
@@ -266,6 +267,7 @@ def train_mlp(tx: Any, steps: int) -> Any:
     return params, state, seen
 
 
+@pytest.mark.slow
 def test_group_lasso_ends_in_structured_masks_that_compact() -> None:
     tx = training.regularized(
         optax.sgd(0.1),

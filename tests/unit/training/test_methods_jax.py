@@ -75,6 +75,7 @@ def assert_equal_bits(a: Any, b: Any) -> None:
 # ---- one state, of arrays that keep their types ---------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_state_is_arrays_of_fixed_types(name: str) -> None:
     tx, params = METHODS[name], make_params()
@@ -129,6 +130,7 @@ def test_scan_and_donation_equal_the_loop(name: str) -> None:
         assert_equal_bits(state.masks, wanted[1].masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rigl", "snfs", "top_kast"])
 def test_an_ensemble_is_trained_member_by_member(name: str) -> None:
     tx = METHODS[name]
@@ -143,6 +145,7 @@ def test_an_ensemble_is_trained_member_by_member(name: str) -> None:
         assert_equal_bits(jax.tree.map(lambda m, i=i: m[i], state.masks), other.masks)
 
 
+@pytest.mark.slow
 def test_members_of_an_ensemble_may_have_their_own_keys() -> None:
     keys = jax.random.split(jax.random.key(5), 3)
 
@@ -161,6 +164,7 @@ def test_members_of_an_ensemble_may_have_their_own_keys() -> None:
         assert (first != other).any(axis=(1, 2)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_continues_from_a_checkpoint_bitwise(name: str, tmp_path: Any) -> None:
     params = make_params()
@@ -218,6 +222,7 @@ print("sharded", len(jax.devices()))
 """
 
 
+@pytest.mark.slow
 def test_a_sharded_leaf_stays_where_it_is() -> None:
     """Masks lie as params do, and devices exchange counts, but for what sorts."""
     flag = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -227,6 +232,7 @@ def test_a_sharded_leaf_stays_where_it_is() -> None:
     assert run.stdout.strip().endswith("sharded 8"), run.stdout + run.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rigl", "top_kast"])
 def test_packed_masks_are_the_same_masks(name: str) -> None:
     tx, params = training.packed(METHODS[name]), make_params()
@@ -242,6 +248,7 @@ def test_packed_masks_are_the_same_masks(name: str) -> None:
     assert not np.asarray(used["w"])[~np.asarray(wanted[1].masks["w"])].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rigl", "top_kast", "soft_threshold"])
 def test_a_method_may_have_a_part_of_the_leaves(name: str) -> None:
     """In optax.masked and in optax.partition."""
@@ -261,6 +268,7 @@ def test_a_method_may_have_a_part_of_the_leaves(name: str) -> None:
     assert jax.tree.structure(used) == jax.tree.structure(nested)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["top_kast", "soft_threshold"])
 def test_nnx_optimizer_trains_at_the_forward_weights(name: str) -> None:
     model = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
@@ -478,6 +486,7 @@ def test_bad_calls_of_update_name_the_method_and_the_leaf(name: str) -> None:
         tx.update(other, state, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_state_that_a_checkpoint_changed_says_how_to_restore_it(name: str) -> None:
     tx, params = METHODS[name], make_params()

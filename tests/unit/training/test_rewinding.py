@@ -83,6 +83,7 @@ def test_rounds_match_the_loop_in_numpy(rewind: Any, rewind_to: int) -> None:
         assert not np.asarray(ticket.params["w"])[~mask].any()
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_from_any_round_bitwise(tmp_path: Any) -> None:
     settings: Any = {"rounds": 2, "steps": STEPS, "rewind_to": 1}
     wanted = list(iterative(train, TX, start(), SPARSITY, **settings))

@@ -69,6 +69,7 @@ def assert_equal_bits(a: Any, b: Any) -> None:
 # ---- landing --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=8, max_size=8),
@@ -102,6 +103,7 @@ def test_a_bad_update_of_a_pruned_entry_does_no_harm_and_a_bad_parameter_stays()
     np.testing.assert_array_equal(served["w"], [2.0, 0.0, 0.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_parameters_that_no_update_brings_to_zero_are_refused_by_init(bad: Any, dtype: Any) -> None:
@@ -125,6 +127,7 @@ def test_parameters_that_no_update_brings_to_zero_are_refused_by_init(bad: Any, 
     assert jp.training.rigl(ADAM, 0.5).init(clean).masks["layer"]["w"].sum() == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_steps_unrolled_in_one_program_land_bitwise(dtype: Any) -> None:
     """Where XLA may keep a bfloat16 in more bits than it has."""
@@ -147,6 +150,7 @@ def test_steps_unrolled_in_one_program_land_bitwise(dtype: Any) -> None:
 # ---- against the slow way -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_matches_gradual_pruning_by_sorting_in_numpy() -> None:
     """The oracle: sort all magnitudes, drop the smallest, one plain SGD step on what is left.
 
@@ -168,6 +172,7 @@ def test_matches_gradual_pruning_by_sorting_in_numpy() -> None:
         assert_equal_bits(params["kernel"], slow)
 
 
+@pytest.mark.slow
 def test_no_sparsity_changes_nothing() -> None:
     params, grads = make_params(), gradient(make_params())
     plain = optax.adamw(1e-2)
@@ -178,6 +183,7 @@ def test_no_sparsity_changes_nothing() -> None:
     assert_equal_bits(state.inner_state, inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_counts_are_exact_when_all_scores_tie(dtype: Any) -> None:
     params = {"kernel": jnp.full((100, 33), 0.5, dtype)}
@@ -238,6 +244,7 @@ JUMPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RAMPS | JUMPS)
 @pytest.mark.parametrize("every", [1, 4, 5, 100])
 @pytest.mark.parametrize("end", [10, 12, 13])
@@ -261,6 +268,7 @@ def test_a_schedule_that_ends_with_training_reaches_its_target(
         assert all(made_for[s] == np.float32(schedule(s)) for s in steps), "before its step"
 
 
+@pytest.mark.slow
 def test_prune_renews_when_due_and_only_then() -> None:
     seen: list[tuple[int, float]] = []
     params = make_params()
@@ -311,6 +319,7 @@ def test_scores_may_be_known_beforehand(regrow: bool) -> None:
     assert state.masks["w"].tolist() == [[False, True], [True, False]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", [jp.magnitude, jp.saliency, random_each_step, soon_all_ties])
 def test_what_is_pruned_stays_pruned(score: Any) -> None:
     assert ever_shrinking(score, CUBIC)
@@ -320,6 +329,7 @@ def test_regrow_lets_all_entries_compete_afresh() -> None:
     assert not ever_shrinking(random_each_step, 0.5, regrow=True)
 
 
+@pytest.mark.slow
 def test_where_the_schedule_falls_entries_come_back() -> None:
     wave = optax.piecewise_interpolate_schedule("linear", 0.8, {2: 0.0, 4: 1.0})
     tx = jp.prune(optax.sgd(0.1), jp.magnitude, wave)
@@ -353,6 +363,7 @@ def spy(seen: dict[str, Any]) -> Any:
     return score
 
 
+@pytest.mark.slow
 def test_the_score_sees_raw_gradients_the_step_and_extra_arguments() -> None:
     params, seen = {"w": jnp.ones((2, 2))}, {}
     grads = {"w": jnp.full((2, 2), 100.0)}
@@ -369,6 +380,7 @@ def test_the_score_sees_raw_gradients_the_step_and_extra_arguments() -> None:
     assert float(seen["grad"]["w"].max()) == 100.0, "an explicit grad= wins"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place",
     [
@@ -437,6 +449,7 @@ def test_masks_have_the_shapes_of_their_pattern() -> None:
     }
 
 
+@pytest.mark.slow
 def test_scan_and_donation_equal_the_loop() -> None:
     tx, params = everything(), make_params()
     wanted = train(tx, params, 11)
@@ -456,6 +469,7 @@ def test_scan_and_donation_equal_the_loop() -> None:
         assert_equal_bits(state.masks, wanted[1].masks)
 
 
+@pytest.mark.slow
 def test_vmap_prunes_each_member_of_an_ensemble() -> None:
     tx = everything()
     members = [make_params(key) for key in range(3)]
@@ -470,6 +484,7 @@ def test_vmap_prunes_each_member_of_an_ensemble() -> None:
         assert_equal_bits(jax.tree.map(lambda m, i=i: m[i], state.masks), alone.masks)
 
 
+@pytest.mark.slow
 def test_a_run_continues_from_a_checkpoint_bitwise(tmp_path: Any) -> None:
     tx = optax.chain(optax.clip_by_global_norm(1.0), everything())
     wanted = train(tx, make_params(), 12)
@@ -519,6 +534,7 @@ def test_nnx_optimizer() -> None:
     assert int(jax.tree.leaves(masks)[1].sum()) == 12
 
 
+@pytest.mark.slow
 def test_equinox_model() -> None:
     model = eqx.nn.MLP(4, 2, 6, 1, key=jax.random.key(0))
     tx = jp.prune(optax.sgd(1e-2), jp.magnitude, 0.5, pattern=ranked)
@@ -539,6 +555,7 @@ def test_equinox_model() -> None:
 # ---- keep_params_sparse ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_keep_params_sparse_holds_any_optimizer_on_fixed_masks() -> None:
     params = make_params(dtype=jnp.bfloat16)
     masks = jp.unstructured()(jp.magnitude(params), 0.7)
@@ -561,6 +578,7 @@ def test_keep_params_sparse_leaves_the_masks_to_their_owner() -> None:
 # ---- what it costs --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_overhead_is_measured_where_masks_are_kept_and_where_they_are_renewed(
     monkeypatch: Any,
 ) -> None:
@@ -578,6 +596,7 @@ def test_the_overhead_is_measured_where_masks_are_kept_and_where_they_are_renewe
     assert list(found) == ["adamw", "sr_ste, 2:4, masks renewed"] and found["adamw"]["ratio"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_mask_update_is_measured_against_sorting() -> None:
     found = benchmark.measure_update(4096, rounds=3)
     assert found["argsort"]["argsort_over_this"] == 1.0
