@@ -229,6 +229,7 @@ def test_leaves_without_entries_change_nothing(name):
         assert 0 <= float(beside["none"]) <= 1
 
 
+@pytest.mark.slow
 def test_global_without_scaling_is_one_cut_over_all_leaves():
     rule = functools.partial(jp.global_threshold, normalize=False, floor=0.0)
     masks = jp.unstructured(rule)(jp.magnitude(NORMAL), 0.9)
@@ -356,6 +357,7 @@ def test_owl_by_layer_does_not_see_scale_and_is_uniform_where_layers_are_alike()
     assert owl({}, 0.5) == {}
 
 
+@pytest.mark.slow
 def test_the_ends_stay_dense_and_what_lies_between_has_the_target():
     names = ["Conv_0", "Conv_2", "Conv_10", "Dense_0"]
     scores = {name: jnp.arange(40.0).reshape(4, 10) for name in names}

@@ -222,6 +222,7 @@ def test_lamp_ranks_as_magnitude_does_and_its_largest_is_1(entries):
     assert ((lamp >= 0) & (lamp <= 1)).all()
 
 
+@pytest.mark.slow
 def test_lamp_of_a_large_leaf_falls_as_its_entries_do():
     """A sum in parallel is not monotone by itself."""
     score = jit(jp.scores.lamp)
@@ -255,6 +256,7 @@ def test_woodfisher_of_gradients_that_are_zero_or_alike_stays_finite():
         assert all(bool(jnp.all((s >= 0) & jnp.isfinite(s))) for s in scores.values())
 
 
+@pytest.mark.slow
 def test_snip_sums_to_1_over_all_leaves_also_at_the_ends_of_the_range():
     for scale in (1e-30, 1.0, 1e30):
         params = {"a": jnp.asarray(W, jnp.float32) * scale, "b": jnp.full(3, scale)}
@@ -275,6 +277,7 @@ def test_fpgm_finds_the_channel_that_the_others_stand_for():
     assert masks["up"].tolist() == [[True, True, False, True, True]]
 
 
+@pytest.mark.slow
 def test_inverted_keeps_what_the_score_removes():
     params = {"w": jnp.asarray(W)}
     best, worst = (jp.unstructured()(s(params), 0.5) for s in (jp.magnitude, jp.scores.smallest))

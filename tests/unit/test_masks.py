@@ -83,6 +83,7 @@ def test_density_counts_entries_and_leaves_dense_leaves_out():
     assert float(jax.jit(jp.density)(params, masks)) == pytest.approx(10 / 28)
 
 
+@pytest.mark.slow
 def test_density_of_many_entries():
     size = 2**24 + 2**22
     masks = {"w": jnp.ones((1, size), bool).at[0, : 2**22].set(False)}

@@ -90,6 +90,7 @@ def test_rounds_interleave_in_changing_order():
     assert len(set(rounds)) > 2
 
 
+@pytest.mark.slow
 def test_ratios_are_paired_speedups():
     entries = {"slow": (sleeper(0.03), (X,)), "fast": (sleeper(0.01), (X,))}
     c = jp.compare(entries, repeats=5)

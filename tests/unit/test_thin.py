@@ -100,6 +100,7 @@ def bad_scores(change):
     return structure, scores
 
 
+@pytest.mark.slow
 def test_scores_that_hold_nan_are_refused_by_name():
     structure, scores = bad_scores(lambda s: s.at[3, 5].set(jnp.nan))
     with pytest.raises(ValueError, match="the scores of 1/w hold NaN.*nan_to_num"):
@@ -133,6 +134,7 @@ def test_clear_errors(call, error, text):
         call(structure)
 
 
+@pytest.mark.slow
 def test_shapes_are_not_compacted():
     params, fn, x, structure = network(4, 24, 24, 2)
     masks = kept(structure, a=8, b=8)

@@ -163,6 +163,7 @@ def test_leaves_that_cannot_be_written(tmp_path):
         leaves.describe(["noise"], [()], [key])
 
 
+@pytest.mark.slow
 def test_a_tree_whose_leaves_come_in_another_order(tmp_path):
     """Leaves are found by their paths: the plan of one leaf is not taken for another's."""
 

@@ -64,6 +64,7 @@ def test_prunes_as_far_as_the_metric_allows(finetune):
     assert "floor 0.75" in str(found)
 
 
+@pytest.mark.slow
 def test_a_front_from_one_search():
     fn, params, structure, scores, x = setting("mlp")
     targets = [jp.Target(flops=f) for f in (0.8, 0.5)]

@@ -173,6 +173,7 @@ def test_timed_target_is_measured_and_printed(tmp_path):
     assert len(table) > 4 and len(jp.budget.LatencyTable(tmp_path / "times.json")) == len(table)
 
 
+@pytest.mark.slow
 def test_a_known_device_is_estimated():
     fn, params, structure, scores, x = setting("mlp")
     target = jp.Target(speedup=1.2)

@@ -116,6 +116,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("call", "error", "text"), BAD.values(), ids=BAD.keys())
 def test_bad_input(call, error, text):
     with pytest.raises(error, match=f"(?s){text}"):

@@ -28,6 +28,7 @@ def shrunk(fn, params, masks, *args):
     return types.SimpleNamespace(fn=fn, params=small, keep=found)
 
 
+@pytest.mark.slow
 def test_shrunk_networks_cost_what_compact_ones_do():
     fn, params, structure, _, x = setting("mlp")
     masks = structure.masks({"up/kernel:1": np.arange(64) < 20, "mid/kernel:1": np.arange(48) < 9})

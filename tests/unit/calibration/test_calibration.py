@@ -92,6 +92,7 @@ def test_layouts(name):
     assert scores.shape == shape
 
 
+@pytest.mark.slow
 def test_stacked_layers_have_a_statistic_each():
     params, x = array(3, 4, 4), array(6, 4)
 
@@ -288,6 +289,7 @@ def test_sharded_batches_and_params_give_the_same():
     assert run.stdout.strip() == "equal on 2", run.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_float64(x64):
     w, x = np.asarray(array(4, 2)), np.asarray(RNG.normal(size=(5, 4)) + 1e3)
     stats = jp.calibrate(lambda w, x: x @ w, jnp.asarray(w), [x], dtype=jnp.float64)

@@ -36,6 +36,7 @@ PASSED_ON = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PASSED_ON)
 def test_weights_are_followed_through(name):
     x = normal(0, 7, 4)
@@ -114,6 +115,7 @@ def test_uses_that_are_not_counted_are_told():
     assert "; exp at" in reason and set(stats.reasons) == {"w"}
 
 
+@pytest.mark.slow
 def test_a_tied_embedding_is_counted_in_full():
     params = {"table": normal(1, 9, 4)}
     fn = lambda p, ids: p["table"][ids] @ p["table"].T  # noqa: E731
@@ -162,6 +164,7 @@ def test_a_method_of_an_object_is_traced_once_per_call():
     assert Model.traces == 1
 
 
+@pytest.mark.slow
 def test_batches_may_use_different_leaves():
     params = {"a": normal(1, 4, 3), "b": normal(2, 4, 3), "c": normal(3, 4, 3)}
 

@@ -242,6 +242,7 @@ def test_an_emptied_dimension_that_is_still_read_keeps_one_unit():
     assert relative(fn(jp.apply_masks(params, masks), ROWS), small.fn(small.params, ROWS)) < 1e-6
 
 
+@pytest.mark.slow
 def test_params_may_hold_random_keys():
     params = {**dense_params(), "key": jax.random.key(0)}
     fn = lambda p, x: dense(p, x) * jax.random.uniform(p["key"])  # noqa: E731
@@ -359,6 +360,7 @@ def test_a_wrong_rule_is_found_by_its_shape(monkeypatch):
         small.fn(small.params, ROWS)
 
 
+@pytest.mark.slow
 def test_the_check_reports_nan_and_draws_each_argument_anew():
     def fn(params, x, y):
         return jax.nn.relu((x - y) @ params["up"]) @ params["down"]

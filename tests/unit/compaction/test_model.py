@@ -100,6 +100,7 @@ def test_plans_do_not_change(model):
         decision.kept[0] = False
 
 
+@pytest.mark.slow
 def test_traces_are_remembered_up_to_a_bound(model, monkeypatch):
     monkeypatch.setattr(small_function, "MOST_TRACES", 2)
     _, small = model

@@ -85,6 +85,7 @@ def structure_name(structure, name):
     return next(n for n, d in structure.dims.items() if name in map(str, d.slots))
 
 
+@pytest.mark.slow
 def test_unequal_counts_keep_the_larger_one():
     """Layer 0 could lose 5 units, the others 3: 3 go everywhere."""
     params = random_params(SCANNED)
@@ -104,6 +105,7 @@ def test_unequal_counts_keep_the_larger_one():
         )
 
 
+@pytest.mark.slow
 def test_units_that_meet_across_layers_stay():
     """Here the hidden units of all layers are added: one order must do for all."""
 
@@ -118,6 +120,7 @@ def test_units_that_meet_across_layers_stay():
     assert small.certificate.check() < 1e-12
 
 
+@pytest.mark.slow
 def test_an_order_of_its_own_is_refused_where_positions_count():
     """A code for each position of the hidden axis tells units apart."""
 

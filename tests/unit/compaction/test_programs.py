@@ -191,6 +191,7 @@ def test_a_structure_is_settled(entry):
     assert is_settled(fn, params, *args)
 
 
+@pytest.mark.slow
 def test_structures_of_random_programs_are_settled():
     with jax.enable_x64(True):
         for seed in range(12):

@@ -451,6 +451,7 @@ def test_a_start_or_pruned_tree_that_does_not_fit_is_named():
         jp.oneshot.compensate(params, {}, masks, stats, biases={})
 
 
+@pytest.mark.slow
 @repairs
 def test_nan_in_weights_is_not_blamed_on_the_gram_matrix(repair):
     params, stats = calibrated()
@@ -460,6 +461,7 @@ def test_nan_in_weights_is_not_blamed_on_the_gram_matrix(repair):
         repair(bad, masks, stats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", [jp.wanda, jp.scores.ria])
 def test_scores_say_where_norms_are(score):
     params, stats = calibrated()

@@ -258,6 +258,7 @@ def test_without_grams_the_error_says_so():
         jp.oneshot.alps(params, stats, 0.5)
 
 
+@pytest.mark.slow
 def test_compilation_does_not_grow_with_the_inputs():
     from jaxprune.oneshot._sparsegpt import _matrix
 

@@ -45,6 +45,7 @@ def test_equals_the_loop_by_hand(network):
         states = [block(got, x) for x in states]
 
 
+@pytest.mark.slow
 def test_a_pruned_block_may_have_got_a_bias(network):
     blocks, batches = network
     with_bias = lambda p, x: block(p, x) + p.get("bias", 0.0)  # noqa: E731
@@ -225,6 +226,7 @@ def test_products_of_equal_inputs_are_gram_matrices(use):
     np.testing.assert_allclose(same["w"], params["w"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_drift_is_checked(network):
     blocks, batches = network
     run = functools.partial(jp.oneshot.sequential, block, blocks, batches, sparsegpt)

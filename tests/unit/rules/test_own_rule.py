@@ -123,6 +123,7 @@ def test_with_a_rule_it_compacts_exactly_and_so_do_its_gradients():
     same_gradients(mlp, small, masked, X)
 
 
+@pytest.mark.slow
 def test_what_is_zero_lets_a_unit_go_whose_consumer_is_not_masked():
     jp.rules.register(bias_gelu_p, jp.rules.elementwise(zero_if="all"))
     jp.rules.register("bias_gelu_grad", jp.rules.elementwise())

@@ -48,6 +48,7 @@ EXAMPLES = np.stack(
 )
 
 
+@pytest.mark.slow
 def test_gradient_and_its_flow_are_those_of_the_mean_loss():
     grad = evidence.mean_gradient(loss, PARAMS, BATCHES)
     np.testing.assert_allclose(floats(grad), GRADIENT, rtol=1e-4, atol=1e-6)
@@ -63,6 +64,7 @@ def test_gradient_flow_is_half_the_gradient_of_the_squared_norm():
     np.testing.assert_allclose(floats(flow), half, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_grasp_is_what_the_norm_of_the_gradient_loses_with_an_entry():
     """To first order: shrink one entry, and look at half the squared norm of the gradient."""
     hvp = evidence.gradient_flow(loss, PARAMS, BATCHES)
@@ -96,6 +98,7 @@ def test_fisher_and_gradients_of_single_examples():
     assert jp.scores.woodfisher(PARAMS, grads=grads)["w"].shape == (3, 2)
 
 
+@pytest.mark.slow
 def test_optimal_brain_damage_predicts_the_loss_of_a_quadratic_in_full():
     """At the minimum of a quadratic with a diagonal Hessian the score is what removal costs."""
     best = jnp.array([3.0, -1.0, 0.5])

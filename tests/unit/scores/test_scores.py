@@ -122,6 +122,7 @@ def test_vmap_scores_each_of_an_ensemble():
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
 def test_strict_promotion_and_64_bit_types(dtype, x64):
     params = {"a": jnp.arange(12.0, dtype=dtype).reshape(3, 4), "b": jnp.ones(4, dtype)}
@@ -214,6 +215,7 @@ def test_batch_norm_scale_finds_the_norms_of_each_framework():
     np.testing.assert_array_equal(mine["g"], [1, 1])
 
 
+@pytest.mark.slow
 def test_batch_norm_scale_ranks_the_channels_of_a_structure():
     params = {
         "conv": jax.random.normal(KEY, (3, 8)),
@@ -336,6 +338,7 @@ def test_errors(call, error, text):
         call()
 
 
+@pytest.mark.slow
 def test_nnx_gradients_match_their_state():
     graphdef, state = nnx.split(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
     grad = jax.grad(lambda s: nnx.merge(graphdef, s)(jnp.ones((1, 3))).sum())(state)

@@ -58,6 +58,7 @@ def test_garbage_is_collected_again_afterwards():
 # ------------------------------------------------------------------------------ the benchmark
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 11_689_512), ("vit_small", 22_050_664)])
 def test_networks_have_as_many_parameters_as_in_pytorch(name, count):
     _, variables, _ = structure_speed_models.of_flax(structure_speed_models.NETWORKS[name]())

@@ -84,6 +84,7 @@ def test_the_unread_rest_of_a_position_table_is_not_offered():
     assert not free(jp.infer_structure(fn, params, X))
 
 
+@pytest.mark.slow
 def test_batch_statistics_follow_their_channels():
     class Net(nn.Module):
         @nn.compact
@@ -113,6 +114,7 @@ def test_nnx_modules_are_read_through_split_and_merge():
     assert sorted(structure.dims[n].size for n in free(structure)) == [6]
 
 
+@pytest.mark.slow
 def test_structured_rounds_and_never_empties():
     params = mlp_params()
     structure = jp.infer_structure(mlp, params, X)
@@ -123,6 +125,7 @@ def test_structured_rounds_and_never_empties():
     assert structure.keep(jp.structured(structure)(scores, 1.0))["up:1"].sum() == 1
 
 
+@pytest.mark.slow
 def test_structured_keeps_the_units_of_largest_mean_score():
     params = mlp_params()
     structure = jp.infer_structure(mlp, params, X)

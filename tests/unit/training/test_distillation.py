@@ -21,6 +21,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=-1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_logits(temperature: float) -> None:
     student, teacher = normal(5, 7), normal(5, 7)
@@ -42,6 +43,7 @@ def test_the_gradient_keeps_its_size_over_temperatures() -> None:
     assert norms[0] == pytest.approx(norms[1], rel=0.2)
 
 
+@pytest.mark.slow
 def test_hidden_states() -> None:
     student, teacher, p = normal(2, 3, 4), normal(2, 3, 6), normal(4, 6)
     wanted = np.square(student @ p - teacher).mean(axis=-1)
@@ -60,6 +62,7 @@ def test_projections_are_orthonormal(student: int, teacher: int) -> None:
     np.testing.assert_allclose(small, np.eye(min(student, teacher)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_attention_maps_of_fewer_heads() -> None:
     student, teacher = softmax(normal(2, 3, 4, 5)), softmax(normal(2, 6, 4, 5))
     s, t = student.mean(axis=1), teacher.mean(axis=1)

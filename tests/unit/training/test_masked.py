@@ -390,6 +390,7 @@ HARMLESS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HARMLESS)
 def test_init_is_silent_where_zeros_last(name: str) -> None:
     with warnings.catch_warnings():

@@ -136,6 +136,7 @@ def test_sparse_momentum_matches_the_paper_in_numpy() -> None:
     assert masks["c"].sum() > 18, "density did not move"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("total", "weights", "room", "wanted"),
     [

@@ -48,6 +48,7 @@ def assert_close(got: Any, wanted: Any) -> None:
 # ---- straight-through -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.0, DECAY])
 def test_straight_through_matches_numpy(decay: Any) -> None:
     tx = training.sr_ste(optax.sgd(RATE), decay=float(decay), pattern=jp.n_m(1, 2))
@@ -66,6 +67,7 @@ def test_straight_through_matches_numpy(decay: Any) -> None:
     assert changes, "no weight came back"
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_masked_network_reaches_pruned_weights() -> None:
     params = {"w": jnp.array([[3.0, 2.0]])}
     state = training.ste(optax.sgd(1.0), 0.5).init(params)
@@ -74,6 +76,7 @@ def test_the_gradient_of_the_masked_network_reaches_pruned_weights() -> None:
     assert grads["w"].tolist() == [[7.0, 1.0]]
 
 
+@pytest.mark.slow
 def test_masks_may_be_renewed_less_often() -> None:
     tx = training.ste(optax.sgd(RATE), jp.schedules.cubic(0.0, 0.5, begin=0, end=5), every=3)
     kept = [int(state.masks["w"].sum()) for _, state, _ in train(tx)]
@@ -167,6 +170,7 @@ def test_admm_matches_numpy() -> None:
         np.testing.assert_array_equal(state.masks["w"], z != 0)
 
 
+@pytest.mark.slow
 def test_admm_brings_params_to_the_sparse_network() -> None:
     tx = training.admm(optax.sgd(0.1), 0.75, rho=2.0, every=5)
 
@@ -289,6 +293,7 @@ def test_group_lasso_ends_in_structured_masks_that_compact() -> None:
     assert_close(small.fn(small.params, x), mlp(params, x))
 
 
+@pytest.mark.slow
 def test_network_slimming_prunes_the_channels_of_small_scales() -> None:
     tx = training.network_slimming(optax.sgd(0.1), 0.5, STRUCTURE, at=3, strength=0.1)
     params, state, seen = train_mlp(tx, 5)

@@ -299,6 +299,7 @@ def test_the_first_forward_pass_may_be_sparse() -> None:
     np.testing.assert_array_equal(used["b"], params["b"])
 
 
+@pytest.mark.slow
 def test_one_shot_prunes_at_its_step_with_the_gradient_of_that_step() -> None:
     tx = training.one_shot(optax.sgd(0.0), 0.5, at=2, score=jp.saliency)
     params = {"w": jnp.ones((1, 4))}

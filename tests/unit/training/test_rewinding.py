@@ -56,6 +56,7 @@ def plain(w: np.ndarray, mask: np.ndarray, trace: Any, begin: int) -> Any:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rewind", "rewind_to"), [("weights", 2), ("weights", 0), ("learning rate", 2), ("reset", 2)]
 )

@@ -311,6 +311,7 @@ def soon_all_ties(params: Any, *, step: Any, **evidence: Any) -> Any:
     return jax.tree.map(lambda w: jnp.where(step < 4, jnp.abs(w), 0.0), params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regrow", [False, True])
 def test_scores_may_be_known_beforehand(regrow: bool) -> None:
     params, scores = {"w": jnp.ones((2, 2))}, {"w": jnp.array([[1.0, 4.0], [3.0, 2.0]])}
@@ -325,6 +326,7 @@ def test_what_is_pruned_stays_pruned(score: Any) -> None:
     assert ever_shrinking(score, CUBIC)
 
 
+@pytest.mark.slow
 def test_regrow_lets_all_entries_compete_afresh() -> None:
     assert not ever_shrinking(random_each_step, 0.5, regrow=True)
 
@@ -412,6 +414,7 @@ def everything() -> optax.GradientTransformationExtraArgs:
     return jp.prune(optax.adamw(1e-2), jp.saliency, CUBIC, every=2, pattern=ranked)
 
 
+@pytest.mark.slow
 def test_compiles_once() -> None:
     tx, params = everything(), make_params()
     state = tx.init(params)
