@@ -188,6 +188,7 @@ def test_rankings_over_leaves_are_the_same_traced_or_not(name):
             np.testing.assert_array_equal(mask, traced(scores, jnp.float32(part / 256))[path])
 
 
+@pytest.mark.slow
 def test_one_threshold_keeps_the_first_of_one_stable_sort():
     """The oracle: sort all entries of all leaves together, stably, and keep the first."""
     scores = mixed(0, "b")

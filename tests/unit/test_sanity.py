@@ -131,6 +131,7 @@ def test_active_entries_are_those_on_a_path():
     assert not read.all() and not fed.all()
 
 
+@pytest.mark.slow
 def test_a_network_that_is_cut_in_two_is_seen_though_no_layer_is_empty():
     masks = {
         "in": jnp.zeros((6, 20), bool).at[:, :5].set(True),

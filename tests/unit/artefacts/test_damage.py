@@ -140,6 +140,7 @@ BYTES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", BYTES)
 def test_damaged_bytes(saved, tmp_path, name, damage):

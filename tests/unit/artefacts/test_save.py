@@ -69,6 +69,7 @@ def test_random_keys_are_saved(tmp_path):
     np.testing.assert_array_equal(again.fn(again.params, X), small.fn(small.params, X))
 
 
+@pytest.mark.slow
 def test_the_plan_is_text_and_names_what_print_names(tmp_path):
     _, params, small = cut()
     jp.save(small, tmp_path)

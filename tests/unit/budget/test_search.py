@@ -64,6 +64,7 @@ def test_whole_branches_go_when_they_may():
     close(small, fn, params, plan.masks, x)
 
 
+@pytest.mark.slow
 def test_scanned_layers_compete_with_widths():
     fn, params, structure, scores, x = setting("scanned gpt")
     layers = chosen_dims(structure, "*layers")

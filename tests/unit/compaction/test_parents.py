@@ -140,6 +140,7 @@ def test_an_order_of_its_own_is_refused_where_positions_count():
     assert small.params["up"].shape[2] > 4
 
 
+@pytest.mark.slow
 def test_layers_have_one_order_for_all_units():
     """A hidden unit can't run through the layers in an order of its own."""
     params = random_params(SCANNED)

@@ -105,6 +105,7 @@ def test_the_result_of_a_rule_may_be_a_constant():
     assert small.params["down"].shape == (2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [with_rule(passes_on=True), forward_rule])
 def test_a_constant_whose_gradient_is_passed_on_is_none(function):
     """The masked model trains ``in`` through what gives a constant: its units can't go."""

@@ -234,6 +234,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [METHODS["sparsegpt"], METHODS["alps"]])
 @pytest.mark.parametrize("name", REFUSED)
 def test_patterns_along_other_axes_are_refused(name, method):

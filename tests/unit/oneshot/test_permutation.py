@@ -158,6 +158,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_clear_errors(name):
     make, options, text = BAD[name]

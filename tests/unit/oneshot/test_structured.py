@@ -50,6 +50,7 @@ def test_repairs_help_and_compact_equals_masked(score):
     np.testing.assert_allclose(small.fn(small.params, x), mlp(both, x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_flap_chooses_what_fluctuates():
     params, x, stats = setting()
     hidden = np.asarray(jax.nn.relu(x @ params["up"] + params["up_bias"]), np.float64)

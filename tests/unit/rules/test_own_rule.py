@@ -414,6 +414,7 @@ def _call(body, name, x, *more):
 square_kernel.defvjp(lambda x: (square_kernel(x), x), lambda x, g: (square_gradient(x, g),))
 
 
+@pytest.mark.slow
 def test_kernels_inside_a_custom_vjp_keep_their_gradients():
     fn = lambda p, x: square_kernel(x @ p["up"]) @ p["down"]  # noqa: E731
     params = draw(up=(5, 8), down=(8, 3))
