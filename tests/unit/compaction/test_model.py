@@ -58,10 +58,10 @@ def test_full_params_are_freed_and_needed_again_only_to_check():
 
 
 def test_the_masks_of_the_check_are_those_of_compact(model):
-    """Other masks would make another model: the check sees the difference in the full params."""
+    """Without them the full model of these params would be dense, and differ from the small one."""
     params, small = model
     moved = params | {"up": params["up"] + KEEP}
-    assert small.certificate.check(params=moved) < 1e-12  # both models are made of what is given
+    assert small.certificate.check(params=moved) < 1e-12
 
 
 def through_pickle(small):
