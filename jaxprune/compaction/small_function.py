@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.compaction import counts as _counts
@@ -24,13 +25,27 @@ from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.parents import obstacle
 
 MOST_TRACES = 64  # Eager calls remember so many traces, the latest ones.
+NEW_ARGUMENTS = (
+    "these arguments tie or freeze a pruned dimension that the arguments given to compact left "
+    "free ({why}); call compact with arguments like these"
+)
+OTHER_FUNCTION = (
+    "this function can't be had at the cut of the compact model ({why}); leave that dimension out "
+    "of the masks, or compact this function itself: jp.compact(other_fn, params, masks, *args)"
+)
 
 
 class SmallFunction:
     """``fn`` at small sizes; it holds no parameters."""
 
-    def __init__(self, fn: Callable[..., Any], structure: Structure, planned: plan.Plan):
-        self.fn, self._structure, self._plan = fn, structure, planned
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        structure: Structure,
+        planned: plan.Plan,
+        refusal: str = NEW_ARGUMENTS,
+    ):
+        self.fn, self._structure, self._plan, self._refusal = fn, structure, planned, refusal
         self._known: OrderedDict[Any, _Traced] = OrderedDict()  # latest last
         self.traced_for: Any = None  # types of (params, args) that compact was given
         self.__name__ = getattr(fn, "__name__", "compact")
@@ -41,7 +56,7 @@ class SmallFunction:
 
     def __call__(self, small_params: Any, *args: Any) -> Any:
         leaves, treedef = jax.tree.flatten(small_params)
-        _check_params(self._structure, self._plan.split.view(KEPT), leaves, treedef)
+        check_params(self._structure, self._plan.split.view(KEPT), leaves, treedef)
         program, demand, counts, leftovers = self._traced(leaves, args)
         xs = [*leaves, *jax.tree.leaves(args)]
         ins = [(i, KEPT) for i in range(len(xs))]
@@ -89,25 +104,20 @@ class SmallFunction:
         program = _infer.couple(closed, out_shape, full, args, param_axes)
         split = self._plan.split
         for old in split.kept:
-            _check_still_free(fresh[axes.find(old)])
+            self._check_still_free(fresh[axes.find(old)])
         for order in self._plan.orders.values():
             pair = (fresh[axes.find(axis)] for axis in (order.dimension, order.parent))
             where = obstacle(program.tape, *pair)
             if where is not None:
-                why = f"its units differ under a parent: {where}"
-                raise ValueError(_NEW_ARGUMENTS.format(why=why))
-        demand = plan.evaluation(
-            program,
-            Split(
-                {fresh[axes.find(old)]: index for old, index in split.kept.items()},
-                {fresh[axes.find(old)]: index for old, index in split.removed.items()},
-            ),
-            self._plan.zero_slices,
-            self._structure.paths,
-            self._plan.semantics,
-        )
-        for dimension, _, why in demand.refusals:
-            raise ValueError(_NEW_ARGUMENTS.format(why=f"dimension of {dimension.size}: {why}"))
+                self._refuse(f"its units differ under a parent: {where}")
+        kept = {fresh[axes.find(old)]: index for old, index in split.kept.items()}
+        removed = {fresh[axes.find(old)]: index for old, index in split.removed.items()}
+        planned = self._is_planned(args)
+        parts = Split(kept, removed) if planned else self._needed(program, kept)
+        demand = self._evaluation(program, parts)
+        for dimension, index in kept.items():
+            if not len(index) and demand.evaluates(dimension):
+                self._refuse(f"dimension of {dimension.size}: all of its units are gone")
         absent = self._plan.semantics == plan.KEPT_ONLY
         counts = _counts.find(program.tape, demand.split) if absent else {}
         axis = {name: fresh[axes.find(d.axis)] for name, d in self._structure.dims.items()}
@@ -115,19 +125,56 @@ class SmallFunction:
             (program.param_values[i], frozenset(axis[name] for name in names)): array
             for (i, names), array in self._plan.leftovers.items()
         }
+        places = {value: i for i, value in enumerate(program.param_values)}
+        for value, block in demand.constants.leftovers:
+            if value in places and (value, block) not in leftovers:
+                path = self._structure.paths[places[value]]
+                self._refuse(f"it needs the removed part of {path}, which is not zero")
         return program, demand, counts, leftovers
+
+    def _is_planned(self, args: Any) -> bool:
+        """Whether the plan was made for a program of these arguments: it knows what is carried."""
+        if self.traced_for is None:
+            return False
+        return _types(args) == _types(self.traced_for[1])
+
+    def _needed(self, program: _infer.Program, kept: dict[Axis, np.ndarray]) -> Split:
+        """What this program needs of removed units, which may be more than the planned one did."""
+        gone = {dim: np.setdiff1d(np.arange(dim.size), index) for dim, index in kept.items()}
+        found = self._evaluation(program, Split(kept, gone)).carried
+        none = np.zeros(0, int)
+        carried = {d: np.flatnonzero(found[d]) if d in found else none for d in kept}
+        return Split(kept, {d: np.intersect1d(carried[d], gone[d]) for d in kept})
+
+    def _evaluation(self, program: _infer.Program, split: Split) -> Demand:
+        """What has to be evaluated; an error where units can't be removed after all."""
+        demand = plan.evaluation(
+            program, split, self._plan.zero_slices, self._structure.paths, self._plan.semantics
+        )
+        for dimension, _, why in demand.refusals:
+            self._refuse(f"dimension of {dimension.size}: {why}")
+        return demand
+
+    def _check_still_free(self, leaf: Axis) -> None:
+        if axes.find(leaf) is not leaf or leaf.reasons:
+            self._refuse("; ".join(map(str, leaf.reasons)) or "tied")
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise ValueError(self._refusal.format(why=why))
+
+    def check(self, params: Any, args: Any) -> None:
+        """Raises what a call would raise, without computing anything."""
+        leaves, treedef = jax.tree.flatten(params)
+        check_params(self._structure, self._plan.split.view(KEPT), leaves, treedef)
+        self._trace(leaves, args)
 
 
 _Traced = tuple[_infer.Program, Demand, _counts.Counts, dict[Any, Any]]
-_NEW_ARGUMENTS = (
-    "these arguments tie or freeze a pruned dimension that the arguments given to compact left "
-    "free ({why}); call compact with arguments like these"
-)
 
 
-def _check_still_free(leaf: Axis) -> None:
-    if axes.find(leaf) is not leaf or leaf.reasons:
-        raise ValueError(_NEW_ARGUMENTS.format(why="; ".join(map(str, leaf.reasons)) or "tied"))
+def _types(args: Any) -> Any:
+    leaves = jax.tree.leaves(args)
+    return jax.tree.structure(args), [(np.shape(x), jnp.result_type(x)) for x in leaves]
 
 
 def _signature(x: Any) -> Any:
@@ -136,7 +183,7 @@ def _signature(x: Any) -> Any:
     return aval.shape, aval.dtype, getattr(aval, "weak_type", False), lies
 
 
-def _check_params(structure: Structure, view: View, leaves: list[Any], treedef: Any) -> None:
+def check_params(structure: Structure, view: View, leaves: list[Any], treedef: Any) -> None:
     if treedef != structure.treedef:
         raise ValueError(
             f"the compact function got params of structure {treedef}, wanted {structure.treedef}; "

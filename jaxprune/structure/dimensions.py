@@ -93,9 +93,15 @@ class Structure:
         if not isinstance(keep, Mapping):
             raise TypeError(f"masks wants {{dimension name: booleans}}, got {type(keep).__name__}")
         plain = {name: v for name, v in keep.items() if not isinstance(v, Mapping)}
-        masks = self.traced_masks({d.name: v for d, v in self._checked(plain) if not v.all()})
         under = {name: v for name, v in keep.items() if isinstance(v, Mapping)}
-        return self._masks_under(under, masks) if under else masks
+        cut = {d.name: v for d, v in self._checked(plain) if not v.all()}
+        return self.masks_of({**cut, **under})
+
+    def masks_of(self, kept: Mapping[str, Any]) -> Any:
+        """As :meth:`masks`, of what a compact model keeps: a whole branch may be gone."""
+        plain = {name: v for name, v in kept.items() if not isinstance(v, Mapping)}
+        under = {name: v for name, v in kept.items() if isinstance(v, Mapping)}
+        return self._masks_under(under, self.traced_masks(plain))
 
     def parents(self, name: str) -> list[str]:
         """Dimensions that stand beside this one in all of its leaves.
@@ -131,6 +137,8 @@ class Structure:
         return found
 
     def _masks_under(self, keep: Mapping[str, Any], masks: Any) -> Any:
+        if not keep:
+            return masks
         leaves = self.mask_leaves(masks)
         for name, given in keep.items():
             for dim, parent, kept in self._checked_under(name, given):

@@ -34,7 +34,8 @@ import jaxprune as jp
 from benchmarks.common import results
 from jaxprune.ir import compat
 from tests.fuzz import laws as fuzz_laws
-from tests.fuzz.laws import Case, run, trace
+from tests.fuzz import others
+from tests.fuzz.laws import Case, computed, run, trace
 from tests.fuzz.masks import MASKS, draw_masks, masked_params
 from tests.fuzz.numpy_eval import BOUND, watching, widened
 from tests.fuzz.programs import Program, gradient, random_program
@@ -141,7 +142,7 @@ class Checker:
         self.full = trace(program.fn, program.params, *program.args)
         self.gradient: Any = None
 
-    def check(self, name: str, masks: Any, gradients: bool) -> Outcome:
+    def check(self, name: str, masks: Any, gradients: bool, another: bool = False) -> Outcome:
         program = self.program
         if all(np.all(mask) for mask in jax.tree.leaves(masks)):
             return Outcome(program.seed, name, "nothing")
@@ -161,6 +162,8 @@ class Checker:
         lines = fuzz_laws.broken(case)
         if _types(traced[0]) != _types(self.full):
             lines.append(f"results have types {_types(traced[0])}, wanted {_types(self.full)}")
+        if another:
+            lines += self._another(small, masked)
         apart = error > TOLERANCE
         by_nan = apart and bool(decided and small.certificate.hazards)
         shaken = apart and error <= self._rounding(small, masked, expected)
@@ -173,6 +176,32 @@ class Checker:
             "corrected" in states, not exact, gradients, not finite, error,
             "\n".join(lines), shaken, by_nan,
         )  # fmt: skip
+
+    def _another(self, small: Any, params: Any) -> list[str]:
+        """Other functions of the same parameters at the same cut are equal, or refused."""
+        fn, args = self.program.fn, self.program.args
+        names = list(others.FUNCTIONS)
+        name = names[self.program.seed % len(names)]
+        other = others.FUNCTIONS[name](fn)
+        try:
+            cut = small.cut(other, *args)
+        except ValueError as error:
+            if "can't be had at the cut" not in str(error):
+                raise
+            return []
+        traced = trace(other, params, *args)
+        with watching() as decided:
+            expected = small.restrict_outputs(run(traced, params, *args))
+        got = computed(cut, small.params, *args)
+        error, _ = difference(expected, got)
+        if error <= TOLERANCE or decided:
+            return []
+        eps = rounding_of(traced[0])
+        near = [run(traced, moved(params, k, eps), *args) for k in range(MOVES)]
+        rounding = max(difference(expected, small.restrict_outputs(out))[0] for out in near)
+        if error <= allowed(eps) * rounding:
+            return []
+        return [f"small.cut of {name} differs by {error:.1e}"]
 
     def _rounding(self, small: Any, masked: Any, expected: Sequence[Any]) -> float:
         """How far a result may be off, since the masked model moves as its last digits do."""
@@ -213,7 +242,7 @@ def check_program(seed: int, count: int) -> list[Outcome]:
         found = [Outcome(seed, "no mask", "different", detail="\n".join(lines))] if lines else []
         for i, (name, mask) in enumerate(masks):
             try:
-                found.append(checker.check(name, mask, gradients=i == seed % count))
+                found.append(checker.check(name, mask, i == seed % count, i == (seed + 1) % count))
             except Exception:
                 text = traceback.format_exc(limit=-6)
                 found.append(Outcome(seed, name, "crash", detail=text))
