@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -117,7 +117,8 @@ def _terms(
         return _of_units(model, scores)
     units = structure.unit_scores(scores, reduce.sum)
     order = {n: _best_first(host(units[n])) for n in model.names}
-    return _of_entries(structure, model, _numbers(scores), order), order
+    voting = {i for name in model.names for i in structure.voters(name)}
+    return _of_entries(structure, model, _numbers(scores), order, voting), order
 
 
 def _best_first(units: np.ndarray) -> np.ndarray:
@@ -129,11 +130,14 @@ def _of_entries(
     model: Model,
     leaves: Sequence[np.ndarray],
     order: Mapping[str, np.ndarray],
+    voting: Set[int],
 ) -> list[Term]:
+    """The score that each leaf keeps; running statistics have no vote."""
     own = [axes.find(structure.dims[n].axis) for n in model.names]
     index = {axis: i for i, axis in enumerate(own)}
     terms = []
-    for axs, leaf in zip(structure.param_axes, leaves):
+    for i in sorted(voting):
+        axs, leaf = structure.param_axes[i], leaves[i]
         dims = dims_in(axs, index)
         table = np.asarray(leaf.sum())
         for d in dims:

@@ -125,6 +125,7 @@ class Row(NamedTuple):
         first of a "quotient"; "" where the primitive itself is asked.
       finite: whether value and derivative are finite at a real zero, whatever the others are.
       poles: the one operand whose zeros can make infinities; None where each can.
+      root: whether it is a square root, or one over it.
       core: how many axes at the end of its operands make up one problem of linear algebra.
     """
 
@@ -138,6 +139,7 @@ class Row(NamedTuple):
     zeros: str = ""
     finite: bool = False
     poles: int | None = None
+    root: bool = False
     core: int = 0
 
 
@@ -223,7 +225,7 @@ ROWS: dict[str, Row] = {
     "regularized_incomplete_beta": entrywise(),
     "rem": entrywise(zeros="quotient", poles=1),
     "round": entrywise(finite=True),
-    "rsqrt": entrywise(),
+    "rsqrt": entrywise(root=True),
     "select_n": entrywise(finite=True),
     "shift_left": entrywise(zeros="first"),
     "shift_right_arithmetic": entrywise(zeros="first"),
@@ -231,7 +233,7 @@ ROWS: dict[str, Row] = {
     "sign": entrywise(finite=True),
     "sin": entrywise(finite=True),
     "sinh": entrywise(finite=True),
-    "sqrt": entrywise(),
+    "sqrt": entrywise(root=True),
     "square": entrywise(finite=True),
     "stage": entrywise(),
     "stop_gradient": relabeled(runs=False, finite=True, passes=WEIGHT),

@@ -63,7 +63,14 @@ class Dimension:
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """What :func:`infer_structure` found. ``print`` it to see the table of dimensions."""
+    """What :func:`infer_structure` found. ``print`` it to see the table of dimensions.
+
+    Attributes:
+      dims: dimension name -> :class:`Dimension`.
+      paths, shapes: of the leaves of params, in their order.
+      statistics: paths of the leaves that are running means and variances, as BatchNorm has them;
+        they have no vote in the scores of units.
+    """
 
     dims: dict[str, Dimension]
     paths: tuple[str, ...]
@@ -71,6 +78,7 @@ class Structure:
     param_axes: tuple[tuple[Axis, ...], ...] = field(repr=False)
     treedef: Any = field(repr=False)
     layouts: tuple[Any, ...] = field(repr=False, default=())  # how params lie on a mesh, or None
+    statistics: tuple[str, ...] = field(repr=False, default=())
 
     def masks(self, keep: Mapping[str, Any]) -> Any:
         """Masks of all coupled slots.
@@ -121,6 +129,11 @@ class Structure:
     def owners(self, name: str) -> Sequence[int]:
         """The positions of the leaves that hold a dimension, in their order."""
         return self._owners[name]
+
+    def voters(self, name: str) -> Sequence[int]:
+        """The owners that are no running statistics; all of them where there is no other."""
+        owners = self.owners(name)
+        return [i for i in owners if self.paths[i] not in self.statistics] or owners
 
     @functools.cached_property
     def _owners(self) -> dict[str, Sequence[int]]:
@@ -252,7 +265,7 @@ class Structure:
         return kept
 
     def unit_scores(
-        self, scores: Any, reduce: Reduction = mean
+        self, scores: Any, reduce: Reduction = mean, *, statistics: bool = False
     ) -> dict[str, np.ndarray | jax.Array]:
         """Returns a score for each unit of every prunable dimension, over all of its slots.
 
@@ -260,6 +273,7 @@ class Structure:
           scores: a tree like params.
           reduce: what becomes of a unit's entries: ``jp.reduce.mean``, ``jp.reduce.sum``,
             ``jp.reduce.taylor``, or another function ``(sums, counts) -> scores``.
+          statistics: whether running means and variances (``structure.statistics``) count, too.
 
         Returns:
           dimension name -> a vector of its size.
@@ -281,10 +295,11 @@ class Structure:
                 )
         check_reduce(reduce)
         free = [d for d in self.dims.values() if not d.frozen]
+        voting = {d.name: self.owners(d.name) if statistics else self.voters(d.name) for d in free}
         units: dict[str, Any] = freely(
             lambda xs: {
                 d.name: unit_score(
-                    d.axis, [(self.param_axes[i], xs[i]) for i in self.owners(d.name)], reduce
+                    d.axis, [(self.param_axes[i], xs[i]) for i in voting[d.name]], reduce
                 )
                 for d in free
             },

@@ -14,6 +14,7 @@ from jaxprune.sharding import declared_layout
 from jaxprune.structure import infer as _infer
 from jaxprune.structure import labels, usage
 from jaxprune.structure.dimensions import Dimension, Slot, Structure
+from jaxprune.structure.statistics import statistics
 
 # A unit that a slice or a padding sets apart is no dimension: its axis would be gone with it.
 APART = "a single unit that a slice sets apart: one (of zeros) stays so that none is empty"
@@ -41,7 +42,9 @@ def from_programs(programs: Sequence[_infer.Program], params: Any) -> Structure:
         name = str(found[0])
         dims[name] = Dimension(name, leaf.size, found, why, governed, leaf, label)
     layouts = tuple(map(declared_layout, jax.tree.leaves(params)))
-    return Structure(dims, paths, shapes, param_axes, jax.tree.structure(params), layouts)
+    still = set[int]().union(*(statistics(p.tape, p.param_values) for p in programs))
+    names = tuple(paths[i] for i in sorted(still))
+    return Structure(dims, paths, shapes, param_axes, jax.tree.structure(params), layouts, names)
 
 
 def _slots(
