@@ -84,6 +84,11 @@ def working(what: str, progress: Progress = None) -> Iterator[Row]:
         yield row
 
 
+def inner(progress: Progress) -> bool | None:
+    """What to hand on to a call within: it is silent unless this one shows a bar."""
+    return False if progress is False or callable(progress) else None
+
+
 def check(progress: Any) -> bool:
     """True, unless ``progress`` is of a kind that nothing can be done with."""
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
