@@ -22,6 +22,7 @@ import jax
 import jaxlib
 import numpy as np
 
+from jaxprune._progress import Progress, track, working
 from jaxprune._renamed import renamed
 from jaxprune.costs.api import check_call
 from jaxprune.typing import path_str
@@ -125,7 +126,13 @@ class Comparison:
 
 
 @renamed("jp.benchmark", rounds="repeats")
-def benchmark(fn: Fn, *args: Any, repeats: int = 15, min_round: float = 0.01) -> Timing:
+def benchmark(
+    fn: Fn,
+    *args: Any,
+    repeats: int = 15,
+    min_round: float = 0.01,
+    progress: Progress = None,
+) -> Timing:
     """Returns how long one call ``fn(*args)`` takes, in seconds; compilation excluded.
 
     On a CPU each call is waited for. On an accelerator the calls of a round are queued, so that the
@@ -136,6 +143,8 @@ def benchmark(fn: Fn, *args: Any, repeats: int = 15, min_round: float = 0.01) ->
       *args: arrays; they are placed on the device once.
       repeats: number of rounds, each of which is one sample.
       min_round: seconds that a round lasts at least; it makes as many calls as that takes.
+      progress: None or True for a bar once it takes long, False for silence, or what wraps the
+        rounds, such as ``tqdm.tqdm``.
 
     Returns:
       A :class:`Timing`.
@@ -151,8 +160,9 @@ def benchmark(fn: Fn, *args: Any, repeats: int = 15, min_round: float = 0.01) ->
       (True, 3)
     """
     _check_repeats("jp.benchmark", repeats)
-    ready = _prepare("jp.benchmark", "jp.benchmark(fn, params, x)", fn, args, min_round)
-    return ready.timing([ready.round() for _ in range(repeats)])
+    with working("jp.benchmark", progress):
+        ready = _prepare("jp.benchmark", "jp.benchmark(fn, params, x)", fn, args, min_round)
+        return ready.timing([ready.round() for _ in track(range(repeats), "rounds", progress)])
 
 
 @renamed("jp.compare", rounds="repeats")
@@ -162,6 +172,7 @@ def compare(
     repeats: int = 15,
     baseline: str | None = None,
     min_round: float = 0.01,
+    progress: Progress = None,
 ) -> Comparison:
     """Returns the timings of several functions and their speed-ups, from one interleaved run.
 
@@ -173,6 +184,8 @@ def compare(
       repeats: number of rounds, each of which times every function once.
       baseline: the name that the others are compared with; the first one if None.
       min_round: seconds that each function's part of a round lasts at least.
+      progress: None or True for a bar once it takes long, False for silence, or what wraps the
+        rounds, such as ``tqdm.tqdm``.
 
     Returns:
       A :class:`Comparison`.
@@ -193,15 +206,17 @@ def compare(
     base = next(iter(entries)) if baseline is None else baseline
     if base not in entries:
         raise ValueError(f"baseline {base!r} of jp.compare is not among {list(entries)}")
-    ready = {
-        name: _prepare(
-            f"entry {name!r} of jp.compare",
-            f"jp.compare({{{name!r}: (fn, (params, x))}})",
-            *(fn, args, min_round),
-        )
-        for name, (fn, args) in entries.items()
-    }
-    samples = _interleave(ready, repeats)
+    with working("jp.compare", progress) as row:
+        ready = {}
+        for name, (fn, args) in entries.items():
+            row.now = f"compiling {name}"
+            who, write = (
+                f"entry {name!r} of jp.compare",
+                f"jp.compare({{{name!r}: (fn, (params, x))}})",
+            )
+            ready[name] = _prepare(who, write, fn, args, min_round)
+        row.now = ""
+        samples = _interleave(ready, repeats, progress)
     timings = {name: ready[name].timing(found) for name, found in samples.items()}
     return Comparison(
         timings, {name: _ratio(samples[base], found) for name, found in samples.items()}, base
@@ -272,11 +287,13 @@ def _prepare(who: str, write: str, fn: Fn, args: tuple[Any, ...], min_round: flo
     return ready
 
 
-def _interleave(ready: Mapping[str, _Ready], repeats: int) -> dict[str, list[float]]:
+def _interleave(
+    ready: Mapping[str, _Ready], repeats: int, progress: Progress
+) -> dict[str, list[float]]:
     """Every function once per round, in an order of its own: no one always follows the same."""
     order, shuffle = list(ready), random.Random(0).shuffle
     samples: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(repeats):
+    for _ in track(range(repeats), "rounds", progress):
         shuffle(order)
         for name in order:
             samples[name].append(ready[name].round())

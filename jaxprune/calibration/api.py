@@ -6,7 +6,7 @@ the data is in them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._leaf import is_float
+from jaxprune._progress import Progress, track
 from jaxprune.calibration.origins import Layout
 from jaxprune.calibration.reader import UNREAD, Moments, Wish, merge, read, summed
 from jaxprune.typing import Params, PyTree, Where, named_leaves, path_str
@@ -105,6 +106,7 @@ def calibrate(
     grams: bool | Where = True,
     dtype: Any = jnp.float32,
     axis_name: Any = None,
+    progress: Progress = None,
 ) -> Stats:
     r"""Returns statistics of the input of each weight that a contraction or convolution consumes.
 
@@ -125,12 +127,14 @@ def calibrate(
       dtype: what is summed in; float64 needs ``jax.enable_x64(True)``.
       axis_name: a mapped axis (``jax.shard_map``, ``jax.pmap``) to sum over when this is called
         within it; ``batches`` holds this device's part.
+      progress: None or True for a bar once it takes long, False for silence, or what wraps the
+        batches, such as ``tqdm.tqdm``.
 
     Raises:
       ValueError: without batches; for one array in place of batches, a list as a batch, or shapes
         without data; for a NaN or infinite input, or a leaf whose inputs lie along other axes in
         another batch, naming the leaf; for float64 where it is not enabled.
-      TypeError: for another dtype.
+      TypeError: for another dtype, or progress of another kind.
 
     References:
       Means and variances of several batches are joined as in Chan, Golub and LeVeque, 1979.
@@ -144,7 +148,7 @@ def calibrate(
       (Array([5.       , 1.4142135], dtype=float32), Array([[25.,  7.],
              [ 7.,  2.]], dtype=float32), None)
     """
-    return Calibrator(fn, where, grams, dtype, axis_name)(params, batches)
+    return Calibrator(fn, where, grams, dtype, axis_name, progress)(params, batches)
 
 
 class Calibrator:
@@ -160,8 +164,10 @@ class Calibrator:
         grams: bool | Where = True,
         dtype: Any = jnp.float32,
         axis_name: Any = None,
+        progress: Progress = None,
     ):
         self.where, self.grams, self.dtype, self.axis_name = where, grams, dtype, axis_name
+        self.progress = progress
 
         def one(wish: Wish, params: Params, args: tuple[Any, ...]) -> Any:
             moments, layouts, lost = read(fn, wish, params, args)
@@ -173,7 +179,9 @@ class Calibrator:
         named = named_leaves(params)
         wish = wish_for(named, self.where, self.grams, self.dtype)
         seen: _Seen | None = None
-        for args in _each_batch(batches):
+        total = len(batches) if isinstance(batches, Sized) else None
+        for args in track(_each_batch(batches), "calibrating on batches", self.progress, total):
+            jax.block_until_ready(seen and seen.moments)  # One batch is ahead at most.
             moments, layouts, lost = self._pass(wish, params, args)
             new = _Seen(moments, layouts.value, lost.value)
             seen = new if seen is None else _together(named, seen, new)

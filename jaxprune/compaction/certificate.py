@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxprune._progress import Progress
 from jaxprune.compaction.blocks import View
 from jaxprune.compaction.checking import Checker
 from jaxprune.compaction.plan import Decision, Plan
@@ -75,7 +76,9 @@ class Certificate:
         little = [e for e in self.entries if e.left < LITTLE * e.size]
         return tuple(e for e in little if e.left <= 1 or e.left < FAR_LESS * mean * e.size)
 
-    def check(self, n: int = 1, seed: int = 0, *, params: Any = None) -> float:
+    def check(
+        self, n: int = 1, seed: int = 0, *, params: Any = None, progress: Progress = None
+    ) -> float:
         """Largest relative error against the masked model on ``n`` random inputs in float64.
 
         Each floating argument is drawn from a normal distribution, others are taken as they were
@@ -87,6 +90,8 @@ class Certificate:
           seed: the seed of the inputs.
           params: the full params that ``compact`` was given. They are needed only when they are
             gone: the certificate keeps none of them alive.
+          progress: None or True for a bar once it takes long, False for silence, or what wraps the
+            inputs, such as ``tqdm.tqdm``.
 
         Returns:
           max|compact - masked| / max|masked|; NaN where the masked model is NaN itself, so that it
@@ -99,7 +104,7 @@ class Certificate:
         """
         if n < 1:
             raise ValueError(f"check wants n >= 1 random inputs, got {n}")
-        return self._checker.error(n, seed, params)
+        return self._checker.error(n, seed, params, progress)
 
     def __str__(self) -> str:
         if not self.entries:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._progress import Progress, track
 from jaxprune.compaction.cut import Cut
 from jaxprune.compaction.masked import Masked
 from jaxprune.compaction.plan import KEPT_ONLY
@@ -94,7 +95,7 @@ class Checker:
     args: Any
     source: Source
 
-    def error(self, n: int, seed: int, params: Any) -> float:
+    def error(self, n: int, seed: int, params: Any, progress: Progress = None) -> float:
         """The largest relative error on ``n`` random inputs; NaN wins."""
         if self.cut.plan.semantics == KEPT_ONLY:
             raise ValueError(NOT_COMPARABLE)
@@ -102,7 +103,8 @@ class Checker:
         leaves = [self.cut.slice(leaf, i) for i, leaf in enumerate(jax.tree.leaves(masked))]
         small = jax.tree.unflatten(self.cut.structure.treedef, leaves)
         keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(n)]
-        return float(np.max([self._compare(masked, small, key) for key in keys]))
+        inputs = track(keys, "comparing on random inputs", progress)
+        return float(np.max([self._compare(masked, small, key) for key in inputs]))
 
     def _compare(self, masked: Any, small: Any, key: Any) -> float:
         """One random input in float64 through both models."""

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune._progress import Progress
 from jaxprune.calibration.api import Stats
 from jaxprune.oneshot._checks import check_size
 from jaxprune.oneshot._linalg import conjugate_gradients, damped, matmul, without_dead
@@ -24,6 +25,7 @@ def alps(
     damping: float = 0.01,
     steps: int = 300,
     refit_steps: int = 10,
+    progress: Progress = None,
 ) -> Pruned:
     r"""Returns pruned params and their masks, by ALPS.
 
@@ -40,8 +42,8 @@ def alps(
     take ``refit_steps`` of :func:`refit`.
 
     Args:
-      params, stats, sparsity, pattern, damping: as in :func:`sparsegpt`; unstructured masks are
-        chosen within the whole leaf, as the pattern says.
+      params, stats, sparsity, pattern, damping, progress: as in :func:`sparsegpt`; unstructured
+        masks are chosen within the whole leaf, as the pattern says.
       steps: of ADMM, at most.
       refit_steps: of conjugate gradients.
 
@@ -66,6 +68,7 @@ def alps(
     return per_matrix(
         "alps", _matrix, params, stats, sparsity,
         pattern=in_matrix("alps", pattern), damping=damping, steps=steps, refit_steps=refit_steps,
+        progress=progress,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._progress import Progress
 from jaxprune.calibration.api import Stats
 from jaxprune.masks import check_masks
 from jaxprune.oneshot._checks import check_size
@@ -29,6 +30,7 @@ def dsnot(
     power: float = 1.0,
     cycles: int = 50,
     threshold: float = 0.1,
+    progress: Progress = None,
 ) -> Masks:
     r"""Returns masks in which entries are swapped while that lowers an output's mean error.
 
@@ -46,6 +48,8 @@ def dsnot(
       power: the exponent of the variance.
       cycles: at most.
       threshold: of :math:`|e|`, below which an output is left alone.
+      progress: None or True for a bar once it takes long, False for silence, or what wraps the
+        leaves, such as ``tqdm.tqdm``.
 
     Raises:
       ValueError: for masks that do not fit, a pruned leaf without statistics, an axis that is no
@@ -82,7 +86,7 @@ def dsnot(
         swap = functools.partial(_matrix, group=group or w.shape[1], cycles=cycles)
         return w, jax.vmap(swap, (0, 0, 0, 0, 0, None, None))(w, kept, *seen, power, threshold)
 
-    return map_layers(found, params, masks, solve)[1]
+    return map_layers(found, params, masks, solve, progress)[1]
 
 
 def _in_groups(layer: Layer, group: int | None, axis: int | None) -> Layer:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._progress import Progress, track
 from jaxprune.calibration.api import Stats
 from jaxprune.calibration.origins import Layout
 from jaxprune.calibration.reader import GROUPED, UNREAD
@@ -143,8 +144,11 @@ def map_layers(
     params: Params,
     masks: Masks,
     solve: Callable[..., tuple[jax.Array, jax.Array]],
+    progress: Progress = None,
 ) -> tuple[Params, Masks]:
     """``solve(layer, mask) -> (weights, mask)`` in matrices, for each layer; others are masked.
+
+    ``progress`` wraps the leaves, see :func:`track`.
 
     Raises:
       FloatingPointError: where a solution is not finite, naming the leaf.
@@ -153,7 +157,12 @@ def map_layers(
     given = treedef.flatten_up_to(masks)
     results = [
         (_masked(leaf, mask), mask) if layer is None else _solved(layer, mask, solve)
-        for layer, (_, leaf), mask in zip(found, flat, given, strict=True)
+        for layer, (_, leaf), mask in track(
+            list(zip(found, flat, given, strict=True)),
+            "solving leaves",
+            progress,
+            label=lambda each: path_str(each[1][0]),
+        )  # fmt: skip
     ]
     new, kept = ([pair[k] for pair in results] for k in (0, 1))
     return jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, kept)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune._progress import Progress
 from jaxprune.calibration.api import Stats
 from jaxprune.oneshot._leaves import Layer
 from jaxprune.oneshot._linalg import factor, without_dead
@@ -26,6 +27,7 @@ def obc(
     *,
     pattern: PatternFn = UNSTRUCTURED,
     damping: float = 0.01,
+    progress: Progress = None,
 ) -> Pruned:
     r"""Returns pruned params and their masks, by OBC (ExactOBS), for small layers.
 
@@ -39,8 +41,9 @@ def obc(
     keeps n.
 
     Args:
-      params, stats, sparsity, pattern, damping: as in :func:`sparsegpt`. Only ``jp.unstructured``
-        and ``jp.n_m`` are followed; O(out in^3) time, O(in^2) memory per output at work.
+      params, stats, sparsity, pattern, damping, progress: as in :func:`sparsegpt`. Only
+        ``jp.unstructured`` and ``jp.n_m`` are followed; O(out in^3) time, O(in^2) memory per output
+        at work.
 
     Raises:
       ValueError: for a leaf of more than 1024 inputs, or without Gram matrix, naming it.
@@ -69,6 +72,7 @@ def obc(
     return per_matrix(
         "obc", _matrix, params, stats, sparsity,
         pattern=how, damping=damping, check=_check_inputs, group=how.group,
+        progress=progress,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._progress import Progress
 from jaxprune._renamed import renamed
 from jaxprune.calibration.api import Stats
 from jaxprune.masks import check_masks, check_structure
@@ -30,6 +31,7 @@ def refit(
     start: Params | None = None,
     cg_steps: int = 10,
     damping: float = 0.01,
+    progress: Progress = None,
 ) -> Params:
     r"""Returns params whose kept weights are refit to the dense outputs, others zero.
 
@@ -53,6 +55,8 @@ def refit(
       cg_steps: of conjugate gradients.
       damping: :math:`\lambda` over the mean diagonal of :math:`X^T X`. It holds the weights near
         the dense ones: more of it for few calibration tokens.
+      progress: None or True for a bar once it takes long, False for silence, or what wraps the
+        leaves, such as ``tqdm.tqdm``.
 
     Raises:
       ValueError: for masks that do not fit, statistics of other params, or a leaf whose inputs are
@@ -86,7 +90,7 @@ def refit(
         dense = layer.matrices(layer.leaf).astype(dtype)
         return _stack(dense, first, kept, layer.gram, damping, cg_steps), kept
 
-    return map_layers(found, params, masks, solve)[0]
+    return map_layers(found, params, masks, solve, progress)[0]
 
 
 def _by_path(method: str, what: str, tree: Params, params: Params) -> dict[str, Any]:
@@ -116,10 +120,18 @@ def _stack(
 
 
 @on_meshes(1)
-def least_squares(params: Params, masks: Masks, stats: Stats, *, damping: float = 0.01) -> Params:
+def least_squares(
+    params: Params,
+    masks: Masks,
+    stats: Stats,
+    *,
+    damping: float = 0.01,
+    progress: Progress = None,
+) -> Params:
     """Returns params whose kept weights solve the problem of :func:`refit` exactly.
 
-    One linear system for each output, O(out in^3): for small layers, and to judge others by.
+    One linear system for each output, O(out in^3): for small layers, and to judge others by. The
+    arguments are those of :func:`refit`.
 
     Raises:
       ValueError, FloatingPointError: as :func:`refit`.
@@ -142,7 +154,7 @@ def least_squares(params: Params, masks: Masks, stats: Stats, *, damping: float 
             layer.matrices(layer.leaf).astype(layer.gram.dtype), kept, layer.gram, damping
         ), kept
 
-    return map_layers(found, params, masks, solve)[0]
+    return map_layers(found, params, masks, solve, progress)[0]
 
 
 @jax.jit

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxprune._progress import Progress
 from jaxprune.calibration.api import Stats
 from jaxprune.oneshot._checks import check_damping
 from jaxprune.oneshot._leaves import Layer, layers, map_layers, sparsity_of
@@ -74,6 +75,7 @@ def per_matrix(
     *,
     pattern: Pattern,
     damping: Any,
+    progress: Progress,
     check: Callable[[Layer], None] = lambda layer: None,
     **options: Any,
 ) -> Pruned:
@@ -86,6 +88,7 @@ def per_matrix(
         leaves of one shape.
       params, stats, sparsity, damping: of the method.
       pattern: of :func:`in_matrix`.
+      progress: of the method; it wraps the leaves.
       check: raises for a leaf that the method can't prune.
       **options: hashable, for ``matrix``.
 
@@ -93,8 +96,8 @@ def per_matrix(
       ValueError: for a damping below 0, statistics of other params, a leaf without Gram matrix.
       FloatingPointError: where a solution is not finite.
     """
-    found = _solved(params, stats, sparsity, damping, method, matrix, pattern, check, options)
-    return Pruned(*found)
+    run = functools.partial(_solved, params, stats, sparsity, damping, method, matrix, pattern)
+    return Pruned(*run(check, progress, options))
 
 
 @on_meshes(2)
@@ -107,6 +110,7 @@ def _solved(
     matrix: Matrix,
     pattern: Pattern,
     check: Callable[[Layer], None],
+    progress: Progress,
     options: dict[str, Any],
 ) -> tuple[Params, Masks]:
     check_damping(method, damping)
@@ -120,7 +124,7 @@ def _solved(
         weights = layer.matrices(layer.leaf).astype(layer.gram.dtype)
         return _stack(matrix, static, weights, layer.gram, sparsity_of(mask), damping)
 
-    return map_layers(found, params, masks, solve)
+    return map_layers(found, params, masks, solve, progress)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from jaxprune._progress import Progress, inner, track
 from jaxprune._renamed import renamed
 from jaxprune.calibration.api import Calibrator, Stats
 from jaxprune.oneshot import order as orders
@@ -30,7 +31,7 @@ def sequential(
     error_propagation: float = 0.0,
     where: Where | None = None,
     grams: bool | Where = True,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+    progress: Progress = None,
 ) -> Pruned:
     """Returns pruned blocks and their masks, a list of each.
 
@@ -58,7 +59,8 @@ def sequential(
         on other texts, too; all of it fits the calibration alone. It needs Gram matrices, and holds
         the dense hidden states beside the pruned ones.
       where, grams: as for :func:`jaxprune.calibrate`.
-      progress: wraps the iterable of blocks, such as ``tqdm.tqdm``.
+      progress: None or True for a bar once it takes long, False for silence, or what wraps the
+        blocks, such as ``tqdm.tqdm``. ``prune`` has a ``progress`` of its own.
 
     Raises:
       ValueError: without blocks or batches; for a group that has no leaf in one of the blocks, or
@@ -86,10 +88,11 @@ def sequential(
     _check_order(order, blocks)
     run = jax.jit(lambda p, x: block(p, x))  # its own: block may close over what has changed
     partial = _of_a_part(block)
-    calibrate, correct = Calibrator(partial, where, grams), Corrector(partial)
+    calibrate = Calibrator(partial, where, grams, progress=inner(progress))
+    correct = Corrector(partial)
     states = dense_states = _listed(batches)
     pruned, masks = [], []
-    for dense in progress(blocks) if progress is not None else blocks:
+    for dense in track(blocks, "pruning blocks", progress):
         p, kept = dense, jax.tree.map(lambda _: True, dense)
         for group in _groups(order, block, dense, states[0], where):
             inside = _selected(dense, group)

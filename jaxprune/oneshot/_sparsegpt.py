@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune._progress import Progress
 from jaxprune.calibration.api import Stats
 from jaxprune.oneshot._checks import check_size
 from jaxprune.oneshot._linalg import inverse_factor, matmul, without_dead
@@ -26,6 +27,7 @@ def sparsegpt(
     pattern: PatternFn = UNSTRUCTURED,
     block: int = 128,
     damping: float = 0.01,
+    progress: Progress = None,
 ) -> Pruned:
     r"""Returns pruned params and their masks, by SparseGPT.
 
@@ -52,6 +54,8 @@ def sparsegpt(
         matrix is not positive definite. Weights of dead inputs (all zero) become zero, and go
         first. Where all inputs are dead, as of an expert that no token reached, nothing is known,
         and weights go by magnitude.
+      progress: None or True for a bar once it takes long, False for silence, or what wraps the
+        leaves, such as ``tqdm.tqdm``.
 
     Raises:
       ValueError: for a chosen leaf without Gram matrix, naming it and why; for statistics of other
@@ -78,6 +82,7 @@ def sparsegpt(
     return per_matrix(
         "sparsegpt", _matrix, params, stats, sparsity,
         pattern=how, damping=damping, group=how.group, block=-(-block // whole) * whole,
+        progress=progress,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._progress import Progress, track
 from jaxprune._renamed import renamed
 from jaxprune.ir import axes
 from jaxprune.structure.dimensions import Structure
@@ -33,6 +34,7 @@ def permute(
     dims: str | Sequence[str] = "*",
     sweeps: int = 200,
     key: jax.Array | None = None,
+    progress: Progress = None,
 ) -> tuple[PyTree, Orders]:
     """Returns params of the same function whose n:m masks keep more score, and the new orders.
 
@@ -50,6 +52,8 @@ def permute(
         or whose size m doesn't divide, keep their order.
       sweeps: number of sweeps; each pairs every group once.
       key: the random key that draws the pairs; ``jax.random.key(0)`` by default.
+      progress: None or True for a bar once it takes long, False for silence, or what wraps the
+        dimensions, such as ``tqdm.tqdm``.
 
     Raises:
       ValueError: unless 0 < n < m; when no chosen dimension can be reordered; where an order
@@ -82,7 +86,7 @@ def permute(
         )
     key = jax.random.key(0) if key is None else key
     orders = {}
-    for name in chosen_dims(structure, dims):
+    for name in track(chosen_dims(structure, dims), "ordering dimensions", progress, label=str):
         lines = _lines(structure, name, scores)
         if lines is not None and structure.dims[name].size % m == 0:
             orders[name] = _order(lines, n, m, sweeps, key)

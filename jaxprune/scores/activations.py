@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._leaf import is_float, widen
-from jaxprune.scores.evidence import Batches, check_batches
+from jaxprune._progress import Progress
+from jaxprune.scores.evidence import Batches, watched
 from jaxprune.scores.required import required
 from jaxprune.typing import Params, PyTree, Scores, path_str
 
@@ -32,7 +33,9 @@ class Activity(NamedTuple):
     norms: PyTree
 
 
-def activity(fn: Callable[..., Any], params: Params, batches: Batches) -> Activity:
+def activity(
+    fn: Callable[..., Any], params: Params, batches: Batches, *, progress: Progress = None
+) -> Activity:
     """Returns statistics per channel of the activations that a function returns.
 
     Args:
@@ -42,6 +45,8 @@ def activity(fn: Callable[..., Any], params: Params, batches: Batches) -> Activi
         :func:`wanda` (``.norms``).
       params: any pytree.
       batches: a list of tuples of what follows params.
+      progress: None or True for a bar once it takes long, False for silence, or what wraps the
+        batches, such as ``tqdm.tqdm``.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -54,7 +59,8 @@ def activity(fn: Callable[..., Any], params: Params, batches: Batches) -> Activi
     """  # noqa: E501
     one = jax.jit(lambda params, batch: jax.tree.map(_sums, fn(params, *batch)))
     sums: Any = None
-    for batch in check_batches(batches):
+    for batch in watched(batches, progress):
+        jax.block_until_ready(sums)  # One batch is ahead at most, so that what is shown is true.
         new = one(params, batch)
         sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
 

@@ -2,13 +2,15 @@
 
 Everywhere ``loss(params, *batch)`` is a number, and ``batches`` a list of tuples of what follows
 params: ``[(x, y), ...]``. Results are means over the batches, each batch counting the same, in
-float32 or wider. Leaves of params that hold no floats are passed through. An iterator in place of
-the list, or a batch that is no tuple, is a TypeError; no batches at all are a ValueError.
+float32 or wider. Leaves of params that hold no floats are passed through. ``progress`` is None or
+True for a bar once it takes long, False for silence, or what wraps the batches, such as
+``tqdm.tqdm``. An iterator in place of the list, or a batch that is no tuple, is a TypeError; no
+batches at all are a ValueError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import jax
@@ -16,13 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._leaf import is_float, widen
+from jaxprune._progress import Progress, track
 from jaxprune.typing import Params, PyTree
 
 Loss = Callable[..., Any]  # (params, *batch) -> scalar
 Batches = Sequence[tuple[Any, ...]]
 
 
-def mean_gradient(loss: Loss, params: Params, batches: Batches) -> PyTree:
+def mean_gradient(
+    loss: Loss, params: Params, batches: Batches, *, progress: Progress = None
+) -> PyTree:
     """Returns the gradient of the mean loss: ``grad=`` over more data than one batch can hold.
 
     Example:
@@ -34,10 +39,12 @@ def mean_gradient(loss: Loss, params: Params, batches: Batches) -> PyTree:
     """
     floats, join = split(params)
     one = jax.jit(jax.grad(lambda w, *batch: loss(join(w), *batch)))
-    return join(_mean(lambda *batch: one(floats, *batch), batches))
+    return join(_mean(lambda *batch: one(floats, *batch), batches, progress))
 
 
-def gradient_flow(loss: Loss, params: Params, batches: Batches) -> PyTree:
+def gradient_flow(
+    loss: Loss, params: Params, batches: Batches, *, progress: Progress = None
+) -> PyTree:
     r"""Returns :math:`H g`, half the gradient of :math:`\lVert g \rVert^2`: ``hvp=`` of GraSP.
 
     With g and H the gradient and Hessian of the mean loss; the batches are gone through twice.
@@ -52,12 +59,18 @@ def gradient_flow(loss: Loss, params: Params, batches: Batches) -> PyTree:
     floats, join = split(params)
     grad = jax.grad(lambda w, *batch: loss(join(w), *batch))
     one, product = jax.jit(grad), jax.jit(_hvp(grad))
-    flow = _mean(lambda *batch: one(floats, *batch), batches)
-    return join(_mean(lambda *batch: product(floats, flow, *batch), batches))
+    flow = _mean(lambda *batch: one(floats, *batch), batches, progress)
+    return join(_mean(lambda *batch: product(floats, flow, *batch), batches, progress))
 
 
 def hessian_diagonal(
-    loss: Loss, params: Params, batches: Batches, *, key: jax.Array, samples: int = 1
+    loss: Loss,
+    params: Params,
+    batches: Batches,
+    *,
+    key: jax.Array,
+    samples: int = 1,
+    progress: Progress = None,
 ) -> PyTree:
     r"""Returns an estimate of the diagonal of the Hessian: ``hessian=`` of OBD.
 
@@ -66,7 +79,7 @@ def hessian_diagonal(
     over vectors v of random signs; exact where H is diagonal.
 
     Args:
-      loss, params, batches: as everywhere here.
+      loss, params, batches, progress: as everywhere here.
       key: a ``jax.random.key``.
       samples: vectors per batch.
 
@@ -102,10 +115,12 @@ def hessian_diagonal(
         return [jnp.mean(x, 0) for x in each]
 
     keys = (jax.random.fold_in(key, i) for i in range(np.iinfo(np.int32).max))
-    return join(_mean(lambda *batch: estimate(floats, next(keys), *batch), batches))
+    return join(_mean(lambda *batch: estimate(floats, next(keys), *batch), batches, progress))
 
 
-def fisher_diagonal(loss: Loss, params: Params, batches: Batches) -> PyTree:
+def fisher_diagonal(
+    loss: Loss, params: Params, batches: Batches, *, progress: Progress = None
+) -> PyTree:
     """Returns the mean of squared gradients, one gradient per example: ``fisher=``.
 
     It is the *empirical* Fisher where the loss takes the labels of the data, and the Fisher itself
@@ -115,6 +130,7 @@ def fisher_diagonal(loss: Loss, params: Params, batches: Batches) -> PyTree:
       loss: called with one example at a time, as batches of size 1.
       params: any pytree of arrays.
       batches: tuples of arrays whose first axis is the example.
+      progress: as everywhere here.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -137,7 +153,7 @@ def fisher_diagonal(loss: Loss, params: Params, batches: Batches) -> PyTree:
         total, _ = jax.lax.scan(add, zeros, examples)
         return [t / len(jax.tree.leaves(examples)[0]) for t in total]
 
-    return join(_mean(lambda *batch: one(floats, *batch), batches))
+    return join(_mean(lambda *batch: one(floats, *batch), batches, progress))
 
 
 def example_gradients(loss: Loss, params: Params, batch: tuple[Any, ...]) -> PyTree:
@@ -186,14 +202,21 @@ def _hvp(grad: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
     return product
 
 
-def _mean(one: Callable[..., list[Any]], batches: Batches) -> list[Any]:
+def _mean(one: Callable[..., list[Any]], batches: Batches, progress: Progress) -> list[Any]:
     total: list[Any] = []
     count = 0
-    for batch in check_batches(batches):
+    for batch in watched(batches, progress):
+        jax.block_until_ready(total)  # One batch is ahead at most, so that what is shown is true.
         new = [widen(x) for x in one(*batch)]
         total = [a + b for a, b in zip(total, new)] if count else new
         count += 1
     return [x / count for x in total]
+
+
+def watched(batches: Batches, progress: Progress) -> Iterable[tuple[Any, ...]]:
+    """Each batch, checked, and shown to who waits."""
+    total = len(batches) if isinstance(batches, Sized) else None
+    return track(check_batches(batches), "batches", progress, total)
 
 
 def check_batches(batches: Batches) -> Iterator[tuple[Any, ...]]:

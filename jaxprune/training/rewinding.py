@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxprune._progress import Progress, check, working
 from jaxprune.masks import apply_masks
 from jaxprune.patterns import UNSTRUCTURED
 from jaxprune.schedules import exponential
@@ -80,6 +81,7 @@ def iterative(
     score: ScoreFn = magnitude,
     pattern: PatternFn = UNSTRUCTURED,
     resume: Round | None = None,
+    progress: Progress = None,
 ) -> Iterator[Round]:
     r"""Yields a trained network per round of pruning, each sparser: iterative magnitude pruning.
 
@@ -109,6 +111,8 @@ def iterative(
       pattern: ``(scores, sparsity) -> masks``; with ``jp.unstructured(jp.global_threshold)`` all
         layers are ranked together, as the papers do for deep networks.
       resume: the last round of an interrupted run, to go on after it.
+      progress: None or True to show the round at work once it takes long, False for silence, or
+        what wraps the rounds after the dense one, such as ``tqdm.tqdm``.
 
     Raises:
       ValueError: unless 0 <= rewind_to < steps, rounds >= 1, rewind is known, the state of tx
@@ -138,6 +142,7 @@ def iterative(
     """
     _check(rewind, rewind_to, rounds, steps)
     check_score(score)
+    check(progress)
     schedule = exponential(0.0, sparsity, begin=0, end=rounds)
     begin = 0 if rewind == "reset" else rewind_to
     _check_resume(resume, begin, rounds)
@@ -161,10 +166,13 @@ def iterative(
     def tickets() -> Iterator[Round]:
         last = resume
         if last is None:
-            last = dense_round()
+            with working(f"training round 0 of {rounds}", progress):
+                last = dense_round()
             yield last
-        for index in range(int(last.index) + 1, rounds + 1):
-            last = sparser_round(last, index)
+        left = range(int(last.index) + 1, rounds + 1)
+        for index in progress(left) if callable(progress) else left:
+            with working(f"training round {index} of {rounds}", progress):
+                last = sparser_round(last, index)
             yield last
 
     return tickets()
