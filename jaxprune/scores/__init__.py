@@ -24,6 +24,7 @@ from jaxprune.scores.inputs import activation_energy as activation_energy
 from jaxprune.scores.inputs import flap as flap
 from jaxprune.scores.rounds import in_rounds as in_rounds
 from jaxprune.scores.synaptic_flow import synflow as synflow
+from jaxprune.scores.units import taylor_units as taylor_units
 from jaxprune.scores.weights import l2 as l2
 from jaxprune.scores.weights import lamp as lamp
 from jaxprune.scores.weights import magnitude as magnitude

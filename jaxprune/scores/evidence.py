@@ -149,9 +149,9 @@ def fisher_diagonal(
             return [t + s for t, s in zip(total, squares)], None
 
         zeros = [jnp.zeros_like(jnp.abs(widen(w))) for w in floats]
-        examples = _examples(batch)
-        total, _ = jax.lax.scan(add, zeros, examples)
-        return [t / len(jax.tree.leaves(examples)[0]) for t in total]
+        alone = examples(batch)
+        total, _ = jax.lax.scan(add, zeros, alone)
+        return [t / len(jax.tree.leaves(alone)[0]) for t in total]
 
     return join(_mean(lambda *batch: one(floats, *batch), batches, progress))
 
@@ -177,7 +177,7 @@ def example_gradients(loss: Loss, params: Params, batch: tuple[Any, ...]) -> PyT
     floats, join = split(params)
     grad = jax.grad(lambda w, *example: loss(join(w), *example))
     (batch,) = check_batches([batch])
-    grads = jax.vmap(lambda example: grad(floats, *example))(_examples(batch))
+    grads = jax.vmap(lambda example: grad(floats, *example))(examples(batch))
     return join([widen(g) for g in grads])
 
 
@@ -236,7 +236,7 @@ def check_batches(batches: Batches) -> Iterator[tuple[Any, ...]]:
         raise ValueError("batches is empty; pass at least one tuple: [(x, y)]")
 
 
-def _examples(batch: tuple[Any, ...]) -> tuple[Any, ...]:
+def examples(batch: tuple[Any, ...]) -> tuple[Any, ...]:
     """(n, ...) -> (n, 1, ...): mapping over the first axis leaves batches of size 1."""
     sizes = {np.shape(x)[:1] for x in jax.tree.leaves(batch)}
     if len(sizes) != 1 or () in sizes:
