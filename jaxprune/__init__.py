@@ -15,6 +15,7 @@ from jaxprune import masks as masks
 from jaxprune import oneshot as oneshot
 from jaxprune import patterns as patterns
 from jaxprune import plot as plot
+from jaxprune import recovery as recovery
 from jaxprune import reduce as reduce
 from jaxprune import rules as rules
 from jaxprune import sanity as sanity
@@ -59,6 +60,7 @@ from jaxprune.patterns import n_m as n_m
 from jaxprune.patterns import structured as structured
 from jaxprune.patterns import threshold as threshold
 from jaxprune.patterns import unstructured as unstructured
+from jaxprune.recovery import recover as recover
 from jaxprune.report import summary as summary
 from jaxprune.scores import magnitude as magnitude
 from jaxprune.scores import random as random
@@ -70,8 +72,8 @@ from jaxprune.training import prune as prune
 
 __version__ = _metadata.version("jaxprune")
 _SPACES = (
-    "budget", "distributions", "masks", "oneshot", "patterns", "plot", "reduce", "rules", "sanity",
-    "schedules", "scores", "training", "typing",
+    "budget", "distributions", "masks", "oneshot", "patterns", "plot", "recovery", "reduce",
+    "rules", "sanity", "schedules", "scores", "training", "typing",
 )  # fmt: skip
 __all__ = [n for n, x in globals().items() if n[0] != "_" and (callable(x) or n in _SPACES)]
 _elsewhere = _renamed.missing("jp")

@@ -30,6 +30,7 @@ class Compact:
       certificate: why it equals the masked model, or which units had to stay.
       keep: dimension name -> which units are in: a vector, or a matrix with a row for each unit
         of a parent where they differ (per scanned layer, per head).
+      recovery: what ``jp.recover`` did, or None.
 
     It holds no parameters of the full size. ``copy`` and ``pickle`` take it, as far as they take
     ``fn``: what was traced is left out, and made again when it is needed.
@@ -41,6 +42,7 @@ class Compact:
     keep: dict[str, np.ndarray]
     _structure: Structure = field(repr=False)
     _plan: Plan = field(repr=False)
+    recovery: Any = None
 
     @property
     def _cut(self) -> Cut:

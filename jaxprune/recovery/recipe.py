@@ -1,0 +1,65 @@
+"""How long to tune and how fast, by the share of the parameters that is gone."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # Adam's, of which a short trial picks one.
+PASSES = 4.0  # Passes over the data times the share that is gone: two at a half.
+LEAST, WARMUP, FINAL = 100, 100, 0.1  # Steps, steps, and the last rate over the highest.
+TRIAL = 0.05  # Of the steps, for each rate on trial.
+
+
+class Recipe(NamedTuple):
+    """What tuning takes.
+
+    Attributes:
+      steps: of tuning.
+      warmup: steps over which the rate rises from zero.
+      trial: steps for each rate on trial.
+      rates: the rates on trial.
+    """
+
+    steps: int
+    warmup: int
+    trial: int
+    rates: tuple[float, ...]
+
+    def share_of_rate(self, step: Any) -> Any:
+        """The rate at a step over the highest one: a rise, then half a cosine."""
+        return optax.warmup_cosine_decay_schedule(
+            0.0, 1.0, self.warmup, max(self.steps, self.warmup + 1), FINAL
+        )(jnp.asarray(step) + 1)
+
+
+def recipe_for(removed: float, batches: int | None, steps: int | None = None) -> Recipe:
+    """The recipe for a share of the parameters that is gone.
+
+    Args:
+      removed: the share, in [0, 1].
+      batches: how many make one pass over the data; None where that is not known.
+      steps: None for four passes over the data times the share, a hundred at least.
+
+    Raises:
+      ValueError: for fewer steps than one.
+
+    References:
+      Muralidharan et al., `Minitron <https://arxiv.org/abs/2407.14679>`__, 2024, distill pruned
+      language models along a cosine to a tenth of the rate after 100 steps of warm-up; NVIDIA's
+      Model Optimizer advises a fifth of the first training's rate at a half. The first training's
+      rate is not known here, so a short trial of four stands for it.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.recovery.recipe_for(0.5, batches=938)
+      Recipe(steps=1876, warmup=100, trial=93, rates=(0.0003, 0.001, 0.003, 0.01))
+    """
+    if steps is None:
+        steps = max(LEAST, round(PASSES * removed * (batches or 0)))
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"steps is {steps!r}; wanted a whole number of steps, 1 or more")
+    return Recipe(int(steps), min(WARMUP, steps // 10), max(5, int(TRIAL * steps)), RATES)

@@ -1,0 +1,138 @@
+"""The training loop: a rate by trial, a rise and a cosine, the best of what was seen."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxprune._progress import Progress, track
+from jaxprune.recovery.objective import Batch, Objective
+from jaxprune.recovery.recipe import Recipe
+from jaxprune.scores.evidence import Batches, check_batches
+
+LOOKS = 10  # At so many points the loss on held-out batches is looked at.
+PATIENCE = 4  # After so many looks without a better one tuning ends.
+HELD = 8  # Batches at most that are held out.
+
+
+def held_out(batches: Batches) -> list[Batch]:
+    """The batches to judge by: the first tenth, at least one and at most :data:`HELD`."""
+    count = len(batches) // 10 if hasattr(batches, "__len__") else HELD
+    return list(itertools.islice(check_batches(batches), min(max(count, 1), HELD)))
+
+
+def training(batches: Batches, held: int) -> Iterator[Batch]:
+    """All other batches, again and again; the held-out ones, too, where there is no other."""
+    while True:
+        seen = 0
+        for batch in itertools.islice(check_batches(batches), held, None):
+            seen += 1
+            yield batch
+        if not seen:
+            yield from check_batches(batches)
+
+
+@dataclass
+class Tuned:
+    """What tuning gave: the best parameters, their held-out loss, and the steps that were done."""
+
+    params: Any
+    loss: float
+    steps: int
+    rate: float | None = None
+    rates: tuple[tuple[float, float], ...] = ()  # (rate, held-out loss after its trial)
+    stopped: str = ""
+
+
+class Tuner:
+    """Tunes the parameters of one objective; a step is compiled once for each shape of batch."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        batches: Batches,
+        held: Sequence[Batch],
+        optimizer: optax.GradientTransformation | None,
+    ):
+        self.objective, self.batches, self.held = objective, batches, held
+        self.given = optimizer is not None
+        self.tx = optimizer or optax.chain(
+            optax.clip_by_global_norm(1.0), optax.scale_by_adam(mu_dtype=jnp.float32),
+            optax.scale(-1.0),
+        )  # fmt: skip
+        self._step, self._value = jax.jit(self._one), jax.jit(lambda p, *b: objective.fn(p, *b)[0])
+
+    def _one(self, params: Any, state: Any, rate: Any, *batch: Any) -> tuple[Any, Any, Any]:
+        tuned, rest = self.objective.split(params)
+
+        def loss(tuned: Any) -> Any:
+            return self.objective.fn(self.objective.join(tuned, rest, []), *batch)
+
+        (value, updated), grad = jax.value_and_grad(loss, has_aux=True)(tuned)
+        updates, state = self.tx.update(grad, state, tuned)
+        scaled = jax.tree.map(lambda u: u * jnp.asarray(rate, u.dtype), updates)
+        tuned = optax.apply_updates(tuned, scaled)
+        return self.objective.join(tuned, rest, updated), state, value
+
+    def loss(self, params: Any) -> float:
+        """The mean loss on the held-out batches."""
+        return float(np.mean([self._value(params, *batch) for batch in self.held]))
+
+    def run(self, params: Any, recipe: Recipe, progress: Progress) -> Tuned:
+        """Tunes along a recipe, at the rate that a trial chooses, or by the given optimizer."""
+        start = Tuned(params, self.loss(params), 0)
+        if self.given:
+            return self._along(start, recipe, 1.0, progress)
+        tried = tuple((rate, self._trial(params, recipe, rate, progress)) for rate in recipe.rates)
+        finite = [(loss, rate) for rate, loss in tried if np.isfinite(loss)]
+        if not finite:
+            raise FloatingPointError(
+                f"the loss is not finite after a few steps at any rate of {recipe.rates}; pass "
+                "optimizer=optax.adam(...) with a smaller one, and look for NaN in the batches"
+            )
+        rate = min(finite)[1]
+        tuned = self._along(start, recipe, rate, progress)
+        tuned.rate, tuned.rates = rate, tried
+        return tuned
+
+    def _trial(self, params: Any, recipe: Recipe, rate: float, progress: Progress) -> float:
+        short = Recipe(recipe.trial, min(recipe.warmup, recipe.trial // 4), 0, ())
+        steps = self._steps(params, short, rate, progress, f"a trial at the rate {rate:g}")
+        *_, last = steps
+        return self.loss(last)
+
+    def _along(self, best: Tuned, recipe: Recipe, rate: float, progress: Progress) -> Tuned:
+        """The best at any look; what was there before tuning is the first one."""
+        every, since, done = max(1, recipe.steps // LOOKS), 0, 0
+        for params in self._steps(best.params, recipe, rate, progress, "tuning"):
+            done += 1
+            if done % every and done < recipe.steps:
+                continue
+            loss = self.loss(params)
+            since = 0 if loss < best.loss else since + 1
+            if loss < best.loss:
+                best = Tuned(params, loss, done)
+            if since == PATIENCE or not np.isfinite(loss):
+                best.stopped = f"after {done} of {recipe.steps} steps: it no longer pays"
+                break
+        best.steps = done
+        return best
+
+    def _steps(
+        self, params: Any, recipe: Recipe, rate: float, progress: Progress, what: str
+    ) -> Iterator[Any]:
+        """The parameters after each step."""
+        state = self.tx.init(self.objective.split(params)[0])
+        batches = training(self.batches, len(self.held))
+        for i in track(range(recipe.steps), what, progress):
+            share = 1.0 if self.given else recipe.share_of_rate(i)
+            params, state, value = self._step(params, state, rate * share, *next(batches))
+            jax.block_until_ready(value)
+            yield params
