@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -17,7 +17,7 @@ from jaxprune.compaction.demand import Demand
 from jaxprune.compaction.evaluate import Evaluator
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
-from jaxprune.ir.tape import holds_tracers
+from jaxprune.ir.tape import Value, holds_tracers
 from jaxprune.rules.registry import KEPT
 from jaxprune.sharding import at_full_size, explicit_mesh
 from jaxprune.structure import infer as _infer
@@ -102,35 +102,62 @@ class SmallFunction:
     def _decide(self, closed: Any, out_shape: Any, full: Any, args: Any) -> _Traced:
         param_axes, fresh = _infer.copy_axes(self._structure.param_axes)
         program = _infer.couple(closed, out_shape, full, args, param_axes)
-        split = self._plan.split
-        for old in split.kept:
-            self._check_still_free(fresh[axes.find(old)])
+        self._check_cut(program, fresh)
+        demand = self._evaluation(program, self._parts(program, args, fresh))
+        for dimension, index in demand.split.kept.items():
+            if not len(index) and demand.evaluates(dimension):
+                self._refuse(f"dimension of {dimension.size}: all of its units are gone")
+        absent = self._plan.semantics == plan.KEPT_ONLY
+        counts = _counts.find(program.tape, demand.split) if absent else {}
+        return program, demand, counts, self._leftovers(program, demand, fresh)
+
+    def _check_cut(self, program: _infer.Program, fresh: Mapping[Axis, Axis]) -> None:
+        """Raises unless the program leaves all that was cut as free as the plan's did."""
+        for old in self._plan.split.kept:
+            leaf = fresh[axes.find(old)]
+            if axes.find(leaf) is not leaf or leaf.reasons:
+                self._refuse("; ".join(map(str, leaf.reasons)) or "tied")
         for order in self._plan.orders.values():
             pair = (fresh[axes.find(axis)] for axis in (order.dimension, order.parent))
             where = obstacle(program.tape, *pair)
             if where is not None:
                 self._refuse(f"its units differ under a parent: {where}")
+
+    def _parts(self, program: _infer.Program, args: Any, fresh: Mapping[Axis, Axis]) -> Split:
+        """What is kept, and what is carried of the rest."""
+        split = self._plan.split
         kept = {fresh[axes.find(old)]: index for old, index in split.kept.items()}
-        removed = {fresh[axes.find(old)]: index for old, index in split.removed.items()}
-        planned = self._is_planned(args)
-        parts = Split(kept, removed) if planned else self._needed(program, kept)
-        demand = self._evaluation(program, parts)
-        for dimension, index in kept.items():
-            if not len(index) and demand.evaluates(dimension):
-                self._refuse(f"dimension of {dimension.size}: all of its units are gone")
-        absent = self._plan.semantics == plan.KEPT_ONLY
-        counts = _counts.find(program.tape, demand.split) if absent else {}
-        axis = {name: fresh[axes.find(d.axis)] for name, d in self._structure.dims.items()}
-        leftovers = {
-            (program.param_values[i], frozenset(axis[name] for name in names)): array
-            for (i, names), array in self._plan.leftovers.items()
-        }
+        if not self._is_planned(args):
+            return self._needed(program, kept)
+        return Split(kept, {fresh[axes.find(old)]: i for old, i in split.removed.items()})
+
+    def _leftovers(
+        self, program: _infer.Program, demand: Demand, fresh: Mapping[Axis, Axis]
+    ) -> dict[Any, Any]:
+        """The removed slices that this program folds, of those that the plan holds."""
         places = {value: i for i, value in enumerate(program.param_values)}
+        old = {fresh[axes.find(d.axis)]: d for d in self._structure.dims.values()}
+        found = {}
         for value, block in demand.constants.leftovers:
-            if value in places and (value, block) not in leftovers:
-                path = self._structure.paths[places[value]]
+            if value not in places:
+                continue
+            held = self._plan.leftovers.get((places[value], frozenset(old[d].name for d in block)))
+            there = self._plan.split.view(frozenset(axes.find(old[d].axis) for d in block))
+            now = demand.split.view(block)
+            found[value, block] = self._moved(places[value], value, held, there, now)
+        return found
+
+    def _moved(self, i: int, value: Value, held: Any, there: View, now: View) -> Any:
+        """Removed slices of a leaf, where a program carries other units than the plan's did."""
+        for k, (old, new) in enumerate(zip(self._structure.param_axes[i], value.axes)):
+            has, needs = there.index(old), now.index(new)
+            unknown = needs[~np.isin(needs, has)]
+            if held is None or not self._plan.zero_slices[i][k][unknown].all():
+                path = self._structure.paths[i]
                 self._refuse(f"it needs the removed part of {path}, which is not zero")
-        return program, demand, counts, leftovers
+            if not np.array_equal(has, needs):
+                held = _placed(held, k, has, needs, old.size)
+        return held
 
     def _is_planned(self, args: Any) -> bool:
         """Whether the plan was made for a program of these arguments: it knows what is carried."""
@@ -155,10 +182,6 @@ class SmallFunction:
             self._refuse(f"dimension of {dimension.size}: {why}")
         return demand
 
-    def _check_still_free(self, leaf: Axis) -> None:
-        if axes.find(leaf) is not leaf or leaf.reasons:
-            self._refuse("; ".join(map(str, leaf.reasons)) or "tied")
-
     def _refuse(self, why: str) -> NoReturn:
         raise ValueError(self._refusal.format(why=why))
 
@@ -170,6 +193,13 @@ class SmallFunction:
 
 
 _Traced = tuple[_infer.Program, Demand, _counts.Counts, dict[Any, Any]]
+
+
+def _placed(array: Any, k: int, has: np.ndarray, needs: np.ndarray, size: int) -> Any:
+    """The slices at the positions ``needs`` along an axis, zeros where the array has none."""
+    at = np.full(size, len(has))
+    at[has] = np.arange(len(has))
+    return jnp.take(array, at[needs], axis=k, mode="fill", fill_value=0)
 
 
 def _types(args: Any) -> Any:

@@ -144,6 +144,26 @@ def test_a_branch_that_is_gone_is_not_there_for_another_function():
     assert not small.cut(lambda p, x: (x @ p["a"]).max(1), X)(small.params, X).any()
 
 
+def test_a_function_that_folds_other_removed_constants_than_the_first_gets_them_in_place():
+    """Of the removed units only some have a constant that the first function needs to carry."""
+
+    def first(params, x):
+        return jax.nn.sigmoid(x @ params["up"] + params["mean"]) @ params["down"]
+
+    params = draw() | {"down": draw()["down"].at[jnp.array([1, 5])].set(0.0)}
+    masks = masks_of(params) | {"mean": True, "down": True, "scale": True}
+    small = jp.compact(first, params, masks, X)
+    masked = jp.apply_masks(params, masks)
+    for other in (lambda p, x: first(p, x).sum() + p["mean"].sum(),
+                  lambda p, x: jnp.cos(p["mean"]).sum() + jnp.sum(x)):  # fmt: skip
+        try:
+            got = small.cut(other, X)(small.params, X)
+        except ValueError as error:
+            assert "can't be had" in str(error)  # noqa: PT017
+        else:
+            np.testing.assert_allclose(got, other(masked, X), rtol=1e-5)
+
+
 def test_replaced_parameters_are_checked_and_the_certificate_stays(small):
     tuned = small.replace(jax.tree.map(lambda x: x.astype(jnp.bfloat16), small.params))
     assert tuned.params["up"].dtype == jnp.bfloat16
