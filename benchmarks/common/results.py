@@ -91,6 +91,13 @@ def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def continued(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns what an interrupted job with the same settings has found, by network."""
+    found = load(path) if path.exists() else {}
+    same = json.loads(json.dumps(settings)) == found.get("settings")
+    return found["networks"] if same else {}
+
+
 def _one_line(match: re.Match[str]) -> str:
     return "[" + re.sub(r",\s+", ", ", match[1]) + "]"
 

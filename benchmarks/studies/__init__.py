@@ -25,6 +25,8 @@ STUDIES = {
     "speed": Study("How fast are the networks that jp.search finds?", "speed.speed", QUICK),
     "speed_accuracy": Study(
         "Which way to a speed keeps most accuracy?", "speed.accuracy", QUICK),
+    "recovery": Study(
+        "Which score, objective and repair keep most accuracy?", "recovery.recovery", QUICK),
     "native": Study(
         "Is a compact program as fast as one written small?", "speed.native",
         ("--rounds", "3", "--repetitions", "1")),

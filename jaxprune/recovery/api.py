@@ -158,12 +158,12 @@ def _removed(small: Compact) -> float:
 
 
 def _refit(small: Compact, dense: Any, held: list[Batch]) -> Any:
-    """Kept weights that reproduce the dense layers' outputs."""
+    """Kept weights that reproduce the dense layers' outputs; those that have no inputs stay."""
     function = small.fn
     count = len(function.traced_for[1])  # type: ignore[attr-defined]
     inputs = [batch[:count] for batch in held]
     stats = calibrate(function.fn, dense, inputs)  # type: ignore[attr-defined]
-    return small.restrict(refit(dense, small.masks, stats))
+    return small.restrict(refit(dense, small.masks, replace(stats, reasons={})))
 
 
 def _statistics(objective: Objective, params: Any, held: list[Batch], progress: Progress) -> Any:

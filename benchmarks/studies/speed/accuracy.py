@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -393,7 +392,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "settings": dataclasses.asdict(settings),
         "data": {"name": images.name, "source": images.source},
     }
-    kept = _kept(path, about["settings"])
+    kept = results.continued(path, about["settings"])
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     for stage, network, seed in itertools.product(args.stages, args.networks, seeds):
         name = network if args.objective == "sum" else f"{network}, {args.objective}"
@@ -411,10 +410,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     if there:
         picture(there, path.with_suffix(".png"))
     print(path)
-
-
-def _kept(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What an interrupted job with the same settings has found."""
-    found = results.load(path) if path.exists() else {}
-    same = json.loads(json.dumps(settings)) == found.get("settings")
-    return found["networks"] if same else {}

@@ -104,6 +104,25 @@ def test_an_optimizer_of_ones_own_is_all_that_moves_the_weights(case):
     assert tuned.recovery.steps == 1
 
 
+def test_leaves_without_statistics_are_left_as_they_are_by_the_refit():
+    """A kernel that is joined with another before it is multiplied has no inputs of its own."""
+
+    def joined(params, x):
+        w = jnp.concatenate([params["a"], params["b"]], 1)
+        return jax.nn.relu(x @ w) @ params["down"]
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {"a": jax.random.normal(keys[0], (4, 6)), "b": jax.random.normal(keys[1], (4, 6)),
+              "down": jax.random.normal(keys[2], (12, 3))}  # fmt: skip
+    x = jax.random.normal(keys[3], (32, 4))
+    masks = {"a": KEEP[None, :6] & (np.arange(6) < 3), "b": True, "down": True}
+    small = jp.compact(joined, params, masks, x)
+    batches = [(x, joined(params, x))]
+    near = lambda p, x, y: jnp.mean((joined(p, x) - y) ** 2)  # noqa: E731
+    tuned = jp.recover(small, near, batches, dense=params, steps=3, progress=False)
+    assert [s.name for s in tuned.recovery.stages] == ["compact", "refit", "tuning"]
+
+
 def test_what_makes_it_worse_is_not_kept(case):
     params, batches, small = case
     tuned = jp.recover(

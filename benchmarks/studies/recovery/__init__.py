@@ -1,0 +1,1 @@
+"""Which score, objective and repair keep most accuracy, before and after recovery?"""

@@ -1,0 +1,231 @@
+"""Which score, objective and repair keep most accuracy, before and after recovery?
+
+``python -m benchmarks recovery`` trains small networks on Fashion-MNIST, asks ``jp.search`` for
+1.5, 2 and 3 times their speed by each score and objective, and recovers each result by each repair
+with ``jp.recover``. It goes on where it was interrupted; ``--stages train`` and ``tune`` may share
+the machine, ``plan`` wants it for itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import jaxprune as jp
+from benchmarks import studies
+from benchmarks.common import data, results, train
+from benchmarks.common.data import Data
+from benchmarks.common.machine import load_average
+from benchmarks.studies.recovery import networks
+from benchmarks.studies.speed.accuracy import load, save
+
+STAGES = ("train", "plan", "tune")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How much of everything; the whole of it goes into the result file."""
+
+    first_seed: int = 1
+    seeds: int = 3
+    speedups: tuple[float, ...] = (1.5, 2.0, 3.0)
+    scores: tuple[str, ...] = ("magnitude", "taylor", "fisher")
+    objectives: tuple[str, ...] = ("sum", "proportional", "balanced")
+    repairs: tuple[str, ...] = ("tuned", "refit, tuned", "distilled")
+    dense_steps: int = 1500
+    tune_steps: int = 300  # a fifth
+    evidence: int = 32  # batches that scores are made from
+    batch: int = 64
+    timed: int = 64
+    test_images: int = 10_000
+
+
+QUICK = Settings(
+    seeds=1, speedups=(1.5,), scores=("taylor",), objectives=("sum",), repairs=("refit, tuned",),
+    dense_steps=30, tune_steps=5, evidence=2, test_images=500, timed=16,
+)  # fmt: skip
+
+
+class Case:
+    """One network with one seed, trained."""
+
+    def __init__(self, name: str, images: Data, settings: Settings, seed: int, weights: Path):
+        self.images, self.settings, self.seed = images, settings, seed
+        network = networks.NETWORKS[name]
+        path = weights / f"{name}-{seed}-{settings.dense_steps}.npz"
+        self.module = network.make(images.classes, images.train_x.shape[1])
+        self.x = jnp.asarray(images.test_x[: settings.timed])
+        if not path.exists():
+            steps, batch = settings.dense_steps, settings.batch
+            save(networks.trained(network, images, steps, batch, seed)[1], path)
+        like = jax.eval_shape(self.module.init, jax.random.key(0), self.x)
+        self.dense = jax.tree.map(jnp.asarray, load(like, path))
+        self.fn, self.loss = train.inference(self.module), networks.loss_of(self.module)
+        self.structure = jp.infer_structure(self.fn, self.dense, self.x)
+        self.batches = networks.batches_of(images, settings.batch, seed)
+
+    def accuracy(self, fn: Any, variables: Any) -> float:
+        return train.accuracy(jax.jit(fn), variables, self.images, 250)
+
+    def scores(self, name: str) -> Any:
+        if name == "magnitude":
+            return jp.magnitude(self.dense)
+        return jp.scores.taylor_units(
+            self.structure, self.dense, self._still, self.batches[: self.settings.evidence],
+            fisher=name == "fisher",
+        )  # fmt: skip
+
+    def _still(self, variables: Any, x: Any, y: Any) -> Any:
+        """The loss in evaluation mode."""
+        logits = self.fn(variables, x)
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1))
+
+    def small(self, row: dict[str, Any]) -> jp.typing.Compact:
+        dims = self.structure.dims
+        keep = {n: np.isin(np.arange(dims[n].size), units) for n, units in row["units"].items()}
+        masks = self.structure.masks_of(keep)
+        return jp.compact(self.fn, self.dense, masks, self.x)
+
+
+def plan(case: Case) -> list[dict[str, Any]]:
+    """For each score, objective and speed what is kept, and the accuracy before any repair."""
+    rows = []
+    settings = case.settings
+    found = {score: case.scores(score) for score in settings.scores}
+    for objective in settings.objectives:
+        search = jp.Search(
+            case.fn, case.dense, case.structure, found[settings.scores[0]], case.x,
+            objective=objective,
+        )  # fmt: skip
+        for score in settings.scores:
+            staged = search.stage(found[score])
+            for asked in settings.speedups:
+                rows.append({"score": score, "objective": objective, "asked": asked}
+                            | _planned(case, staged, asked))  # fmt: skip
+                print(f"  {score}, {objective}, {asked:g} x", flush=True)
+    return rows
+
+
+def _planned(case: Case, search: jp.Search, asked: float) -> dict[str, Any]:
+    try:
+        found = search.plan(jp.Target(speedup=asked))
+    except ValueError as error:  # a speed that cannot be had
+        return {"refused": str(error).splitlines()[0]}
+    row: dict[str, Any] = {
+        "units": {name: np.flatnonzero(v).tolist() for name, v in found.keep.items()},
+        "measured": found.measured.get("speedup") if found.measured else None,
+        "load_average": load_average(),
+    }
+    small = case.small(row)
+    row["before"] = case.accuracy(small.fn, small.params)
+    row["params"] = int(sum(leaf.size for leaf in jax.tree.leaves(small.params)))
+    row["flops"] = jp.cost(small.fn, small.params, case.x).flops / len(case.x)
+    return row
+
+
+def tune(case: Case, row: dict[str, Any], repair: str) -> dict[str, Any]:
+    """The accuracy after a repair, and what it did."""
+    small = case.small(row)
+    options: dict[str, Any] = {}
+    if repair == "refit, tuned":
+        options["dense"] = case.dense
+    if repair == "distilled":
+        options["teacher"] = jax.jit(lambda x: case.fn(case.dense, x))
+    tuned = jp.recover(
+        small, case.loss, case.batches, steps=case.settings.tune_steps, progress=False, **options
+    )
+    stages = [stage._asdict() for stage in tuned.recovery.stages]
+    steps = tuned.recovery.steps
+    return {"after": case.accuracy(tuned.fn, tuned.params), "steps": steps, "stages": stages}
+
+
+def fill(case: Case, found: dict[str, Any], stage: str) -> Iterator[None]:
+    """Does what is missing of a stage; yields whenever something new is worth saving."""
+    if stage == "train" and "dense" not in found:
+        found["dense"] = case.accuracy(case.fn, case.dense)
+        yield
+    if stage == "plan" and not found.get("rows"):
+        found["rows"] = plan(case)
+        yield
+    if stage == "tune":
+        for row, repair in itertools.product(found["rows"], case.settings.repairs):
+            if "units" in row and repair not in row.setdefault("repairs", {}):
+                row["repairs"][repair] = tune(case, row, repair)
+                yield
+
+
+# ------------------------------------------------------------------------------------- results
+
+
+def summary(seeds: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each score, objective, repair and speed the points that are lost, over seeds."""
+    lost: dict[tuple[Any, ...], list[float]] = {}
+    for found in seeds.values():
+        for row in found.get("rows", []):
+            if "units" not in row:
+                continue
+            after = {"none": row["before"]} | {
+                repair: done["after"] for repair, done in row.get("repairs", {}).items()
+            }
+            for repair, accuracy in after.items():
+                key = (row["asked"], row["score"], row["objective"], repair)
+                lost.setdefault(key, []).append(100 * (found["dense"] - accuracy))
+    names = ("asked", "score", "objective", "repair")
+    return [dict(zip(names, key)) | {"points_lost": each, "mean": float(np.mean(each))}
+            for key, each in lost.items()]  # fmt: skip
+
+
+def table(network: str, seeds: dict[str, Any]) -> Table:
+    """A row for each score and objective, a column for each repair, at each speed."""
+    dense = [found["dense"] for found in seeds.values() if "dense" in found]
+    columns = tuple(dict.fromkeys(row["repair"] for row in summary(seeds)))
+    title = f"{network}: points lost of {np.mean(dense):.2%}, {len(dense)} seeds"
+    shown = Table("asked", "score", "objective", *columns, title=title)
+    rows = summary(seeds)
+    for key in dict.fromkeys((r["asked"], r["score"], r["objective"]) for r in rows):
+        cells = {r["repair"]: f"{r['mean']:.2f}" for r in rows
+                 if (r["asked"], r["score"], r["objective"]) == key}  # fmt: skip
+        shown.add_row(f"{key[0]:g} x", key[1], key[2], *(cells.get(c, "") for c in columns))
+    return shown
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser: argparse.ArgumentParser = studies.parser("recovery", __doc__)
+    parser.add_argument("--quick", action="store_true", help="a look: one seed, hardly trained")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    names = list(networks.NETWORKS)
+    parser.add_argument("--networks", nargs="+", choices=names, default=names)
+    parser.add_argument("--results", type=Path, default=results.FOLDER)
+    parser.add_argument("--weights", type=Path, default=Path.home() / ".cache" / "jaxprune")
+    args = parser.parse_args(argv)
+    images, settings = data.load(), QUICK if args.quick else Settings()
+    few = slice(settings.test_images)
+    images = dataclasses.replace(images, test_x=images.test_x[few], test_y=images.test_y[few])
+    stem = "recovery-quick" if args.quick else "recovery"
+    path = results.folder(args.results) / f"{stem}.json"
+    about = results.header("recovery") | {
+        "settings": dataclasses.asdict(settings),
+        "data": {"name": images.name, "source": images.source},
+    }
+    kept = results.continued(path, about["settings"])
+    seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
+    for stage, network, seed in itertools.product(args.stages, args.networks, seeds):
+        found = kept.setdefault(network, {}).setdefault(str(seed), {})
+        case = Case(network, images, settings, seed, args.weights / stem)
+        for _ in fill(case, found, stage):
+            summaries = {name: summary(each) for name, each in kept.items()}
+            results.save(about | {"networks": kept, "summary": summaries}, path)
+        print(f"{stage}: {network}, seed {seed}", flush=True)
+    for network, each in kept.items():
+        Console(width=110).print(table(network, each))
+    print(path)
