@@ -11,28 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._trees import difference
 from jaxprune.selection import count
 from jaxprune.sharding import over
 from jaxprune.typing import Masks, Params, PyTree, path_str
 
 
 def check_structure(what: str, tree: PyTree, params: Params, instead: str) -> None:
-    """Raises ValueError, naming the first leaf that differs, unless both have one structure."""
+    """Raises ValueError, naming what differs, unless both have one structure."""
     wanted: Any = jax.tree.structure(params)
-    got: Any = jax.tree.structure(tree)
-    if wanted == got:
-        return
-    theirs, ours = (
-        [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(t)]
-        for t in (tree, params)
-    )
-    missing = [p for p in ours if p not in theirs]
-    extra = [p for p in theirs if p not in ours]
-    if missing or extra:
-        how = f"has no leaf {missing[0]!r}" if missing else f"has an unknown leaf {extra[0]!r}"
-    else:
-        how = f"has the structure {got}, wanted {wanted}"
-    raise ValueError(f"the tree of {what} does not match params: it {how}; {instead}")
+    if jax.tree.structure(tree) != wanted:
+        how = difference(tree, wanted)
+        raise ValueError(f"the tree of {what} does not match params: it {how}; {instead}")
 
 
 def check_masks(params: Params, masks: Masks) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune._trees import difference
 from jaxprune.compaction import counts as _counts
 from jaxprune.compaction import plan, symbolic
 from jaxprune.compaction.blocks import Split, View
@@ -139,8 +140,8 @@ def _signature(x: Any) -> Any:
 def _check_params(structure: Structure, view: View, leaves: list[Any], treedef: Any) -> None:
     if treedef != structure.treedef:
         raise ValueError(
-            f"the compact function got params of structure {treedef}, wanted {structure.treedef}; "
-            "pass small.params, or small.restrict(tree)"
+            "the compact function got params of another structure: the tree "
+            f"{difference(treedef, structure.treedef)}; pass small.params, or small.restrict(tree)"
         )
     for path, axs, leaf in zip(structure.paths, structure.param_axes, leaves, strict=True):
         if np.shape(leaf) != view.shape(axs):

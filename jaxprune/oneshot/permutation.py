@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._renamed import renamed
+from jaxprune._trees import difference
 from jaxprune.ir import axes
 from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.select import chosen_dims
@@ -75,11 +76,7 @@ def permute(
     """
     if not 0 < n < m:
         raise ValueError(f"permute(n={n}, m={m}): wanted 0 < n < m, such as 2 and 4")
-    if jax.tree.structure(scores) != structure.treedef:
-        raise ValueError(
-            f"permute: scores have the structure {jax.tree.structure(scores)}; wanted one like "
-            f"params, {structure.treedef}"
-        )
+    _check_tree("permute: the tree of scores", scores, structure)
     key = jax.random.key(0) if key is None else key
     orders = {}
     for name in chosen_dims(structure, dims):
@@ -104,7 +101,8 @@ def permuted(tree: PyTree, structure: Structure, orders: Mapping[str, Any]) -> P
       orders: dimension name -> for each new place, the unit that comes there.
 
     Raises:
-      ValueError: for an order that isn't a permutation of its dimension's units.
+      ValueError: for an order that isn't a permutation of its dimension's units, or a tree of
+        another structure.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -114,7 +112,8 @@ def permuted(tree: PyTree, structure: Structure, orders: Mapping[str, Any]) -> P
       >>> jp.oneshot.permuted(params, structure, {"up:1": [3, 2, 1, 0]})["up"]
       Array([[3., 2., 1., 0.]], dtype=float32)
     """
-    leaves = structure.treedef.flatten_up_to(tree)
+    _check_tree("permuted: the tree", tree, structure)
+    leaves = jax.tree.leaves(tree)
     for name, order in orders.items():
         dim = structure.dims[name]
         order = np.asarray(order)
@@ -128,6 +127,14 @@ def permuted(tree: PyTree, structure: Structure, orders: Mapping[str, Any]) -> P
             _reordered(leaf, axs, own, order) for leaf, axs in zip(leaves, structure.param_axes)
         ]
     return structure.treedef.unflatten(leaves)
+
+
+def _check_tree(what: str, tree: PyTree, structure: Structure) -> None:
+    if jax.tree.structure(tree) != structure.treedef:
+        raise ValueError(
+            f"{what} does not match params: it {difference(tree, structure.treedef)}; wanted one "
+            "like params, such as jp.magnitude(params)"
+        )
 
 
 def _reordered(leaf: Any, axs: Sequence[Any], own: Any, order: np.ndarray) -> Any:
