@@ -22,6 +22,7 @@ import jax
 import jaxlib
 import numpy as np
 
+from jaxprune._calls import calls_fn
 from jaxprune._renamed import renamed
 from jaxprune.costs.api import check_call
 from jaxprune.typing import path_str
@@ -125,6 +126,7 @@ class Comparison:
 
 
 @renamed("jp.benchmark", rounds="repeats")
+@calls_fn("jp.benchmark")
 def benchmark(fn: Fn, *args: Any, repeats: int = 15, min_round: float = 0.01) -> Timing:
     """Returns how long one call ``fn(*args)`` takes, in seconds; compilation excluded.
 
@@ -156,6 +158,7 @@ def benchmark(fn: Fn, *args: Any, repeats: int = 15, min_round: float = 0.01) ->
 
 
 @renamed("jp.compare", rounds="repeats")
+@calls_fn("jp.compare")
 def compare(
     entries: Mapping[str, tuple[Fn, tuple[Any, ...]]],
     *,

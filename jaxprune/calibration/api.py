@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._calls import calls_fn, tracing
 from jaxprune._leaf import is_float
 from jaxprune.calibration.origins import Layout
 from jaxprune.calibration.reader import UNREAD, Moments, Wish, merge, read, summed
@@ -96,6 +97,7 @@ def _unflatten(told: Any, trees: Any) -> Stats:
 jax.tree_util.register_pytree_node(Stats, _flatten, _unflatten)
 
 
+@calls_fn("jp.calibrate")
 def calibrate(
     fn: Callable[..., Any],
     params: Params,
@@ -162,6 +164,7 @@ class Calibrator:
         axis_name: Any = None,
     ):
         self.where, self.grams, self.dtype, self.axis_name = where, grams, dtype, axis_name
+        self._fn = fn
 
         def one(wish: Wish, params: Params, args: tuple[Any, ...]) -> Any:
             moments, layouts, lost = read(fn, wish, params, args)
@@ -174,7 +177,8 @@ class Calibrator:
         wish = wish_for(named, self.where, self.grams, self.dtype)
         seen: _Seen | None = None
         for args in _each_batch(batches):
-            moments, layouts, lost = self._pass(wish, params, args)
+            with tracing(self._fn, params, args):
+                moments, layouts, lost = self._pass(wish, params, args)
             new = _Seen(moments, layouts.value, lost.value)
             seen = new if seen is None else _together(named, seen, new)
         if seen is None:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune._calls import tracing
 from jaxprune._trees import difference
 from jaxprune.compaction import counts as _counts
 from jaxprune.compaction import plan, symbolic
@@ -68,7 +69,8 @@ class SmallFunction:
 
     def _trace(self, leaves: list[Any], args: Any) -> _Traced:
         full = self._full(leaves)
-        closed, out_shape = jax.make_jaxpr(self.fn, return_shape=True)(full, *args)
+        with tracing(self.fn, full, args):
+            closed, out_shape = jax.make_jaxpr(self.fn, return_shape=True)(full, *args)
         if not symbolic.has_names(jax.tree.leaves(args)):
             return self._decide(closed, out_shape, full, args)
         numbers = symbolic.Numbers(closed, args)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._calls import calls_fn
 from jaxprune._renamed import renamed
 from jaxprune._trees import difference
 from jaxprune.ir import axes
@@ -23,6 +24,7 @@ PAIRS = 8  # Swaps of so many pairs of groups are looked at side by side.
 
 
 @renamed("jp.oneshot.permute", rounds="sweeps", seed="key")
+@calls_fn("jp.oneshot.permute")
 def permute(
     fn: Callable[..., Any],
     params: PyTree,

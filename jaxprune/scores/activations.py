@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._calls import calls_fn
 from jaxprune._leaf import is_float, widen
 from jaxprune._trees import difference
 from jaxprune.scores.evidence import Batches, check_batches
@@ -33,6 +34,7 @@ class Activity(NamedTuple):
     norms: PyTree
 
 
+@calls_fn("jp.scores.activity")
 def activity(fn: Callable[..., Any], params: Params, batches: Batches) -> Activity:
     """Returns statistics per channel of the activations that a function returns.
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 import jaxprune.rules  # noqa: F401  (fills the table)
+from jaxprune._calls import tracing
 from jaxprune.ir import axes, compat, primitives, tape
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.primitives import Kind
@@ -65,7 +66,8 @@ def _trace(fn: Callable[..., Any], params: Any, args: Sequence[Any]) -> tuple[An
         )
     if not jax.tree.leaves(params):
         raise ValueError("params has no array leaf; pass the variables that fn takes first")
-    closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *args)
+    with tracing(fn, params, args):
+        closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *args)
     return closed, out_shape
 
 
