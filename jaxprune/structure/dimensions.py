@@ -16,7 +16,7 @@ import numpy as np
 from jaxprune._trees import difference
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
-from jaxprune.masks import fits
+from jaxprune.masks import filled, fits
 from jaxprune.reduce import Reduction, check_reduce, mean
 from jaxprune.selection import known
 from jaxprune.sharding import freely, host
@@ -217,6 +217,7 @@ class Structure:
 
     def mask_leaves(self, masks: Any) -> list[np.ndarray]:
         """The masks as a flat list, checked against the leaves."""
+        masks = filled(masks, jax.tree.unflatten(self.treedef, self.paths), True)
         if jax.tree.structure(masks) != self.treedef:
             raise ValueError(
                 f"masks have another structure than params: the tree "
