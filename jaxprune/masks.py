@@ -10,29 +10,39 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from jaxprune._trees import difference
 from jaxprune.selection import count
 from jaxprune.sharding import over
 from jaxprune.typing import Masks, Params, PyTree, path_str
 
 
 def check_structure(what: str, tree: PyTree, params: Params, instead: str) -> None:
-    """Raises ValueError, naming the first leaf that differs, unless both have one structure."""
+    """Raises ValueError, naming what differs, unless both have one structure."""
     wanted: Any = jax.tree.structure(params)
-    got: Any = jax.tree.structure(tree)
-    if wanted == got:
-        return
-    theirs, ours = (
-        [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(t)]
-        for t in (tree, params)
-    )
-    missing = [p for p in ours if p not in theirs]
-    extra = [p for p in theirs if p not in ours]
-    if missing or extra:
-        how = f"has no leaf {missing[0]!r}" if missing else f"has an unknown leaf {extra[0]!r}"
-    else:
-        how = f"has the structure {got}, wanted {wanted}"
-    raise ValueError(f"the tree of {what} does not match params: it {how}; {instead}")
+    if jax.tree.structure(tree) != wanted:
+        how = difference(tree, wanted)
+        raise ValueError(f"the tree of {what} does not match params: it {how}; {instead}")
+
+
+def left_out(node: Any) -> bool:
+    """Does ``optax.masked``, ``partition`` or ``multi_transform`` have this in place of a leaf?"""
+    return isinstance(node, optax.MaskedNode)
+
+
+def filled(tree: PyTree, params: Params, value: Any) -> PyTree:
+    """``tree`` with ``value`` for each leaf that optax has left out of it."""
+
+    def fill(node: Any, part: Any) -> Any:
+        return jax.tree.map(lambda _: value, part) if left_out(node) else node
+
+    if not any(map(left_out, jax.tree.leaves(tree, is_leaf=left_out))):
+        return tree
+    try:
+        return jax.tree.map(fill, tree, params, is_leaf=left_out)
+    except ValueError:  # It isn't of these params, which a check of its structure says better.
+        return tree
 
 
 def check_masks(params: Params, masks: Masks) -> None:
@@ -75,7 +85,8 @@ def apply_masks(params: Params, masks: Masks) -> Params:
 
     Args:
       params: any pytree. Leaves that are not numbers (random keys, functions) stay as they are.
-      masks: booleans in the same structure, True = kept, broadcastable to their leaves.
+      masks: booleans in the same structure, True = kept, broadcastable to their leaves. A leaf that
+        ``optax.multi_transform`` left out of a state's masks stays dense.
 
     Raises:
       ValueError: when structures or shapes do not fit; the message names the leaf.
@@ -85,6 +96,7 @@ def apply_masks(params: Params, masks: Masks) -> Params:
       >>> jp.apply_masks({"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([True, False])})
       {'w': Array([1., 0.], dtype=float32)}
     """
+    masks = filled(masks, params, True)
     check_masks(params, masks)
     return jax.tree.map(_apply, params, masks)
 
@@ -103,7 +115,7 @@ def density(params: Params, masks: Masks) -> jax.Array:
 
     Args:
       params: any pytree.
-      masks: booleans in the same structure.
+      masks: booleans in the same structure; a leaf that optax left out of them is dense.
 
     Returns:
       A float32 scalar in [0, 1]; 1.0 when every leaf is dense.
@@ -123,6 +135,7 @@ def density(params: Params, masks: Masks) -> jax.Array:
             "density: params holds booleans alone, and masks others; params come first now: write "
             "jp.density(params, masks)"
         )
+    masks = filled(masks, params, True)
     check_masks(params, masks)
     return _fraction(
         (_entries(mask, leaf), np.size(leaf))

@@ -22,6 +22,7 @@ import jax
 import jaxlib
 import numpy as np
 
+from jaxprune._calls import calls_fn
 from jaxprune._progress import Progress, track, working
 from jaxprune._renamed import renamed
 from jaxprune.costs.api import check_call
@@ -126,6 +127,7 @@ class Comparison:
 
 
 @renamed("jp.benchmark", rounds="repeats")
+@calls_fn("jp.benchmark")
 def benchmark(
     fn: Fn,
     *args: Any,
@@ -166,6 +168,7 @@ def benchmark(
 
 
 @renamed("jp.compare", rounds="repeats")
+@calls_fn("jp.compare")
 def compare(
     entries: Mapping[str, tuple[Fn, tuple[Any, ...]]],
     *,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxprune.costs.api import cost, si
-from jaxprune.masks import check_masks
+from jaxprune.masks import check_masks, filled
 from jaxprune.sharding import host
 from jaxprune.typing import Masks, Params, named_leaves
 
@@ -173,6 +173,7 @@ def summary(
     if not flat:
         raise ValueError("summary got an empty tree; pass the parameters: jp.summary(params)")
     if masks is not None:
+        masks = filled(masks, params, True)
         check_masks(params, masks)
     _check_function(fn, args, flops)
     kept = [True] * len(flat) if masks is None else jax.tree.leaves(masks)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._calls import calls_fn
 from jaxprune.artefacts import files, leaves, tensors
 from jaxprune.artefacts.checks import Size, conform
 from jaxprune.compaction.api import Compact
@@ -33,6 +34,7 @@ class Exported(NamedTuple):
     params: dict[str, jax.Array]  # by path: {"params/Dense_0/kernel": ...}
 
 
+@calls_fn("jp.export")
 def export(
     small: Compact,
     folder: str | Path,

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxprune._trees import difference
 from jaxprune.artefacts.fingerprint import fingerprint
 from jaxprune.artefacts.leaves import TYPE, struct_of, type_of
 from jaxprune.structure.infer import paths_of
@@ -59,8 +60,8 @@ def check(
     mine, theirs = paths_of(tuple(args)), [row["path"] for row in saved["args"]]
     if mine != theirs:
         raise ValueError(
-            f"args have the leaves {mine}, the model was saved for {theirs}: pass arguments like "
-            f"those that jp.compact was given; {MEANT}"
+            f"args are not what the model was saved for: their tree {_other(mine, theirs)}; "
+            f"pass arguments like those that jp.compact was given; {MEANT}"
         )
     rows = [saved["params"][order[path]] for path in paths_of(params)]
     with jax.enable_x64(saved["x64"]):
@@ -74,6 +75,11 @@ def check(
                 f"function that jp.compact was given; {MEANT}"
             ) from error
     _compare(found, saved)
+
+
+def _other(mine: Sequence[str], theirs: Sequence[str]) -> str:
+    trees = (dict.fromkeys(paths, 0) for paths in (mine, theirs))
+    return difference(*trees) or "has its leaves in another order"
 
 
 def _as_saved(tree: Any, rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
+from jaxprune._calls import calls_fn
 from jaxprune.artefacts import files, functions, leaves, tensors
 from jaxprune.artefacts.checks import Size, conform
 from jaxprune.artefacts.host import to_host
@@ -91,6 +92,7 @@ def save(small: _compact.Compact, folder: str | Path) -> None:
     files.write(folder, FILE, text, arrays)
 
 
+@calls_fn("jp.load")
 def load(
     folder: str | Path,
     fn: Callable[..., Any],

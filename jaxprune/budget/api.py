@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxprune._calls import calls_fn
 from jaxprune._renamed import renamed
 from jaxprune.budget import metric as metrics
 from jaxprune.budget.latency import Progress
@@ -18,6 +19,7 @@ OPTIONS = tuple(Search.__init__.__kwdefaults__ or ())  # The names are those of 
 
 
 @renamed("jp.search", rounds="repeats")
+@calls_fn("jp.search", *OPTIONS)
 def search(
     fn: Callable[..., Any],
     params: Any,
@@ -59,11 +61,12 @@ def search(
       >>> plan.keep["up:1"].astype(int), plan.predicted.params
       (array([0, 0, 0, 0, 1, 1, 1, 1]), 0.5)
     """
-    found = Search(fn, params, structure, scores, *args, **_checked("search", options))
+    found = Search(fn, params, structure, scores, *args, **options)
     return found.plan(target, verify=verify)
 
 
 @renamed("jp.pareto", rounds="repeats")
+@calls_fn("jp.pareto", *OPTIONS)
 def pareto(
     fn: Callable[..., Any],
     params: Any,
@@ -116,13 +119,14 @@ def pareto(
       [0.75, 0.5]
     """
     every = targets_of(targets)  # A wrong one is said before anything is timed.
-    found = Search(fn, params, structure, scores, *args, **_checked("pareto", options))
+    found = Search(fn, params, structure, scores, *args, **options)
     return found.pareto(
         every, metric=metric, finetune=finetune, uniform=uniform, verify=verify, progress=progress
     )
 
 
 @renamed("jp.prune_to_metric", cost="minimize", steps="bisections", rounds="repeats")
+@calls_fn("jp.prune_to_metric", *OPTIONS)
 def prune_to_metric(
     fn: Callable[..., Any],
     params: Any,
@@ -176,19 +180,8 @@ def prune_to_metric(
       (5, 10.0)
     """
     metrics.check_bisection(minimize, bisections)  # It is said before anything is timed.
-    found = Search(fn, params, structure, scores, *args, **_checked("prune_to_metric", options))
+    found = Search(fn, params, structure, scores, *args, **options)
     return found.to_metric(
         metric, floor=floor, minimize=minimize, finetune=finetune, bisections=bisections,
         verify=verify, progress=progress,
     )  # fmt: skip
-
-
-def _checked(who: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options, unless one of them isn't an option of the search."""
-    for name in options:
-        if name not in OPTIONS:
-            raise TypeError(
-                f"{who} has no option {name!r}; those that it hands on to jp.Search are "
-                f"{', '.join(OPTIONS)}"
-            )
-    return options

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxprune import reduce
 from jaxprune._leaf import is_float
+from jaxprune._trees import difference
 from jaxprune.budget.model import Model, dims_in
 from jaxprune.budget.solver import Term, Total, merged
 from jaxprune.ir import axes
@@ -86,9 +87,10 @@ def _check_names(structure: Structure, names: Sequence[str], scores: Any) -> Non
     known = isinstance(scores, Mapping) and set(scores) & set(structure.dims)
     if not known:
         raise ValueError(
-            f"scores have the structure {jax.tree.structure(scores)}; wanted one like params, "
-            f"{structure.treedef}, such as jp.magnitude(params), or {{dimension name: scores of "
-            f"its units}} for each of {list(names)[:8]}"
+            f"scores have another structure than params: the tree "
+            f"{difference(scores, structure.treedef)}; wanted one like params, such as "
+            "jp.magnitude(params), or {dimension name: scores of its units} for each of "
+            f"{list(names)[:8]}"
         )
     unknown = [name for name in scores if name not in structure.dims]
     missing = [name for name in names if name not in scores]

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxprune._calls import calls_fn
 from jaxprune._renamed import renamed
 from jaxprune.budget import metric as metrics
 from jaxprune.budget.choosing import Choices, Try
@@ -95,6 +96,7 @@ class Search:
     """
 
     @renamed("jp.Search", rounds="repeats")
+    @calls_fn("jp.Search")
     def __init__(
         self,
         fn: Callable[..., Any],

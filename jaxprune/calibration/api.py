@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._calls import calls_fn, tracing
 from jaxprune._leaf import is_float
 from jaxprune._progress import Progress, track
 from jaxprune.calibration.origins import Layout
@@ -97,6 +98,7 @@ def _unflatten(told: Any, trees: Any) -> Stats:
 jax.tree_util.register_pytree_node(Stats, _flatten, _unflatten)
 
 
+@calls_fn("jp.calibrate")
 def calibrate(
     fn: Callable[..., Any],
     params: Params,
@@ -167,7 +169,7 @@ class Calibrator:
         progress: Progress = None,
     ):
         self.where, self.grams, self.dtype, self.axis_name = where, grams, dtype, axis_name
-        self.progress = progress
+        self.progress, self._fn = progress, fn
 
         def one(wish: Wish, params: Params, args: tuple[Any, ...]) -> Any:
             moments, layouts, lost = read(fn, wish, params, args)
@@ -182,7 +184,8 @@ class Calibrator:
         total = len(batches) if isinstance(batches, Sized) else None
         for args in track(_each_batch(batches), "calibrating on batches", self.progress, total):
             jax.block_until_ready(seen and seen.moments)  # One batch is ahead at most.
-            moments, layouts, lost = self._pass(wish, params, args)
+            with tracing(self._fn, params, args):
+                moments, layouts, lost = self._pass(wish, params, args)
             new = _Seen(moments, layouts.value, lost.value)
             seen = new if seen is None else _together(named, seen, new)
         if seen is None:

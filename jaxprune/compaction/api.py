@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune._calls import calls_fn
 from jaxprune.compaction import certificate as _certificate
 from jaxprune.compaction import plan
 from jaxprune.compaction.checking import Checker, Source
@@ -21,6 +22,7 @@ from jaxprune.structure.naming import from_program
 from jaxprune.typing import path_str
 
 
+@calls_fn("jp.compact")
 def compact(
     fn: Callable[..., Any], params: Any, masks: Any, *args: Any, semantics: str = plan.MASKED
 ) -> Compact:

@@ -8,13 +8,18 @@ from typing import Any
 from jaxprune._progress import Progress
 from jaxprune.compaction.blocks import View
 from jaxprune.compaction.checking import Checker
-from jaxprune.compaction.plan import Decision, Plan
+from jaxprune.compaction.plan import KEPT_ONLY, MASKED, Decision, Plan
 from jaxprune.rules.registry import KEPT
 from jaxprune.rules.zero_flow import IN_GRADIENT
 from jaxprune.sharding import parts
 from jaxprune.structure.dimensions import Structure
 
 WAYS_OUT = 'compact with semantics="kept", or fold the norm into the weights first'
+
+_MEANINGS = {
+    MASKED: "the small model equals the masked one",
+    KEPT_ONLY: "removed units count as not there; the small model need not equal the masked one",
+}
 
 LITTLE = 1 / 8  # A dimension is thin when less than this share of it is left
 FAR_LESS = 1 / 4  # and less than this share of what the other dimensions keep on average.
@@ -66,6 +71,11 @@ class Certificate:
         return self._checker.overhead() if any(e.carried for e in self.entries) else 1.0
 
     @property
+    def semantics(self) -> str:
+        """What ``jp.compact`` was asked for, "masked" or "kept"."""
+        return self._checker.cut.plan.semantics
+
+    @property
     def exact(self) -> bool:
         return all(e.removed == e.masked for e in self.entries)
 
@@ -110,7 +120,8 @@ class Certificate:
         if not self.entries:
             return "nothing to remove: the masks cover no whole unit of any dimension"
         width = max([len(e.name) for e in self.entries] + [9])
-        lines = [f"{'dimension':<{width}}  {'size':>6}  {'masked':>6}  {'removed':>7}  status"]
+        lines = [f"semantics {self.semantics!r}: {_MEANINGS[self.semantics]}"]
+        lines += [f"{'dimension':<{width}}  {'size':>6}  {'masked':>6}  {'removed':>7}  status"]
         for e in self.entries:
             lines.append(
                 f"{e.name:<{width}}  {e.size:>6}  {e.masked:>6}  {e.removed:>7}  {_why(e)}"

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune._trees import difference
 from jaxprune.compaction import placing
 from jaxprune.compaction.certificate import Certificate
 from jaxprune.compaction.cut import Cut
@@ -179,7 +180,7 @@ class Compact:
         leaves, treedef = jax.tree.flatten(params)
         if treedef != self._structure.treedef:
             raise ValueError(
-                f"expand got the structure {treedef}, wanted {self._structure.treedef}: a tree "
-                "like small.params"
+                f"expand got another structure than small.params: the tree "
+                f"{difference(treedef, self._structure.treedef)}"
             )
         return jax.tree.unflatten(treedef, [self._cut.grow(x, i) for i, x in enumerate(leaves)])

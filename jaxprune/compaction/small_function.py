@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._calls import tracing
+from jaxprune._trees import difference
 from jaxprune.compaction import counts as _counts
 from jaxprune.compaction import plan, symbolic
 from jaxprune.compaction.blocks import Split, View
@@ -82,7 +84,8 @@ class SmallFunction:
 
     def _trace(self, leaves: list[Any], args: Any) -> _Traced:
         full = self._full(leaves)
-        closed, out_shape = jax.make_jaxpr(self.fn, return_shape=True)(full, *args)
+        with tracing(self.fn, full, args):
+            closed, out_shape = jax.make_jaxpr(self.fn, return_shape=True)(full, *args)
         if not symbolic.has_names(jax.tree.leaves(args)):
             return self._decide(closed, out_shape, full, args)
         numbers = symbolic.Numbers(closed, args)
@@ -216,8 +219,8 @@ def _signature(x: Any) -> Any:
 def check_params(structure: Structure, view: View, leaves: list[Any], treedef: Any) -> None:
     if treedef != structure.treedef:
         raise ValueError(
-            f"the compact function got params of structure {treedef}, wanted {structure.treedef}; "
-            "pass small.params, or small.restrict(tree)"
+            "the compact function got params of another structure: the tree "
+            f"{difference(treedef, structure.treedef)}; pass small.params, or small.restrict(tree)"
         )
     for path, axs, leaf in zip(structure.paths, structure.param_axes, leaves, strict=True):
         if np.shape(leaf) != view.shape(axs):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxprune._calls import FLAG, PARTITION, bound, calls_fn
 from jaxprune.costs.operations import Operation, nbytes, read, separate
 from jaxprune.ir import compat, tape
 from jaxprune.ir.tape import Value
@@ -94,6 +95,7 @@ class Cost:
         return f"{head}\n{self.table()}{notes}"
 
 
+@calls_fn("jp.cost")
 def cost(fn: Callable[..., Any], *args: Any) -> Cost:
     r"""Returns the FLOPs, bytes and parameters of one call ``fn(*args)``, from its jaxpr.
 
@@ -174,9 +176,18 @@ def check_call(who: str, write: str, fn: Any, args: Sequence[Any]) -> None:
         number = isinstance(leaf, (int, float, complex)) and not isinstance(leaf, bool)
         if not number and not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise TypeError(
-                f"{who} wants arrays, argument {path_str(path)} holds {_brief(leaf)}; close over "
-                f"what is static: lambda params, x: fn(params, x, {leaf!r:.40})"
+                f"{who} wants arrays, argument {path_str(path)} holds {_brief(leaf)}; "
+                f"{_way_out(path, leaf, len(args))}"
             )
+
+
+def _way_out(path: Sequence[Any], leaf: Any, count: int) -> str:
+    """What to write where a leaf of the arguments is no array."""
+    if path[0].idx == 0 and count > 1:
+        return PARTITION
+    if isinstance(leaf, bool):
+        return f"bind what is static: {bound({FLAG: leaf})}"
+    return f"close over what is static: lambda params, x: fn(params, x, {leaf!r:.40})"
 
 
 def _brief(x: Any) -> str:

@@ -21,7 +21,7 @@ from jaxprune.masks import apply_masks
 from jaxprune.scores.required import check_stats
 from jaxprune.selection import count, known
 from jaxprune.sharding import whole
-from jaxprune.typing import Masks, Params, path_str
+from jaxprune.typing import Masks, Params, named_leaves, path_str
 
 
 class Layer(NamedTuple):
@@ -63,7 +63,13 @@ class Layer(NamedTuple):
         return self._replace(layout=layout, gram=gram.reshape(self.gram.shape))
 
 
-def layers(method: str, params: Params, stats: Stats, masks: Masks) -> list[Layer | None]:
+LEAVE_OUT = "leave it out with where=lambda path, leaf: path in stats.layouts in {}"
+MAKER = LEAVE_OUT.format("the pattern that makes masks")
+
+
+def layers(
+    method: str, params: Params, stats: Stats, masks: Masks, instead: str = MAKER
+) -> list[Layer | None]:
     """The leaves whose mask is not a scalar, with their Gram matrices.
 
     None for dense ones, and for vectors: a bias has no inputs, its mask alone says what it is.
@@ -72,10 +78,18 @@ def layers(method: str, params: Params, stats: Stats, masks: Masks) -> list[Laye
       ValueError: for statistics of other params; where such a leaf has no Gram matrix.
     """
     check_stats(method, params, stats)
-    return [
-        layer_of(method, path, leaf, gram, stats) if np.ndim(mask) and np.ndim(leaf) > 1 else None
-        for path, leaf, gram, mask in _each(params, stats, masks)
-    ]
+
+    def one(path: str, leaf: Any, gram: Any, mask: Any) -> Layer | None:
+        wanted = np.ndim(mask) and np.ndim(leaf) > 1
+        return layer_of(method, path, leaf, gram, stats, instead) if wanted else None
+
+    return [one(*row) for row in _each(params, stats, masks)]
+
+
+def without_inputs(params: Params, stats: Stats) -> dict[str, str]:
+    """path -> why, of leaves whose inputs ``calibrate`` looked for in vain, as of embeddings."""
+    without = [path for path, _ in named_leaves(params) if path not in stats.layouts]
+    return {path: stats.reasons[path] for path in without if path in stats.reasons}
 
 
 def repairable(method: str, params: Params, stats: Stats, masks: Masks) -> list[Layer | None]:
@@ -118,14 +132,8 @@ def _flatten(params: Params) -> tuple[list[Any], Any]:
     return jax.tree_util.tree_flatten_with_path(params)
 
 
-LEAVE_OUT = (  # A pattern's choice leaves these out.
-    "leave it out with pattern=jp.unstructured(where=lambda path, leaf: path in stats.layouts), "
-    "where masks are made"
-)
-
-
 def layer_of(
-    method: str, path: str, leaf: Any, gram: Any, stats: Stats, instead: str = LEAVE_OUT
+    method: str, path: str, leaf: Any, gram: Any, stats: Stats, instead: str = MAKER
 ) -> Layer:
     """Returns one leaf beside its Gram matrix; raises ValueError, with what to do, without one."""
     if gram is None:

@@ -7,6 +7,7 @@ leaves into matrices, asks the pattern how much of each goes, and puts the resul
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,12 +17,27 @@ import numpy as np
 from jaxprune._progress import Progress
 from jaxprune.calibration.api import Stats
 from jaxprune.oneshot._checks import check_damping
-from jaxprune.oneshot._leaves import Layer, layers, map_layers, sparsity_of
-from jaxprune.patterns import as_pattern
+from jaxprune.oneshot._leaves import (
+    LEAVE_OUT,
+    Layer,
+    layers,
+    map_layers,
+    sparsity_of,
+    without_inputs,
+)
+from jaxprune.patterns import as_pattern, is_kernel
 from jaxprune.scores.activations import wanda
 from jaxprune.scores.required import check_stats
 from jaxprune.sharding import on_meshes
-from jaxprune.typing import ChooseInMatrix, Masks, Params, Pattern, PatternFn, named_leaves
+from jaxprune.typing import (
+    ChooseInMatrix,
+    Masks,
+    Params,
+    Pattern,
+    PatternFn,
+    named_leaves,
+    path_str,
+)
 
 # (weights, gram, sparsity, damping, **options) -> (weights, mask)
 Matrix = Callable[..., tuple[jax.Array, jax.Array]]
@@ -96,6 +112,8 @@ def per_matrix(
       ValueError: for a damping below 0, statistics of other params, a leaf without Gram matrix.
       FloatingPointError: where a solution is not finite.
     """
+    check_stats(method, params, stats)
+    _tell(method, _left_out(params, stats, pattern))
     run = functools.partial(_solved, params, stats, sparsity, damping, method, matrix, pattern)
     return Pruned(*run(check, progress, options))
 
@@ -143,12 +161,38 @@ def _chosen(
 
     Their inputs are in the order in which the pattern's masks of a matrix are masks of the leaf.
     """
-    check_stats(method, params, stats)
-    scores = wanda(params, input_norms=stats.norms)
+    left_out = _left_out(params, stats, pattern)
+    scores = jax.tree_util.tree_map_with_path(
+        lambda path, score: _NO_KERNEL if path_str(path) in left_out else score,
+        wanda(params, input_norms=stats.norms),
+    )
     orders = _orders(scores, stats, pattern)
     masks = pattern(scores, sparsity)
-    found = layers(method, params, stats, masks)
+    found = layers(method, params, stats, masks, LEAVE_OUT.format(pattern))
     return [layer and layer.ordered(orders[layer.path]) for layer in found], masks
+
+
+_NO_KERNEL = np.float32(0)  # No pattern takes it by default.
+
+
+def _left_out(params: Params, stats: Stats, pattern: Pattern) -> dict[str, str]:
+    """path -> why, of leaves that the default choice of a pattern takes, and no method can solve.
+
+    A ``where`` of the user's own is taken at its word.
+    """
+    return without_inputs(params, stats) if pattern.where is is_kernel else {}
+
+
+def _tell(method: str, left_out: dict[str, str]) -> None:
+    if left_out:
+        told = [f"{path} ({why})" for path, why in left_out.items()]
+        others = f" and {len(told) - 3} more" if len(told) > 3 else ""
+        warnings.warn(
+            f"{method} leaves dense what has no inputs to be pruned by: {', '.join(told[:3])}"
+            f"{others}; a pattern with where=lambda path, leaf: path in stats.layouts does so "
+            "without a warning",
+            stacklevel=4,
+        )
 
 
 def _orders(scores: Any, stats: Stats, pattern: Pattern) -> dict[str, Sequence[int]]:

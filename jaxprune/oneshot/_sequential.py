@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from jaxprune._calls import calls_fn
 from jaxprune._progress import Progress, inner, track
 from jaxprune._renamed import renamed
 from jaxprune.calibration.api import Calibrator, Stats
@@ -21,6 +22,7 @@ Block = Callable[[Params, Any], Any]
 
 
 @renamed("jp.oneshot.sequential", drift="error_propagation")
+@calls_fn("jp.oneshot.sequential")
 def sequential(
     block: Block,
     blocks: Sequence[Params],

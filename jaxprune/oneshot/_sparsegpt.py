@@ -44,10 +44,12 @@ def sparsegpt(
       stats: of :func:`jaxprune.calibrate`, with Gram matrices.
       sparsity: as the pattern takes it, traced too.
       pattern: ``jp.unstructured(...)``, ``jp.n_m(n, m)`` or ``jp.block(...)``; its ``where`` says
-        which leaves, its distribution how much of each. Within a leaf it chooses among the inputs
-        (rows) of a block of the matrix (in, out), whatever the leaf's layout. N:M groups run along
-        the pattern's axis, which must be an input axis of the leaf: ``jp.n_m(2, 4, axis=-1)`` for
-        (out, in). Blocks are followed on the last two axes of (..., in, out).
+        which leaves, its distribution how much of each; by default those that ``calibrate`` found
+        no inputs of, such as embeddings, stay dense, and a warning names them. Within a leaf it
+        chooses among the inputs (rows) of a block of the matrix (in, out), whatever the leaf's
+        layout. N:M groups run along the pattern's axis, which must be an input axis of the leaf:
+        ``jp.n_m(2, 4, axis=-1)`` for (out, in). Blocks are followed on the last two axes of
+        (..., in, out).
       block: inputs whose masks are chosen together; a rest of less than half of it is added to the
         last block.
       damping: :math:`\lambda` over the mean diagonal of :math:`X^T X`; ten times as much where the
@@ -58,8 +60,9 @@ def sparsegpt(
         leaves, such as ``tqdm.tqdm``.
 
     Raises:
-      ValueError: for a chosen leaf without Gram matrix, naming it and why; for statistics of other
-        params, a negative damping, or an axis of N:M that is no input; what the pattern raises.
+      ValueError: for a leaf that ``where`` chose without Gram matrix, naming it and why; for
+        statistics of other params, a negative damping, or an axis of N:M that is no input; what
+        the pattern raises.
       TypeError: for a pattern that couples leaves (``jp.structured``).
       FloatingPointError: where no damping makes the solution finite.
 

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._calls import calls_fn
 from jaxprune._progress import Progress, track
 from jaxprune._renamed import renamed
+from jaxprune._trees import difference
 from jaxprune.ir import axes
 from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.select import chosen_dims
@@ -23,6 +25,7 @@ PAIRS = 8  # Swaps of so many pairs of groups are looked at side by side.
 
 
 @renamed("jp.oneshot.permute", rounds="sweeps", seed="key")
+@calls_fn("jp.oneshot.permute")
 def permute(
     fn: Callable[..., Any],
     params: PyTree,
@@ -79,11 +82,7 @@ def permute(
     """
     if not 0 < n < m:
         raise ValueError(f"permute(n={n}, m={m}): wanted 0 < n < m, such as 2 and 4")
-    if jax.tree.structure(scores) != structure.treedef:
-        raise ValueError(
-            f"permute: scores have the structure {jax.tree.structure(scores)}; wanted one like "
-            f"params, {structure.treedef}"
-        )
+    _check_tree("permute: the tree of scores", scores, structure)
     key = jax.random.key(0) if key is None else key
     orders = {}
     for name in track(chosen_dims(structure, dims), "ordering dimensions", progress, label=str):
@@ -108,7 +107,8 @@ def permuted(tree: PyTree, structure: Structure, orders: Mapping[str, Any]) -> P
       orders: dimension name -> for each new place, the unit that comes there.
 
     Raises:
-      ValueError: for an order that isn't a permutation of its dimension's units.
+      ValueError: for an order that isn't a permutation of its dimension's units, or a tree of
+        another structure.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -118,7 +118,8 @@ def permuted(tree: PyTree, structure: Structure, orders: Mapping[str, Any]) -> P
       >>> jp.oneshot.permuted(params, structure, {"up:1": [3, 2, 1, 0]})["up"]
       Array([[3., 2., 1., 0.]], dtype=float32)
     """
-    leaves = structure.treedef.flatten_up_to(tree)
+    _check_tree("permuted: the tree", tree, structure)
+    leaves = jax.tree.leaves(tree)
     for name, order in orders.items():
         dim = structure.dims[name]
         order = np.asarray(order)
@@ -132,6 +133,14 @@ def permuted(tree: PyTree, structure: Structure, orders: Mapping[str, Any]) -> P
             _reordered(leaf, axs, own, order) for leaf, axs in zip(leaves, structure.param_axes)
         ]
     return structure.treedef.unflatten(leaves)
+
+
+def _check_tree(what: str, tree: PyTree, structure: Structure) -> None:
+    if jax.tree.structure(tree) != structure.treedef:
+        raise ValueError(
+            f"{what} does not match params: it {difference(tree, structure.treedef)}; wanted one "
+            "like params, such as jp.magnitude(params)"
+        )
 
 
 def _reordered(leaf: Any, axs: Sequence[Any], own: Any, order: np.ndarray) -> Any:

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxprune import selection
 from jaxprune.distributions import ByPath, Rule, as_distribution, by_path, uniform
 from jaxprune.ir import axes
+from jaxprune.patterns._factory import factory
 from jaxprune.patterns.choose import check_sparsity
 from jaxprune.reduce import Reduction, check_reduce, mean
 from jaxprune.sharding import on_meshes, parts
@@ -23,6 +24,7 @@ from jaxprune.structure.select import chosen_dims
 from jaxprune.typing import Distribution, Masks, Pattern, Scores
 
 
+@factory("jp.structured(structure)")
 def structured(
     structure: Structure,
     *,
@@ -57,6 +59,7 @@ def structured(
       ``(scores, sparsity) -> masks`` for ``jp.compact``; jittable.
 
     Raises:
+      TypeError: for scores in the place of the structure.
       ValueError: for dims or a pattern of the distribution that match nothing prunable, a
         round_to that is neither a whole number from 1 on nor a mesh, a reduce that is no function,
         and scores that hold NaN.
@@ -70,6 +73,11 @@ def structured(
       >>> masks["up"].astype(int)
       Array([[0, 0, 0, 0, 1, 1, 1, 1]], dtype=int32)
     """
+    if not isinstance(structure, Structure):
+        raise TypeError(
+            f"structured wants what jp.infer_structure found, got a {type(structure).__name__}; it "
+            "is a factory of patterns: jp.structured(structure)(scores, 0.5)"
+        )
     names = chosen_dims(structure, dims)
     check_reduce(reduce)
     steps = {name: _step(structure, structure.dims[name], round_to) for name in names}

@@ -10,11 +10,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxprune._leaf import is_number, widen
+from jaxprune.patterns._factory import factory
 from jaxprune.patterns.choose import choose, is_kernel
 from jaxprune.selection import known
 from jaxprune.typing import Masks, Pattern, Scores, Where
 
 
+@factory("jp.threshold(0.1)")
 def threshold(tau: float | Callable[[str], float], *, where: Where = is_kernel) -> Pattern:
     """Returns the pattern that keeps the entries whose score is at least ``tau``.
 

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.distributions import Rule, uniform
+from jaxprune.patterns._factory import factory
 from jaxprune.patterns.choose import check_sparsity, choose, distribute, is_kernel, kept_counts
 from jaxprune.selection import keep_largest, kept_count
 from jaxprune.sharding import on_meshes
 from jaxprune.typing import Distribution, Masks, Pattern, Scores, Where
 
 
+@factory("jp.unstructured()")
 def unstructured(
     distribution: Distribution | Mapping[str, Rule] = uniform,
     *,

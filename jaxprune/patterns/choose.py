@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._leaf import is_float, is_number, leaf_name
+from jaxprune._trees import difference
 from jaxprune.distributions import Rule, as_distribution, counts_of
 from jaxprune.selection import kept_count, known
 from jaxprune.typing import Distribution, Masks, Scores, Where, named_leaves
@@ -98,8 +99,8 @@ def distribute(
     got: Any = jax.tree.structure(sparsities)
     if got != jax.tree.structure(scores):
         raise ValueError(
-            f"the distribution returned {got}; wanted one sparsity for "
-            f"each of {list(scores)[:8]}, in a dict like its scores"
+            f"the distribution returned another tree than its scores: it {difference(got, scores)}"
+            f"; wanted one sparsity for each of {list(scores)[:8]}, in a dict"
         )
     for path, value in sparsities.items():
         if not is_number(value) or (known(value) and not 0 <= float(value) <= 1):

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._calls import calls_fn
 from jaxprune._leaf import is_float, widen
 from jaxprune._progress import Progress
+from jaxprune._trees import difference
 from jaxprune.scores.evidence import Batches, watched
 from jaxprune.scores.required import required
 from jaxprune.typing import Params, PyTree, Scores, path_str
@@ -33,6 +35,7 @@ class Activity(NamedTuple):
     norms: PyTree
 
 
+@calls_fn("jp.scores.activity")
 def activity(
     fn: Callable[..., Any], params: Params, batches: Batches, *, progress: Progress = None
 ) -> Activity:
@@ -225,12 +228,18 @@ def _with_partial(
         given = treedef.flatten_up_to(tree)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{name}: the tree of {evidence} does not match params ({error}); wanted params' "
-            "structure, with None where there is nothing to say"
+            f"{name}: the tree of {evidence} does not match params: it "
+            f"{difference(_whole(tree), _whole(params))}; wanted params' structure, with None "
+            "where there is nothing to say"
         ) from error
     pairs = zip(flat, given, strict=True)
     scores = [score(path_str(p), w, x) if is_float(w) else w for (p, w), x in pairs]
     return jax.tree.unflatten(treedef, scores)
+
+
+def _whole(tree: Any) -> Any:
+    """A tree in which None is a leaf like others."""
+    return jax.tree.map(lambda _: 0, tree, is_leaf=lambda x: x is None)
 
 
 def _check_shape(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxprune._calls import calls_fn
 from jaxprune.structure import infer as _infer
 from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.naming import from_programs
 
 
+@calls_fn("jp.infer_structure")
 @_infer.collecting_later()
 def infer_structure(
     fn: Callable[..., Any],

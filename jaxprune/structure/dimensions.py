@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._trees import difference
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
-from jaxprune.masks import fits
+from jaxprune.masks import filled, fits
 from jaxprune.reduce import Reduction, check_reduce, mean
 from jaxprune.selection import known
 from jaxprune.sharding import freely, host
@@ -237,10 +238,11 @@ class Structure:
 
     def mask_leaves(self, masks: Any) -> list[np.ndarray]:
         """The masks as a flat list, checked against the leaves."""
+        masks = filled(masks, jax.tree.unflatten(self.treedef, self.paths), True)
         if jax.tree.structure(masks) != self.treedef:
             raise ValueError(
-                f"masks have another structure than params: got {jax.tree.structure(masks)}, "
-                f"wanted {self.treedef}; build them with structure.masks or a pattern"
+                f"masks have another structure than params: the tree "
+                f"{difference(masks, self.treedef)}; build them with structure.masks or a pattern"
             )
         out = []
         for path, shape, mask in zip(self.paths, self.shapes, jax.tree.leaves(masks), strict=True):
@@ -285,7 +287,8 @@ class Structure:
         leaves, treedef = jax.tree.flatten(scores)
         if treedef != self.treedef:
             raise ValueError(
-                f"scores have another structure than params: got {treedef}, wanted {self.treedef}"
+                f"scores have another structure than params: the tree "
+                f"{difference(treedef, self.treedef)}; pass one like params: jp.magnitude(params)"
             )
         for path, shape, leaf in zip(self.paths, self.shapes, leaves, strict=True):
             if np.shape(leaf) != shape:
@@ -324,8 +327,9 @@ class Structure:
         """Raises ValueError unless params are shaped as those that the structure was found for."""
         if jax.tree.structure(params) != self.treedef:
             raise ValueError(
-                f"params have the structure {jax.tree.structure(params)}, the structure was found "
-                f"for {self.treedef}; call jp.infer_structure(fn, params, *args) for these"
+                f"params have another structure than those that the structure was found for: the "
+                f"tree {difference(params, self.treedef)}; call jp.infer_structure(fn, params, "
+                "*args) for these"
             )
         for path, shape, leaf in zip(self.paths, self.shapes, jax.tree.leaves(params)):
             if np.shape(leaf) != shape:

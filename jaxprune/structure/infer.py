@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 import jaxprune.rules  # noqa: F401  (fills the table)
+from jaxprune._calls import tracing
 from jaxprune.ir import axes, compat, primitives, tape
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.primitives import Kind
@@ -26,6 +27,7 @@ from jaxprune.rules.layout import (
 )
 from jaxprune.rules.pointwise import couple_pointwise
 from jaxprune.rules.reduction import couple_reduce
+from jaxprune.structure import state
 from jaxprune.typing import ending_in, named_leaves, path_str
 
 Shapes = Sequence[tuple[str, tuple[int, ...]]]  # (path, shape) of each leaf
@@ -65,7 +67,8 @@ def _trace(fn: Callable[..., Any], params: Any, args: Sequence[Any]) -> tuple[An
         )
     if not jax.tree.leaves(params):
         raise ValueError("params has no array leaf; pass the variables that fn takes first")
-    closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *args)
+    with tracing(fn, params, args):
+        closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *args)
     return closed, out_shape
 
 
@@ -181,12 +184,14 @@ def collecting_later() -> Iterator[None]:
 
 def _freeze_ends(program: Program, params: Any, args: Any, out_shape: Any) -> None:
     """Inputs and outputs keep their sizes; results that are parameters follow the parameters."""
-    for path, value in zip(
-        paths_of(tuple(args)), program.tape.inputs[program.num_params :], strict=True
-    ):
-        for axis in value.axes:
-            axes.freeze(axis, f"input {path} of the function")
     named = named_leaves(params)
+    modules = state.modules_of(path for path, _ in named)
+    vectors = state.vectors_of(program.param_values)
+    inputs = program.tape.inputs[program.num_params :]
+    for path, value in zip(paths_of(tuple(args)), inputs, strict=True):
+        why = state.reason(path, value, modules, vectors)
+        for axis in value.axes:
+            axes.freeze(axis, why)
     by_path = {path: v for (path, _), v in zip(named, program.param_values, strict=True)}
     outs = list(zip(paths_of(out_shape), program.tape.outputs, strict=True))
     updated = followed(

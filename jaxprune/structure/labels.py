@@ -45,6 +45,20 @@ class Place(NamedTuple):
     factor: tuple[int, int] | None  # (position, count) where it is a factor of that axis
 
 
+def tell_queries(facts: Sequence[set[str]], places: Sequence[Sequence[Place]]) -> None:
+    """Of two dimensions of heads, that of fewer slots counts the queries that share a head.
+
+    Where keys are repeated for grouped queries, both are batch axes of the attention.
+    """
+    heads = [k for k, held in enumerate(facts) if usage.HEADS in held]
+    paths = {k: {place.path for place in places[k]} for k in heads}
+    for k in heads:
+        wider = [other for other in heads if len(places[k]) < len(places[other])]
+        if any(paths[k] <= paths[other] for other in wider):
+            facts[k] -= {usage.HEADS}
+            facts[k] |= {usage.SHARING}
+
+
 def label_of(facts: set[str], places: Sequence[Place]) -> str:
     """The template that fits, with ``{module}`` and the like still to be filled in."""
     for template, held, absent in RULES:
@@ -77,6 +91,18 @@ def fill(templates: Sequence[str], places: Sequence[Sequence[Place]]) -> list[st
         t.replace("{module}", "{maker}").format_map(n) if count[label] > 1 else label
         for t, n, label in zip(plain, names, labels)
     ]
+
+
+def numbered(labels: Sequence[str], free: Sequence[bool]) -> list[str]:
+    """Labels of which no two prunable ones are alike: pieces of one axis are counted."""
+    count = Counter(label for label, is_free in zip(labels, free) if is_free)
+    seen = Counter[str]()
+    found = []
+    for label, is_free in zip(labels, free):
+        several = is_free and count[label] > 1
+        seen[label] += several
+        found.append(f"{label} ({seen[label]} of {count[label]})" if several else label)
+    return found
 
 
 def _names(places: Sequence[Place]) -> dict[str, str]:

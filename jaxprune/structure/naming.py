@@ -33,18 +33,26 @@ def from_programs(programs: Sequence[_infer.Program], params: Any) -> Structure:
     slots = _slots(paths, param_axes, _first_use(programs))
     used = set().union(*(_infer.used_leaves(p.tape) for p in programs))
     sizes = dict(zip(paths, map(math.prod, shapes)))
+    whys = [_why(leaf, used) for leaf in slots]
+    names = labels.numbered(_labels(programs, slots, paths), [why is None for why in whys])
     dims = {}
-    for (leaf, found), label in zip(slots.items(), _labels(programs, slots, paths)):
-        why = "; ".join(map(str, leaf.reasons)) or (APART if leaf.size == 1 else None)
-        if why is None and leaf not in used:
-            why = "nothing in this trace reads it"
+    for (leaf, found), why, label in zip(slots.items(), whys, names, strict=True):
         governed = sum(sizes[path] for path in {s.path for s in found})
         name = str(found[0])
         dims[name] = Dimension(name, leaf.size, found, why, governed, leaf, label)
     layouts = tuple(map(declared_layout, jax.tree.leaves(params)))
     still = set[int]().union(*(statistics(p.tape, p.param_values) for p in programs))
-    names = tuple(paths[i] for i in sorted(still))
-    return Structure(dims, paths, shapes, param_axes, jax.tree.structure(params), layouts, names)
+    told = tuple(paths[i] for i in sorted(still))
+    return Structure(dims, paths, shapes, param_axes, jax.tree.structure(params), layouts, told)
+
+
+def _why(leaf: Axis, used: set[Axis]) -> str | None:
+    """Why a dimension can't be pruned; None: it can."""
+    if leaf.reasons:
+        return "; ".join(map(str, leaf.reasons))
+    if leaf.size == 1:
+        return APART
+    return None if leaf in used else "nothing in this trace reads it"
 
 
 def _slots(
@@ -76,10 +84,9 @@ def _labels(
     facts = [usage.facts_of(p.tape, p.num_params, slots) for p in programs]
     axes_of = dict(zip(paths, programs[0].param_values))
     places = [[_place(s, axes_of[s.path].axes) for s in found] for found in slots.values()]
-    templates = [
-        labels.label_of(set().union(*(f[leaf] for f in facts)), found)
-        for leaf, found in zip(slots, places)
-    ]
+    together = [set().union(*(f[leaf] for f in facts)) for leaf in slots]
+    labels.tell_queries(together, places)
+    templates = [labels.label_of(*pair) for pair in zip(together, places)]
     return labels.fill(templates, places)
 
 

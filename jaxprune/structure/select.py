@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxprune.structure.dimensions import Structure
+from jaxprune.structure.table import hints
 
 
 def chosen_dims(
@@ -31,10 +32,11 @@ def chosen_dims(
             why = "; ".join(f"{n}: {structure.dims[n].frozen}" for n in matched[:4])
             every = [d for d in structure.dims.values() if not d.frozen]
             names = ", ".join(f"{d.name} ({d.label})" for d in every[:8])
+            advice = "".join(f"; {hint}" for hint in hints(structure))
             raise ValueError(
                 f"{argument}={pattern!r} matches no prunable dimension"
                 + (f" (frozen: {why})" if matched else "")
-                + f"; prunable are: {names or 'none, see print(structure)'}"
+                + f"; prunable are: {names or 'none, see print(structure)'}{advice}"
             )
         found += [n for n in free if n not in found]
     return found

@@ -8,6 +8,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jaxprune.structure.state import ADVICE, MARK
+
 if TYPE_CHECKING:
     from jaxprune.structure.dimensions import Dimension, Structure
 
@@ -77,7 +79,14 @@ def short(structure: Structure) -> str:
         *_section("blocked: what it would take to prune these", blocked, structure),
         *_section("fixed", fixed),
     ]
-    return "\n".join([_headline(structure), "", *_aligned(body)])
+    notes = [f"note: {note}" for note in hints(structure)]
+    return "\n".join([_headline(structure), *notes, "", *_aligned(body)])
+
+
+def hints(structure: Structure) -> list[str]:
+    """What would let more be pruned, a line each."""
+    frozen = [d for d in structure.dims.values() if MARK in (d.frozen or "")]
+    return [ADVICE] if frozen else []
 
 
 def _headline(structure: Structure) -> str:

@@ -115,6 +115,7 @@ def iterative(
         what wraps the rounds after the dense one, such as ``tqdm.tqdm``.
 
     Raises:
+      TypeError: for arguments in another order.
       ValueError: unless 0 <= rewind_to < steps, rounds >= 1, rewind is known, the state of tx
         holds masks, and ``resume`` is of a run with the same step to rewind to.
 
@@ -140,6 +141,7 @@ def iterative(
       https://arxiv.org/abs/2003.02389), 2020 (learning rate). There momentum starts from 0 in a
       round; here the state of the optimizer is that of the step that is rewound to.
     """
+    _check_order(train, tx)
     _check(rewind, rewind_to, rounds, steps)
     check_score(score)
     check(progress)
@@ -186,6 +188,17 @@ def _fewer(last: Round, score: ScoreFn, pattern: PatternFn, sparsity: jax.Array)
 def _copy(tree: Any) -> Any:
     """A copy, so that training may donate its arguments."""
     return jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, tree)
+
+
+def _check_order(train: Any, tx: Any) -> None:
+    given = (train, "train", callable(train)), (tx, "tx", hasattr(tx, "init"))
+    for value, name, fits in given:
+        if not fits:
+            raise TypeError(
+                f"{name} of iterative is a {type(value).__name__}; the order is jp.training."
+                "iterative(train, tx, params, sparsity, rounds=, steps=), tx an optimizer such as "
+                "jp.training.static(inner, 0.0)"
+            )
 
 
 def _check(rewind: str, rewind_to: int, rounds: int, steps: int) -> None:

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from jaxprune.masks import PackedMask
+from jaxprune.masks import PackedMask, filled, left_out
 from jaxprune.typing import Masks, Params, PyTree
 
 _SCHEDULE_FREE = {"b1", "weight_sum", "step_count", "max_lr", "base_optimizer_state", "z"}
@@ -92,25 +91,11 @@ def hung_on(params: Params, tree: PyTree, value: Any) -> PyTree:
     ``optax.masked`` and ``partition`` leave leaves out, which get ``value``; ``optax.flatten``
     makes one vector of all; ``nnx.Optimizer`` wraps leaves in variables of another type.
     """
-    tree = _filled(_unflattened(tree, params), params, value)
+    tree = filled(_unflattened(tree, params), params, value)
     paths = [[path for path, _ in jax.tree_util.tree_leaves_with_path(t)] for t in (params, tree)]
     if paths[0] != paths[1]:
         return tree
     return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(tree))
-
-
-def left_out(node: Any) -> bool:
-    """Does ``optax.masked`` or ``partition`` have this in place of a leaf?"""
-    return isinstance(node, optax.MaskedNode)
-
-
-def _filled(tree: PyTree, params: Params, value: Any) -> PyTree:
-    def fill(node: Any, part: Any) -> Any:
-        return jax.tree.map(lambda _: value, part) if left_out(node) else node
-
-    if not any(map(left_out, jax.tree.leaves(tree, is_leaf=left_out))):
-        return tree
-    return jax.tree.map(fill, tree, params, is_leaf=left_out)
 
 
 def _unflattened(tree: PyTree, params: Params) -> PyTree:

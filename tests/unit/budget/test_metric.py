@@ -173,17 +173,17 @@ BAD = {
     "target of prune_to_metric": (
         lambda: prune_to_metric(target=HALF),
         TypeError,
-        "prune_to_metric has no option 'target'; those that it hands on .*dims, minimum,.*repeats",
+        "prune_to_metric has no option 'target'; its options are metric, .*dims, minimum,.*repeats",
     ),
     "unknown option": (
         lambda: pareto(minimun={"*": 2}),
         TypeError,
-        "pareto has no option 'minimun'; those that it hands on .*dims, minimum,.*repeats",
+        "pareto has no option 'minimun', did you mean 'minimum'; its .*dims, minimum,.*repeats",
     ),
     "unknown option of a search": (
         lambda: jp.search(fn, PARAMS, structure(), PARAMS, X, target=HALF, minimun={"*": 2}),
         TypeError,
-        "search has no option 'minimun'; those that it hands on to jp.Search are dims, minimum,",
+        "search has no option 'minimun', did you mean 'minimum'; its options are target, ",
     ),
     "one target": (
         lambda: pareto(2.0),

@@ -263,7 +263,7 @@ BAD = {
     ),
     "scores of another tree": (
         lambda s: jp.search(*s[:3], [1.0], s[4], target=HALF),
-        "scores have the structure .*wanted one like params",
+        "scores have another structure .*wanted one like params",
     ),
     "unit scores of another size": (
         lambda s: jp.search(*s[:3], units_of(s) | {"up/kernel:1": np.ones(3)}, s[4], target=HALF),
@@ -313,7 +313,7 @@ BAD = {
     ),
     "params of another tree": (
         lambda s: jp.search(s[0], [1.0], *s[2:], target=HALF),
-        "params have the structure .*jp.infer_structure",
+        "params have another structure than those .*jp.infer_structure",
     ),
     "no dims": (lambda s: jp.search(*s, target=HALF, dims=[]), 'dims is empty; write dims="\\*"'),
     "a minimum that names nothing": (

@@ -285,9 +285,15 @@ def test_training_mode_returns_sliced_statistics():
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda s: s.expand({"up": jnp.ones((3, 3))}), "expand got the structure"),
+        (
+            lambda s: s.expand({"up": jnp.ones((3, 3))}),
+            "expand got another structure .*has no leaf .bias. .nor .down..$",
+        ),
         (lambda s: s.expand(dense_params()), "expand got shape"),
-        (lambda s: s.fn({"up": 1.0}, ROWS), "got params of structure"),
+        (
+            lambda s: s.fn({"up": 1.0}, ROWS),
+            "got params of another structure: .* no leaf .bias. .nor .down.*; pass",
+        ),
         (lambda s: s.fn(dense_params(), ROWS), r"got shape \(8,\) for bias"),
         (lambda s: s.restrict([{"up": jnp.ones((3, 7))}]), "restrict got shape"),
         (lambda s: s.certificate.check(0), "check wants n >= 1"),

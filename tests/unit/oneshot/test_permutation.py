@@ -171,10 +171,12 @@ def test_clear_errors(name):
 def test_scores_and_orders_that_do_not_fit():
     fn, params, x = mlp()
     structure = jp.infer_structure(fn, params, x)
-    with pytest.raises(ValueError, match="permute: scores have the structure .*wanted one like"):
+    with pytest.raises(ValueError, match="permute: the tree of scores .* has no leaf .*; wanted"):
         jp.oneshot.permute(fn, params, structure, [1.0], x)
     with pytest.raises(ValueError, match=r"order of up:1 has shape \(2,\).*0 to 15 once"):
         jp.oneshot.permuted(params, structure, {"up:1": [0, 0]})
+    with pytest.raises(ValueError, match="permuted: the tree does not match .* unknown leaf 'b'"):
+        jp.oneshot.permuted({**params, "b": 1}, structure, {})
 
 
 def test_orders_that_matter_only_together(monkeypatch):

@@ -291,7 +291,7 @@ def test_missing_evidence_says_what_to_pass_and_how_to_compute_it(name):
         (
             lambda: jp.scores.apoz(W, zeros={"layer": None}),
             ValueError,
-            r"apoz: the tree of zeros does not match params \(.*wanted params' structure, with",
+            r"apoz: the tree of zeros does not match params: it has .*; wanted params' structure",
         ),
         (
             lambda: jp.scores.apoz(W, zeros={"layer": {"kernel": jnp.ones(3), "bias": None}}),

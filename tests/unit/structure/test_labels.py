@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.structure.labels import numbered
 
 E, H, K, D, F, V, T = 16, 4, 2, 6, 20, 33, 5
 TOKENS = jax.ShapeDtypeStruct((2, T), jnp.int32)
@@ -330,3 +331,38 @@ def test_masks_of_several_uses_compact_each_of_them():
 def test_also_wants_pairs(entry):
     with pytest.raises(TypeError, match=r"also wants pairs \(fn, args\) with args a tuple"):
         jp.infer_structure(gpt, gpt_params(), TOKENS, also=[entry])
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+def test_heads_and_queries_that_share_one_are_told_apart(repeat):
+    """Keys are repeated for each query of their group, as Hugging Face does, or broadcast."""
+
+    def attend(p, x):
+        q, k, v = ((x @ p[name]).reshape(*x.shape[:2], -1, 4) for name in ("q", "k", "v"))
+        k, v = (
+            (jnp.repeat(a, 3, axis=2) if repeat else a[:, :, :, None].repeat(3, 3)) for a in (k, v)
+        )
+        k, v = (a.reshape(*q.shape) for a in (k, v))
+        weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k))
+        return jnp.einsum("bhts,bshd->bthd", weights, v).reshape(*x.shape[:2], -1) @ p["o"]
+
+    sizes = {"q": (5, 24), "k": (5, 8), "v": (5, 8), "o": (24, 5)}
+    params = {"attn": {name: jnp.ones(size) for name, size in sizes.items()}}
+    structure = jp.infer_structure(lambda p, x: attend(p["attn"], x), params, jnp.ones((1, 3, 5)))
+    found = {d.label: (d.size, len(d.slots)) for d in structure.dims.values() if not d.frozen}
+    assert found["attn heads"] == (2, 4) and found["attn queries per head"] == (3, 2)
+
+
+def test_pieces_of_one_axis_are_counted():
+    params = {"up": jnp.ones((3, 6)), "left": jnp.ones((2, 4)), "right": jnp.ones((4, 4))}
+
+    def fn(p, x):
+        left, right = jnp.split(jnp.tanh(x @ p["up"]), [2], axis=-1)
+        return left @ p["left"] + right @ p["right"]
+
+    structure = jp.infer_structure(fn, params, jnp.ones((1, 3)))
+    found = [(d.label, d.size) for d in structure.dims.values() if not d.frozen]
+    assert len(dict(found)) == 2
+    assert numbered(["a", "b", "a", "a"], [True, True, True, False]) == [
+        "a (1 of 2)", "b", "a (2 of 2)", "a",
+    ]  # fmt: skip
