@@ -48,7 +48,7 @@ SCORES = {
         jp.scores.batch_norm_scale, where=lambda p, x: is_float(x)
     ),
 }
-NO_SCORES = {"activity", "in_rounds"}
+NO_SCORES = {"taylor_units", "activity", "in_rounds"}
 
 
 def squares(params):
