@@ -40,3 +40,18 @@ def test_code_prints_what_the_page_shows(page):
             assert printed.getvalue() == shown
         seen += 1
     assert seen
+
+
+@pytest.mark.slow
+def test_readme_s_first_example_ends_small_and_accurate(tmp_path, monkeypatch, capsys):
+    """It is run as it stands there."""
+    pytest.importorskip("flax.nnx")
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS.parent / "README.md").read_text()
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], names)
+    assert (tmp_path / "small").exists()
+    accuracy, small = names["accuracy"], names["module"]
+    assert accuracy(small) > accuracy(names["net"]) - 0.05
+    assert isinstance(small, names["Net"])
+    assert names["tuned"].recovery.removed > 0.2
