@@ -14,7 +14,7 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ import jax
 import jaxlib
 import numpy as np
 
+from jaxprune import _tables as tables
 from jaxprune._calls import calls_fn
 from jaxprune._progress import Progress, track, working
 from jaxprune._renamed import renamed
@@ -77,6 +78,16 @@ class Timing:
             "arguments": list(self.arguments),
         }
 
+    def _milliseconds(self) -> tuple[str, str]:
+        """The median and the quartiles as text."""
+        low, high = (q * 1e3 for q in self.quartiles)
+        return f"{self.median * 1e3:.4g}", f"{low:.4g} - {high:.4g}"
+
+    def _repr_html_(self) -> str:
+        heads = ("median [ms]", "quartiles", "rounds", "device")
+        row = (*self._milliseconds(), f"{len(self.samples)} of {self.calls} calls", self.device)
+        return tables.html([tables.Table(heads, [row])])
+
     def __str__(self) -> str:
         low, high = (q * 1e3 for q in self.quartiles)
         return (
@@ -86,7 +97,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(tables.Shown):
     """Timings of one interleaved run, by :func:`compare`; ``print`` it to see the table.
 
     Attributes:
@@ -111,19 +122,17 @@ class Comparison:
             },
         }
 
-    def __str__(self) -> str:
-        width = max(map(len, [*self.timings, "function"]))
-        head = f"{'function':<{width}}  {'median [ms]':>11}  {'quartiles':>18}"
-        lines = [f"{head}  speed-up over {self.baseline} [quartiles]"]
-        for name, t in self.timings.items():
-            spread = "{:.4g} - {:.4g}".format(*(q * 1e3 for q in t.quartiles))
-            low, mid, high = self.ratios[name]
-            lines.append(
-                f"{name:<{width}}  {t.median * 1e3:>11.4g}  {spread:>18}"
-                f"  {mid:.2f} x [{low:.2f}, {high:.2f}]"
-            )
+    def _parts(self) -> Iterator[tables.Part]:
+        last = f"speed-up over {self.baseline} [quartiles]"
+        rows = [self._row(name) for name in self.timings]
+        yield tables.Table(("function", "median [ms]", "quartiles", last), rows, (1, 2))
         t = self.timings[self.baseline]
-        return "\n".join([*lines, f"{t.device}, {len(t.samples)} interleaved rounds"])
+        yield f"{t.device}, {len(t.samples)} interleaved rounds"
+
+    def _row(self, name: str) -> tuple[str, ...]:
+        median, spread = self.timings[name]._milliseconds()
+        low, mid, high = self.ratios[name]
+        return name, median, spread, f"{mid:.2f} x [{low:.2f}, {high:.2f}]"
 
 
 @renamed("jp.benchmark", rounds="repeats")

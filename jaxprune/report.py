@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxprune._tables import Table, html
 from jaxprune.costs.api import cost, si
 from jaxprune.masks import check_masks, filled
 from jaxprune.sharding import host
@@ -23,6 +24,8 @@ _THEORETICAL = (
 )
 
 
+_HEADS = ("leaf", "shape", "density", "kept", "entries", "bytes")
+_FLOPS = ("FLOPs", "theoretical\nFLOPs")  # with a function
 THIN = 1 / 8  # A leaf that keeps less than this share of the mean density is nearly emptied.
 
 
@@ -99,10 +102,9 @@ class Summary:
             box=_rich("box").SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, highlight=False,
             caption=self._caption() or None, caption_justify="left",
         )  # fmt: skip
-        for head in ("leaf", "shape"):  # folded, never cut, where the screen is narrow
+        for head in _HEADS[:2]:  # folded, never cut, where the screen is narrow
             table.add_column(head, overflow="fold", min_width=9)
-        flops = ("FLOPs", "theoretical\nFLOPs") if per_leaf else ()
-        for head in ("density", "kept", "entries", "bytes", *flops):
+        for head in (*_HEADS[2:], *(_FLOPS if per_leaf else ())):
             table.add_column(head, justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(*_cells(row, per_leaf))
@@ -119,20 +121,23 @@ class Summary:
             lines.append(f"FLOPs {before:,} -> {after:,} ({before / max(after, 1):.2f} x fewer)")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
-    def _console(self, **options: Any) -> Any:
-        console = _rich("console").Console(file=io.StringIO(), width=160, **options)
-        console.print(self.table())
-        return console
-
     def __rich__(self) -> Any:
         return self.table()
 
     def __str__(self) -> str:
-        return self._console().file.getvalue()
+        console = _rich("console").Console(file=io.StringIO(), width=160)
+        console.print(self.table())
+        return str(console.file.getvalue())
 
     def _repr_html_(self) -> str:
-        code = "<pre style='line-height:normal;font-family:monospace'>{code}</pre>"
-        return self._console(record=True).export_html(inline_styles=True, code_format=code)
+        per_leaf = self.others is not None
+        rows = [_cells(row, per_leaf) for row in self.rows]
+        if self.others is not None:
+            rows.append(["everything else", *[""] * 5, *[si(self.others)] * 2])
+        rows.append(_cells(self.total, per_leaf))
+        heads = (*_HEADS, *_FLOPS) if per_leaf else _HEADS
+        shown = Table(heads, rows, range(2, len(heads)))
+        return html([shown, *self._caption().splitlines()])
 
 
 def summary(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from jaxprune._tables import Part, Shown, Table
 from jaxprune.budget.target import Budget, Target
 from jaxprune.structure.dimensions import Structure
 
@@ -17,7 +18,7 @@ class Unreachable(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class SearchResult:
+class SearchResult(Shown):
     """What :func:`jp.search` chose. ``print`` it to see the widths, what was expected and found.
 
     A result owns its data: what the search measures later doesn't change it.
@@ -51,17 +52,18 @@ class SearchResult:
         dims = self._structure.dims
         return [(dims[n].label or n, int(v.sum()), v.size) for n, v in self.keep.items()]
 
-    def __str__(self) -> str:
-        lines = [f"{self.target}: keeps {self.score:.1%} of the score"]
-        lines += [f"{'':<10}  {'dense':>10}  {'predicted':>10}  {'measured':>10}"]
-        for name, value in self.predicted.items():
-            found = f"{self.measured[name]:.4g}" if name in self.measured else "-"
-            dense = 1.0 if name == "speedup" or self.target.is_fraction(name) else self.dense[name]
-            lines.append(f"{name:<10}  {dense:>10.4g}  {value:>10.4g}  {found:>10}")
-        width = max((len(label) for label, *_ in self.widths), default=9)
-        lines.append(f"{'dimension':<{width}}  {'kept':>6} of {'size':>6}")
-        lines += [f"{label:<{width}}  {n:>6} of {size:>6}" for label, n, size in self.widths]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+    def _parts(self) -> Iterator[Part]:
+        yield f"{self.target}: keeps {self.score:.1%} of the score"
+        costs = [self._cost(name) for name in self.predicted]
+        yield Table(("", "dense", "predicted", "measured"), costs, (1, 2, 3))
+        kept = [(label, f"{n}", f"{size}") for label, n, size in self.widths]
+        yield Table(("dimension", "kept", "of"), kept, (1, 2))
+        yield from (f"note: {note}" for note in self.notes)
+
+    def _cost(self, name: str) -> tuple[str, ...]:
+        measured = f"{self.measured[name]:.4g}" if name in self.measured else "-"
+        dense = 1.0 if name == "speedup" or self.target.is_fraction(name) else self.dense[name]
+        return name, f"{dense:.4g}", f"{self.predicted[name]:.4g}", measured
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,14 +17,16 @@ import numpy as np
 from jaxprune._calls import calls_fn, tracing
 from jaxprune._leaf import is_float
 from jaxprune._progress import Progress, track
+from jaxprune._tables import Part, Shown
+from jaxprune.calibration import table
 from jaxprune.calibration.origins import Layout
 from jaxprune.calibration.reader import UNREAD, Moments, Wish, merge, read, summed
 from jaxprune.typing import Params, PyTree, Where, named_leaves, path_str
 
 
-@dataclass(frozen=True)
-class Stats:
-    """Statistics of the inputs of each weight; trees like params, None where there are none.
+@dataclass(frozen=True, repr=False)
+class Stats(Shown):
+    """Statistics of the inputs of each weight; ``print`` them. Trees like params, None for none.
 
     A weight's inputs are the axes that its contraction sums over: axis 0 of (in, out), axis 1 of
     (out, in), the first three of a convolution's (height, width, in, out). A stack of weights that
@@ -49,6 +51,11 @@ class Stats:
     count: PyTree
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def _parts(self) -> Iterator[Part]:
+        return table.parts(self)
+
+    __repr__ = Shown.__str__
 
     def check_params(self, method: str, params: Params) -> None:
         """Raises ValueError unless these are statistics of params like the given ones.

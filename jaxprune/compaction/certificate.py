@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxprune import _tables as tables
 from jaxprune._progress import Progress
 from jaxprune.compaction.blocks import View
 from jaxprune.compaction.checking import Checker
@@ -44,7 +46,7 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
-class Certificate:
+class Certificate(tables.Shown):
     """Per dimension exact or kept with a reason; ``print`` it to see the table.
 
     Attributes:
@@ -116,16 +118,17 @@ class Certificate:
             raise ValueError(f"check wants n >= 1 random inputs, got {n}")
         return self._checker.error(n, seed, params, progress)
 
-    def __str__(self) -> str:
+    def _parts(self) -> Iterator[tables.Part]:
         if not self.entries:
-            return "nothing to remove: the masks cover no whole unit of any dimension"
-        width = max([len(e.name) for e in self.entries] + [9])
-        lines = [f"semantics {self.semantics!r}: {_MEANINGS[self.semantics]}"]
-        lines += [f"{'dimension':<{width}}  {'size':>6}  {'masked':>6}  {'removed':>7}  status"]
-        for e in self.entries:
-            lines.append(
-                f"{e.name:<{width}}  {e.size:>6}  {e.masked:>6}  {e.removed:>7}  {_why(e)}"
-            )
+            yield "nothing to remove: the masks cover no whole unit of any dimension"
+            return
+        yield f"semantics {self.semantics!r}: {_MEANINGS[self.semantics]}"
+        rows = [(e.name, f"{e.size}", f"{e.masked}", f"{e.removed}", _why(e)) for e in self.entries]
+        yield tables.Table(("dimension", "size", "masked", "removed", "status"), rows, (1, 2, 3))
+        yield from self._notes()
+
+    def _notes(self) -> list[str]:
+        lines = []
         if any(e.carried for e in self.entries):
             lines.append(f"carried units make the FLOPs {self.overhead:.3g} x")
         for e in self.thin:
@@ -136,8 +139,7 @@ class Certificate:
             lines.append(
                 f"the masked {whose} may not be finite: {place} meets masked zeros; {WAYS_OUT}"
             )
-        lines += [f"no longer cut over devices: {place}" for place in self.replicated]
-        return "\n".join(lines)
+        return lines + [f"no longer cut over devices: {place}" for place in self.replicated]
 
 
 def _why(e: Entry) -> str:

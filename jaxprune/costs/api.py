@@ -14,13 +14,14 @@ What can't be known is never hidden: it is said in ``Cost.notes``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxprune import _tables as tables
 from jaxprune._calls import FLAG, PARTITION, bound, calls_fn
 from jaxprune.costs.operations import Operation, nbytes, read, separate
 from jaxprune.ir import compat, tape
@@ -41,7 +42,7 @@ class EquationCost(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(tables.Shown):
     """What one call of a function costs, by :func:`cost`; ``print`` it to see a table.
 
     Attributes:
@@ -78,21 +79,25 @@ class Cost:
         """
         if limit < 1:
             raise ValueError(f"table wants limit >= 1 equations, got {limit}")
-        dearest = sorted(self.equations, key=lambda e: (e.flops, e.bytes), reverse=True)
-        lines = [f"{'FLOPs':>10}  {'share':>6}  {'bytes':>10}  equation"]
-        for e in dearest[:limit]:
-            share = f"{e.flops / self.flops:.1%}" if self.flops else "-"
-            times = f"{e.times} x " if e.times > 1 else ""
-            line = f"{times}{e.primitive} {e.shapes}{'  at ' + e.where if e.where else ''}"
-            lines.append(f"{si(e.flops):>10}  {share:>6}  {si(e.bytes):>10}  {line}")
-        if len(dearest) > limit:
-            lines.append(f"... and {len(dearest) - limit} more")
-        return "\n".join(lines)
+        return tables.text(self._dearest(limit))
 
-    def __str__(self) -> str:
-        head = f"{si(self.flops)} FLOPs, {si(self.bytes)} bytes, {si(self.params)} parameters"
-        notes = "".join(f"\nnote: {note}" for note in self.notes)
-        return f"{head}\n{self.table()}{notes}"
+    def _dearest(self, limit: int) -> Iterator[tables.Part]:
+        dearest = sorted(self.equations, key=lambda e: (e.flops, e.bytes), reverse=True)
+        rows = [self._row(e) for e in dearest[:limit]]
+        yield tables.Table(("FLOPs", "share", "bytes", "equation"), rows, (0, 1, 2))
+        if len(dearest) > limit:
+            yield f"... and {len(dearest) - limit} more"
+
+    def _row(self, e: EquationCost) -> tuple[str, ...]:
+        share = f"{e.flops / self.flops:.1%}" if self.flops else "-"
+        times = f"{e.times} x " if e.times > 1 else ""
+        line = f"{times}{e.primitive} {e.shapes}{'  at ' + e.where if e.where else ''}"
+        return si(e.flops), share, si(e.bytes), line
+
+    def _parts(self) -> Iterator[tables.Part]:
+        yield f"{si(self.flops)} FLOPs, {si(self.bytes)} bytes, {si(self.params)} parameters"
+        yield from self._dearest(20)
+        yield from (f"note: {note}" for note in self.notes)
 
 
 @calls_fn("jp.cost")

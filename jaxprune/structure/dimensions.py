@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._tables import Part, Shown
 from jaxprune._trees import difference
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
@@ -63,7 +64,7 @@ class Dimension:
 
 
 @dataclass(frozen=True, eq=False)
-class Structure:
+class Structure(Shown):
     """What :func:`infer_structure` found. ``print`` it to see the table of dimensions.
 
     Attributes:
@@ -338,8 +339,8 @@ class Structure:
                     "jp.infer_structure(fn, params, *args) for these params"
                 )
 
-    def __str__(self) -> str:
-        return table.short(self)
+    def _parts(self) -> Iterator[Part]:
+        return table.parts(self)
 
     def details(self, pattern: str = "*") -> str:
         """Every dimension with all its slots and all reasons, as text.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from jaxprune._tables import Part, Table
 from jaxprune.structure.state import ADVICE, MARK
 
 if TYPE_CHECKING:
@@ -68,19 +69,20 @@ def _span(numbers: set[int]) -> str:
     return f"{low}-{high}" if whole else ",".join(map(str, sorted(numbers)))
 
 
-def short(structure: Structure) -> str:
-    """The table that ``print`` shows."""
+def parts(structure: Structure) -> Iterator[Part]:
+    """The lines and tables that ``print`` and notebooks show."""
     every = rows(structure)
     free = [row for row in every if not row.dims[0].frozen]
     blocked = [row for row in every if row.blocked]
     fixed = [row for row in every if row.dims[0].frozen and not row.blocked]
-    body = [
-        *_section("can be pruned", free),
-        *_section("blocked: what it would take to prune these", blocked, structure),
-        *_section("fixed", fixed),
-    ]
-    notes = [f"note: {note}" for note in hints(structure)]
-    return "\n".join([_headline(structure), *notes, "", *_aligned(body)])
+    yield _headline(structure)
+    yield from (f"note: {note}" for note in hints(structure))
+    yield from _section("can be pruned", free)
+    count = governed(structure, (d for row in blocked for d in row.dims))
+    yield from _section(
+        f"blocked: what it would take to prune these ({count:,} parameters)", blocked
+    )
+    yield from _section("fixed", fixed)
 
 
 def hints(structure: Structure) -> list[str]:
@@ -110,14 +112,11 @@ def governed(structure: Structure, dims: Iterable[Dimension]) -> int:
     return sum(sizes[path] for path in {slot.path for d in dims for slot in d.slots})
 
 
-def _section(title: str, found: Sequence[Row], structure: Any = None) -> list[list[str]]:
-    if not found:
-        return []
-    if structure is not None:
-        count = governed(structure, (d for row in found for d in row.dims))
-        title = f"{title} ({count:,} parameters)"
-    head = [title, "size", "", "params each", "name" if not found[0].dims[0].frozen else "why"]
-    return [head, *map(_cells, found), []]
+def _section(title: str, found: Sequence[Row]) -> Iterator[Part]:
+    if found:
+        last = "why" if found[0].dims[0].frozen else "name"
+        yield ""
+        yield Table((title, "size", "", "params each", last), [_cells(r) for r in found], (1, 3))
 
 
 def _cells(row: Row) -> list[str]:
@@ -137,18 +136,6 @@ def _why(row: Row) -> str:
     reasons = (row.dims[0].frozen or "").split("; ")
     first = reasons[0] if len(reasons[0]) <= _WIDEST else reasons[0][: _WIDEST - 3] + "..."
     return first + (f" (+{len(reasons) - 1} more)" if len(reasons) > 1 else "")
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max((len(line[k]) for line in lines if line), default=0) for k in range(5)]
-    out = []
-    for line in lines:
-        cells = [
-            cell.rjust(w) if k in (1, 3) else cell.ljust(w)
-            for k, (cell, w) in enumerate(zip(line, widths))
-        ]
-        out.append("  ".join(cells).rstrip())
-    return out[:-1]
 
 
 def full(structure: Structure, pattern: str) -> str:

@@ -45,7 +45,7 @@ def test_a_leaf_that_optax_leaves_out_of_masks_is_dense():
 
 def test_masks_with_gaps_of_other_params_name_a_leaf():
     masks, _ = gaps()
-    with pytest.raises(ValueError, match="the tree of masks .* no leaf 'more'"):
+    with pytest.raises(ValueError, match="the tree of masks .* no leaf 'down' .nor 'more'"):
         jp.apply_masks({**PARAMS, "more": X}, masks)
 
 
