@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxprune._tables import Part, Shown, Table
 
 
 class Stage(NamedTuple):
@@ -14,7 +18,8 @@ class Stage(NamedTuple):
     said: str = ""
 
 
-class Recovery(NamedTuple):
+@dataclass(frozen=True)
+class Recovery(Shown):
     """What :func:`jp.recover` did; ``print`` it to see the table.
 
     Attributes:
@@ -27,22 +32,7 @@ class Recovery(NamedTuple):
     removed: float
     steps: int
 
-    def __str__(self) -> str:
-        head = f"{self.removed:.0%} of the parameters removed; {self.steps} training steps"
-        wide = max(len(s.name) for s in self.stages)
-        lines = [f"{'stage':<{wide}}  held-out loss  seconds"]
-        for s in self.stages:
-            lines.append(f"{s.name:<{wide}}  {s.loss:>13.4g}  {s.seconds:>7.1f}  {s.said}".rstrip())
-        return "\n".join([head, *lines])
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        head = "<tr><th>stage</th><th>held-out loss</th><th>seconds</th><th></th></tr>"
-        rows: list[Any] = [
-            f"<tr><td>{escape(s.name)}</td><td>{s.loss:.4g}</td><td>{s.seconds:.1f}</td>"
-            f"<td>{escape(s.said)}</td></tr>"
-            for s in self.stages
-        ]
-        caption = escape(str(self).splitlines()[0])
-        return f"<table><caption>{caption}</caption>{head}{''.join(rows)}</table>"
+    def _parts(self) -> Iterator[Part]:
+        yield f"{self.removed:.0%} of the parameters removed; {self.steps} training steps"
+        rows = [(s.name, f"{s.loss:.4g}", f"{s.seconds:.1f}", s.said) for s in self.stages]
+        yield Table(("stage", "held-out loss", "seconds", ""), rows, (1, 2))
