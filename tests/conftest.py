@@ -2,6 +2,7 @@
 # ruff: noqa: E402  JAX reads the environment when it is imported.
 
 import os
+from importlib import metadata
 from pathlib import Path
 
 # XLA's programs are kept, also the many small ones: tests compile the same ones again and again.
@@ -9,6 +10,12 @@ CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Compiling is most of the time, so that XLA leaves out what only makes programs fast: half of it
+# is saved. Doctests, notebooks and benchmarks run with all optimizations.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if metadata.version("jaxlib").startswith("0.10."):  # XLA ends a process for a flag it does not know
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}"
 
 import jax
 import pytest
@@ -35,6 +42,7 @@ SLOW = ("zoo", "fuzz", "runtimes", "studies")
 
 def pytest_addoption(parser):
     parser.addoption("--whole", action="store_true", help="run what is slow, too")
+    parser.addoption("--rest", action="store_true", help="run what --whole adds")
 
 
 def named(config):
@@ -47,15 +55,26 @@ def pytest_ignore_collect(collection_path, config):
     if collection_path.parent != HERE or collection_path.name not in SLOW:
         return None
     asked = [path for path in named(config) if path.is_relative_to(collection_path)]
-    return None if asked or config.getoption("whole") else True
+    whole = config.getoption("whole") or config.getoption("rest")
+    return None if asked or whole else True
+
+
+def is_slow(item):
+    return "slow" in item.keywords or item.path.relative_to(HERE).parts[0] in SLOW
 
 
 def pytest_collection_modifyitems(config, items):
-    paths = named(config)
-    slow = [item for item in items if "slow" in item.keywords and item.path not in paths]
-    if slow and not config.getoption("whole"):
-        items[:] = [item for item in items if item not in slow]
-        config.hook.pytest_deselected(items=slow)
+    if config.getoption("whole"):
+        return
+    if config.getoption("rest"):
+        left = [item for item in items if not is_slow(item)]
+    else:
+        paths = named(config)
+        left = [item for item in items if "slow" in item.keywords and item.path not in paths]
+    if left:
+        out = set(left)
+        items[:] = [item for item in items if item not in out]
+        config.hook.pytest_deselected(items=left)
 
 
 def pytest_configure(config):

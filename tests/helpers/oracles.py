@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tests.helpers.arrays import drawn
+
 
 def keep_largest(scores: Any, k: int) -> np.ndarray:
     """A full stable sort, descending: the first k places are kept. NaN counts as lowest of all."""
@@ -107,14 +109,15 @@ class Net(nnx.Module):
 def trees() -> dict[str, Any]:
     """One network's worth of parameters in each kind of tree that users have."""
     rng = np.random.default_rng(0)
-    w, v = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in [(8, 12), (12, 4)])
-    b = jnp.ones(12)
+    w, v = (jnp.asarray(rng.normal(size=s).astype(np.float32)) for s in [(8, 12), (12, 4)])
+    b, c = jnp.asarray(np.ones(12, np.float32)), jnp.asarray(np.ones(4, np.float32))
+    mlp = eqx.filter_eval_shape(lambda: eqx.nn.MLP(8, 4, 12, 1, key=jax.random.key(0)))
     return {
         "dict": {"up": {"kernel": w, "bias": b}, "down": {"kernel": v}, "step": jnp.int32(3)},
         "tuple": (w, (b, [v]), None, jax.random.key(0)),
-        "dataclass": [Layer(w, b), Layer(v.astype(jnp.bfloat16), jnp.ones(4))],
-        "nnx": nnx.split(Net(nnx.Rngs(0)))[1],
-        "equinox": eqx.nn.MLP(8, 4, 12, 1, key=jax.random.key(0)),
+        "dataclass": [Layer(w, b), Layer(v.astype(jnp.bfloat16), c)],
+        "nnx": drawn(nnx.split(nnx.eval_shape(lambda: Net(nnx.Rngs(0))))[1]),
+        "equinox": drawn(mlp),
     }
 
 

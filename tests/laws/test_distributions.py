@@ -14,6 +14,7 @@ from jaxprune import distributions
 from jaxprune.distributions import by_depth, by_path, lamp, like, owl, without_ends
 from jaxprune.patterns import _unstructured
 from tests.helpers import oracles
+from tests.helpers.arrays import normal
 
 SHAPES = st.lists(
     st.lists(st.integers(1, 40), min_size=1, max_size=4).map(tuple), min_size=1, max_size=6
@@ -85,8 +86,8 @@ def test_uniform_hands_a_number_on_unrounded():
 
 
 NORMAL = {
-    "big": jax.random.normal(jax.random.key(0), (1000, 1000)),
-    "small": jax.random.normal(jax.random.key(1), (100, 100)),
+    "big": normal(0, 1000, 1000),
+    "small": normal(1, 100, 100),
 }
 
 

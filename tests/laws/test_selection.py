@@ -1,6 +1,5 @@
 """Selection against a full sort: exact counts whatever the type, the ties, the size."""
 
-import os
 import subprocess
 import sys
 
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 
 import jaxprune as jp
 from jaxprune import selection
+from tests.helpers.processes import environment
 from tests.helpers import oracles
 
 TYPES = [np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2]
@@ -266,10 +266,8 @@ print("counts only", len(jax.devices()))
 @pytest.mark.slow
 def test_a_sharded_leaf_exchanges_counts_only():
     """Needs several devices, which a process can only ask for before JAX starts."""
-    flag = "--xla_force_host_platform_device_count=8"
-    env = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SHARDED]
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, env=environment(8), capture_output=True, text=True, timeout=300)
     assert run.stdout.strip() == "counts only 8", run.stderr[-2000:]
 
 

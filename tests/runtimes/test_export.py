@@ -1,6 +1,5 @@
 """Exported models: any batch size, no code. The reference is the compact model in this process."""
 
-import os
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from tests.helpers.processes import environment
 
 
 class Image(nn.Module):
@@ -170,8 +170,7 @@ def test_a_program_of_arrays_over_devices_is_for_one_device(tmp_path):
         "jp.export(dataclasses.replace(small, params=spread), sys.argv[1],"
         "          jax.device_put(x, N(mesh, P('m'))))"
     )
-    env = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4")
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, check=True)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment(4), check=True)
     model = jp.load_exported(tmp_path)
     expected = jnp.full((4, 2), 4 * np.tanh(3.0))
     np.testing.assert_allclose(model.fn(model.params, jnp.ones((4, 3))), expected, rtol=1e-6)

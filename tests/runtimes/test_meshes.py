@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
 from jaxprune import sharding
+from tests.helpers.processes import environment
 from tests.runtimes import mesh_calls
 
 IN_TWO = (  # of each kind of call one that takes little time
@@ -28,8 +28,7 @@ Told = dict[tuple[str, str], str]  # (kind of mesh, row) -> how it differs
 
 
 def start(devices: int, *args: str) -> subprocess.Popen[str]:
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    env = {**environment(devices), "TF_CPP_MIN_LOG_LEVEL": "3"}
     command, pipe = [sys.executable, "-m", mesh_calls.__name__, *args], subprocess.PIPE
     return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
+from tests.helpers.processes import environment
 
 PROGRAM = """
 import dataclasses, sys
@@ -86,10 +87,7 @@ def free_port():
 
 def test_two_processes_save_one_model(tmp_path):
     port = free_port()
-    env = dict(
-        os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=2", JAX_PLATFORMS="cpu"
-    )
-    env["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *sys.path])
+    env = {**environment(2), "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path / "model"), port]
     both = [
         subprocess.Popen(

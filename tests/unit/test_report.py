@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 
 import jaxprune as jp
+from tests.helpers.arrays import drawn
 
 
 class Net(nn.Module):
@@ -22,8 +23,8 @@ class Net(nn.Module):
 
 X = jnp.ones((2, 8, 8, 4))
 NET = Net()
-VARIABLES = NET.init(jax.random.key(0), X)
-MASKS = jp.unstructured()(jp.magnitude(VARIABLES), 0.75)
+VARIABLES = drawn(jax.eval_shape(NET.init, jax.random.key(0), X))
+MASKS = jax.jit(lambda params: jp.unstructured()(jp.magnitude(params), 0.75))(VARIABLES)
 
 
 def rows(summary):

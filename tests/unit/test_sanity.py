@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 
 import jaxprune as jp
 from jaxprune import sanity
+from tests.helpers.arrays import normal
 from tests.helpers.oracles import TREES
 
 KEY = jax.random.key(0)
 PARAMS = {
-    "in": jax.random.normal(KEY, (6, 20)),
-    "mid": jax.random.normal(jax.random.key(1), (20, 10)),
+    "in": normal(0, 6, 20),
+    "mid": normal(1, 20, 10),
     "bias": jnp.full(10, 0.5),
 }
-MASKS = jp.unstructured({"in": 0.9, "mid": 0.5})(jp.magnitude(PARAMS), 0.0)
+PATTERN = jp.unstructured({"in": 0.9, "mid": 0.5})
+MASKS = jax.jit(lambda params: PATTERN(jp.magnitude(params), 0.0))(PARAMS)
 
 
 def relu_net(p, x):

@@ -77,7 +77,7 @@ def _fill(rng: np.random.Generator, path: str, a: Any) -> Any:
         noise = 1 + 0.3 * noise
     else:
         noise = 0.5 * noise
-    return jnp.asarray(noise, a.dtype)
+    return jnp.asarray(noise.astype(a.dtype))
 
 
 def drawn(dtype: Any = jnp.float32, **shapes: tuple[int, ...]) -> dict[str, Any]:
@@ -87,13 +87,13 @@ def drawn(dtype: Any = jnp.float32, **shapes: tuple[int, ...]) -> dict[str, Any]
 
 def floats(*shape: int, seed: int = 1) -> jax.Array:
     """A random input."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 def tokens(*shape: int, vocabulary: int = 7) -> jax.Array:
     """Random token numbers."""
     rng = np.random.default_rng(2)
-    return jnp.asarray(rng.integers(vocabulary, size=shape), jnp.int32)
+    return jnp.asarray(rng.integers(vocabulary, size=shape).astype(np.int32))
 
 
 def linen(module: Any, *args: Any) -> Model:

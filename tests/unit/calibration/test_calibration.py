@@ -1,6 +1,5 @@
 """What calibration reads off a program, against numpy on the inputs written out by hand."""
 
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
+from tests.helpers.processes import environment
 
 RNG = np.random.default_rng(0)
 
@@ -282,10 +282,8 @@ print("equal on", len(jax.devices()))
 @pytest.mark.slow
 def test_sharded_batches_and_params_give_the_same():
     """Needs several devices, which a process can only ask for before JAX starts."""
-    flag = "--xla_force_host_platform_device_count=2"
-    env = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SHARDED]
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, env=environment(2), capture_output=True, text=True, timeout=120)
     assert run.stdout.strip() == "equal on 2", run.stderr[-2000:]
 
 

@@ -1,6 +1,5 @@
 """Calibration where its inputs or programs are not the plain case: meshes, batches, lost uses."""
 
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from tests.helpers.processes import environment
 
 
 def normal(seed, *shape):
@@ -92,10 +92,8 @@ print("equal on", len(jax.devices()))
 @pytest.mark.slow
 def test_within_shard_map_and_on_an_explicit_mesh():
     """Needs several devices, which a process can only ask for before JAX starts."""
-    flag = "--xla_force_host_platform_device_count=2"
-    env = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", MESHES]
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    run = subprocess.run(command, env=environment(2), capture_output=True, text=True, timeout=240)
     assert run.stdout.strip() == "equal on 2", run.stderr[-2000:]
 
 

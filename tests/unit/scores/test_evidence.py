@@ -1,5 +1,7 @@
 """Evidence from a loss and batches, against dense matrices and Python loops."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,17 +10,15 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.scores import evidence
+from tests.helpers.arrays import normal
 
 KEY = jax.random.key(0)
 PARAMS = {
-    "w": jax.random.normal(KEY, (3, 2)),
+    "w": normal(0, 3, 2),
     "b": jnp.array([0.1, -0.2]),
     "step": jnp.int32(3),
 }
-BATCHES = [
-    (jax.random.normal(jax.random.key(i), (4, 3)), jax.random.normal(jax.random.key(9 + i), (4, 2)))
-    for i in range(2)
-]
+BATCHES = [(normal(1 + i, 4, 3), normal(9 + i, 4, 2)) for i in range(2)]
 
 
 def loss(p, x, y):
@@ -37,23 +37,29 @@ def total(v):
     return sum(loss(unflat(v), *batch) for batch in BATCHES) / len(BATCHES)
 
 
-GRADIENT = jax.grad(total)(floats(PARAMS))
-HESSIAN = jax.hessian(total)(floats(PARAMS))
-EXAMPLES = np.stack(
-    [
-        jax.grad(lambda v, x=x, y=y: loss(unflat(v), x[None], y[None]))(floats(PARAMS))
-        for batch in BATCHES
-        for x, y in zip(*batch)
-    ]
-)
+@functools.cache
+def gradient():
+    return jax.jit(jax.grad(total))(floats(PARAMS))
+
+
+@functools.cache
+def hessian():
+    return jax.jit(jax.hessian(total))(floats(PARAMS))
+
+
+@functools.cache
+def gradients_of_examples():
+    one = jax.jit(jax.grad(lambda v, x, y: loss(unflat(v), x[None], y[None])))
+    pairs = [pair for batch in BATCHES for pair in zip(*batch)]
+    return np.stack([one(floats(PARAMS), x, y) for x, y in pairs])
 
 
 @pytest.mark.slow
 def test_gradient_and_its_flow_are_those_of_the_mean_loss():
     grad = evidence.mean_gradient(loss, PARAMS, BATCHES)
-    np.testing.assert_allclose(floats(grad), GRADIENT, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(floats(grad), gradient(), rtol=1e-4, atol=1e-6)
     flow = evidence.gradient_flow(loss, PARAMS, BATCHES)
-    np.testing.assert_allclose(floats(flow), HESSIAN @ GRADIENT, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(floats(flow), hessian() @ gradient(), rtol=1e-4, atol=1e-6)
     assert grad["step"] == flow["step"] == 3
 
 
@@ -80,7 +86,7 @@ def test_grasp_is_what_the_norm_of_the_gradient_loses_with_an_entry():
 @pytest.mark.slow
 def test_hessian_diagonal_converges_and_is_exact_where_the_hessian_is_diagonal():
     got = evidence.hessian_diagonal(loss, PARAMS, BATCHES, key=KEY, samples=2000)
-    np.testing.assert_allclose(floats(got), jnp.diag(HESSIAN), atol=0.05)
+    np.testing.assert_allclose(floats(got), jnp.diag(hessian()), atol=0.05)
     separate = lambda p, x: jnp.sum(p["w"] ** 4) + 0 * jnp.sum(x)  # noqa: E731
     one = evidence.hessian_diagonal(separate, {"w": PARAMS["w"]}, [(jnp.ones(1),)], key=KEY)
     np.testing.assert_allclose(one["w"], 12 * PARAMS["w"] ** 2, rtol=1e-5)
@@ -89,11 +95,12 @@ def test_hessian_diagonal_converges_and_is_exact_where_the_hessian_is_diagonal()
 @pytest.mark.slow
 def test_fisher_and_gradients_of_single_examples():
     fisher = evidence.fisher_diagonal(loss, PARAMS, BATCHES)
-    np.testing.assert_allclose(floats(fisher), (EXAMPLES**2).mean(0), rtol=1e-4)
+    examples = gradients_of_examples()
+    np.testing.assert_allclose(floats(fisher), (examples**2).mean(0), rtol=1e-4)
     grads = evidence.example_gradients(loss, PARAMS, BATCHES[0])
     for i in range(4):
         one = {"w": grads["w"][i], "b": grads["b"][i]}
-        np.testing.assert_allclose(floats(one), EXAMPLES[i], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(floats(one), examples[i], rtol=1e-4, atol=1e-6)
     assert fisher["step"] == grads["step"] == 3
     assert jp.scores.woodfisher(PARAMS, grads=grads)["w"].shape == (3, 2)
 
@@ -104,8 +111,8 @@ def test_optimal_brain_damage_predicts_the_loss_of_a_quadratic_in_full():
     best = jnp.array([3.0, -1.0, 0.5])
     quadratic = lambda p, h: jnp.sum(h * (p["w"] - best) ** 2) / 2  # noqa: E731
     params, h = {"w": best}, jnp.array([0.1, 2.0, 1.0])
-    hessian = evidence.hessian_diagonal(quadratic, params, [(h,)], key=KEY)
-    scores = jp.scores.obd(params, hessian=hessian)["w"]
+    diagonal = evidence.hessian_diagonal(quadratic, params, [(h,)], key=KEY)
+    scores = jp.scores.obd(params, hessian=diagonal)["w"]
     costs = [quadratic({"w": best.at[i].set(0)}, h) for i in range(3)]
     np.testing.assert_allclose(scores, jnp.stack(costs), rtol=1e-6)
 

@@ -17,20 +17,20 @@ from flax import nnx, serialization
 
 import jaxprune as jp
 from jaxprune.training import masked_params, wrappers
+from tests.helpers.arrays import normal
 from tests.helpers.oracles import ranked
 
 T = jp.training
 ADAM = optax.adam(1e-2)
-KEYS = jax.random.split(jax.random.key(1), 4)
-X = jax.random.normal(KEYS[0], (16, 8))
-Y = jnp.sin(X @ jax.random.normal(KEYS[1], (8, 4)))
+X = normal(0, 16, 8)
+Y = jnp.asarray(np.sin(np.asarray(X) @ np.asarray(normal(1, 8, 4))))
 PARAMS = {
-    "up": jax.random.normal(KEYS[2], (8, 16)) / 4,
-    "down": jax.random.normal(KEYS[3], (16, 4)) / 6,
+    "up": jnp.asarray(np.asarray(normal(2, 8, 16)) / 4),
+    "down": jnp.asarray(np.asarray(normal(3, 16, 4)) / 6),
     "b": jnp.zeros(4),
 }
 LABELS = {"up": "a", "down": "b", "b": "c"}
-MASKS = jp.unstructured()(jp.magnitude(PARAMS), 0.75)
+MASKS = jax.jit(lambda params: jp.unstructured()(jp.magnitude(params), 0.75))(PARAMS)
 
 
 def prune(inner: Any = ADAM) -> Any:

@@ -1,7 +1,6 @@
 """Training methods under jit, vmap, scan, donation, sharding and checkpoints; every error."""
 
 import functools
-import os
 import subprocess
 import sys
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
+from tests.helpers.processes import environment
 from tests.helpers.oracles import ranked
 
 training = jp.training
@@ -225,10 +225,8 @@ print("sharded", len(jax.devices()))
 @pytest.mark.slow
 def test_a_sharded_leaf_stays_where_it_is() -> None:
     """Masks lie as params do, and devices exchange counts, but for what sorts."""
-    flag = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    env = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SHARDED]
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, env=environment(8), capture_output=True, text=True, timeout=300)
     assert run.stdout.strip().endswith("sharded 8"), run.stdout + run.stderr[-2000:]
 
 
