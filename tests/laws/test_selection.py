@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import jaxprune as jp
 from jaxprune import selection
-from tests.helpers.processes import environment
 from tests.helpers import oracles
+from tests.helpers.processes import environment
 
 TYPES = [np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2]
 SHAPES = [(), (7,), (3, 2, 4, 5), (40, 30)]

@@ -15,8 +15,8 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
-from tests.helpers.processes import environment
 from tests.helpers.oracles import ranked
+from tests.helpers.processes import environment
 
 training = jp.training
 fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
