@@ -6,7 +6,8 @@ import html as _html
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-_TABLE = "border-collapse:collapse;margin:0.3em 0"
+# A page in quirks mode gives tables a color and a size of their own.
+_TABLE = "border-collapse:collapse;margin:0.3em 0;color:inherit;font-size:inherit"
 _CELL = "padding:0.1em 0.8em 0.1em 0;vertical-align:top;white-space:pre-wrap"
 _HEAD = "border-bottom:1px solid currentColor;font-weight:bold;"
 
