@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxprune._calls import calls_fn
+from jaxprune._progress import Progress, inner
 from jaxprune._renamed import renamed
 from jaxprune.budget import metric as metrics
-from jaxprune.budget.latency import Progress
 from jaxprune.budget.metric import BISECTIONS, Finetune, Metric
 from jaxprune.budget.result import MetricResult, ParetoFront, SearchResult
 from jaxprune.budget.search import Search, targets_of
@@ -78,7 +78,7 @@ def pareto(
     finetune: Finetune | None = None,
     uniform: bool = False,
     verify: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = None,
     **options: Any,
 ) -> ParetoFront:
     """The models at a list of targets; tables and measurements are made once.
@@ -92,7 +92,8 @@ def pareto(
       finetune: ``(masked params, masks) -> params``, before the metric, if there is one.
       uniform: the same fraction of every dimension in place of the best counts, to compare with.
       verify: measure each plan, as :func:`jp.search` does.
-      progress: wraps the iterable of targets, such as ``tqdm.tqdm``.
+      progress: None or True to show how far it is, once it takes long; False for silence; or what
+        wraps the targets, such as ``tqdm.tqdm``.
       **options: of :class:`jp.Search`.
 
     Returns:
@@ -119,6 +120,7 @@ def pareto(
       [0.75, 0.5]
     """
     every = targets_of(targets)  # A wrong one is said before anything is timed.
+    options = {"progress": inner(progress)} | options
     found = Search(fn, params, structure, scores, *args, **options)
     return found.pareto(
         every, metric=metric, finetune=finetune, uniform=uniform, verify=verify, progress=progress
@@ -139,7 +141,7 @@ def prune_to_metric(
     finetune: Finetune | None = None,
     bisections: int = BISECTIONS,
     verify: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = None,
     **options: Any,
 ) -> MetricResult:
     """Prunes as far as a metric allows, by bisection over the budget.
@@ -154,7 +156,8 @@ def prune_to_metric(
       finetune: ``(masked params, masks) -> params``, run at every budget that is tried.
       bisections: budgets tried.
       verify: measure the last plan, as :func:`jp.search` does.
-      progress: wraps the iterable of bisections, such as ``tqdm.tqdm``.
+      progress: None or True to show how far it is, once it takes long; False for silence; or what
+        wraps the bisections, such as ``tqdm.tqdm``.
       **options: of :class:`jp.Search`.
 
     Returns:
@@ -180,6 +183,7 @@ def prune_to_metric(
       (5, 10.0)
     """
     metrics.check_bisection(minimize, bisections)  # It is said before anything is timed.
+    options = {"progress": inner(progress)} | options
     found = Search(fn, params, structure, scores, *args, **options)
     return found.to_metric(
         metric, floor=floor, minimize=minimize, finetune=finetune, bisections=bisections,

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from jaxprune._progress import Progress
+from jaxprune.budget import clock
 from jaxprune.budget.groups import Group, name_of
-from jaxprune.budget.latency import LatencyTable, Progress, Timer, time_group
+from jaxprune.budget.latency import LatencyTable
 from jaxprune.costs.operations import Operation, bypassed
 from jaxprune.ir import axes, primitives, views
 from jaxprune.ir.axes import Axis
@@ -22,7 +24,7 @@ STEPS = (64, 32, 16, 8, 4, 2, 1)
 LEAST = 8  # A dimension is cut into at least so many steps.
 ENOUGH = 0.05  # A coarser step counts when it is faster by more than this share.
 
-Measured = tuple[str, Callable[[], Timer], float]
+Measured = tuple[str, Callable[[], clock.Timer], float]
 
 
 def candidates(program: infer.Program, dim: Axis, step: int, limits: tuple[int, int]) -> np.ndarray:
@@ -46,7 +48,7 @@ def candidates(program: infer.Program, dim: Axis, step: int, limits: tuple[int, 
 
 
 def fastest_steps(
-    groups: Sequence[Group], dims: Sequence[Axis], table: LatencyTable, progress: Progress | None
+    groups: Sequence[Group], dims: Sequence[Axis], table: LatencyTable, progress: Progress
 ) -> list[int]:
     """For each dimension the step that this device wants.
 
@@ -57,7 +59,7 @@ def fastest_steps(
     largest = [_largest(groups, d, full) for d in dims]
     found = [{} if g is None else _widths(g, d, full) for d, g in zip(dims, largest)]
     table.measure({n: make for each in found for n, make, _ in each.values()}, progress)
-    costs = [{a: table.seconds[n] / work for a, (n, _, work) in e.items()} for e in found]
+    costs = [{a: table.entries[n].seconds / work for a, (n, _, work) in e.items()} for e in found]
     return [coarsest_worth(cost) if cost else 1 for cost in costs]
 
 
@@ -72,7 +74,7 @@ def _widths(group: Group, dim: Axis, full: dict[Axis, int]) -> dict[int, Measure
     steps = [step for step in STEPS if LEAST * step <= dim.size]
     for step in steps if len(steps) > 1 else []:
         counts = {d: full[d] for d in group.dims} | {dim: largest_odd_multiple(step, dim.size)}
-        measured = functools.partial(time_group, group, counts)
+        measured = functools.partial(clock.time_group, group, counts)
         work = float(group.work(counts)) / float(group.times(counts))
         found[step] = (name_of(group, counts), measured, max(work, 1.0))
     return found

@@ -2,53 +2,87 @@
 
 A machine is slower for seconds at a time (other processes, other guests of the same processor). So
 nothing is timed to the end at once: all that is missing is compiled, and then timed in several
-passes over everything, of which the least counts.
+passes over everything, of which the least counts. A time is kept with when it was taken, how busy
+the machine was and how far its samples scatter; one that can't be trusted is taken again once the
+machine is quieter.
 """
 
 from __future__ import annotations
 
-import functools
+import datetime
 import itertools
 import json
 import math
 import os
 import re
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
-
-from jaxprune.budget.groups import Group, evaluate
-from jaxprune.compaction.blocks import View
-from jaxprune.ir.axes import Axis
+from jaxprune._load import BUSY, load, spread
+from jaxprune._progress import Progress, inner, track
+from jaxprune.budget.clock import Timer, compile_all
 from jaxprune.measuring import environment
 
-PASSES = 4  # Each group is timed so many times, and the least counts: noise only ever adds.
-ROUND = 0.004  # One timing lasts at least so many seconds.
-BATCH = 400  # So many programs are compiled, then timed; an interrupted run loses one batch.
+PASSES = (3, 7)  # Each group is timed so many times at least, at most; the least counts.
+TIGHT = 0.05  # A time whose samples scatter by less is not taken any further.
+NOISY = 0.3  # One whose samples scatter by more can't be trusted.
+STALE = datetime.timedelta(days=180)  # Nor can an older one: drivers and clocks change.
+BATCH = 400  # So many programs are timed, then kept; an interrupted run loses one batch.
+ATONCE = 8  # So many are compiled side by side.
 IDENTITY = ("device", "platform", "cpu_count", "jax", "jaxlib")  # A time holds where these are.
 
-Progress = Callable[[Iterable[Any]], Iterable[Any]]  # It passes items on, as tqdm.tqdm does.
-Timer = Callable[[], float]  # It runs a compiled program and returns seconds of one turn.
+
+class Entry(NamedTuple):
+    """One time, and how it was taken.
+
+    Attributes:
+      seconds: the least of its samples: noise only ever adds.
+      at: when it was taken, UTC, ISO 8601.
+      load: processes per core, before or after, whichever is more; NaN where it isn't known.
+      spread: the distance of its samples' quartiles over their median.
+    """
+
+    seconds: float
+    at: str
+    load: float
+    spread: float
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the machine was busy, or the samples scatter."""
+        return self.load > BUSY or self.spread > NOISY
+
+    @property
+    def stale(self) -> bool:
+        """Whether it was taken long ago."""
+        return now() - datetime.datetime.fromisoformat(self.at) > STALE
+
+
+def now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 
 
 class LatencyTable:
     """How long operations take on this device: measured once, then read from a file.
 
     The file belongs to one device and one pair of jax and jaxlib versions. It is written while
-    measuring, so that an interrupted run goes on where it was.
+    measuring, so that an interrupted run goes on where it was. Times that were taken on a busy
+    machine, that scatter or that are half a year old are taken again once the machine is quieter.
 
     Args:
       path: a JSON file; None for one named by device and versions under ``$JAXPRUNE_CACHE`` or
         ``~/.cache/jaxprune``; False keeps the times in memory only.
 
+    Attributes:
+      entries: name -> the time, when it was taken, at which load and with which spread.
+
     Raises:
       ValueError: for a file of another device or other versions, or one that can't be read.
+
+    Warns:
+      UserWarning: for a file of an older version of this package, which is measured anew.
 
     Example:
       >>> import jaxprune as jp
@@ -60,18 +94,25 @@ class LatencyTable:
     def __init__(self, path: str | Path | None | bool = None):
         self.path = None if path is False else Path(default_path() if path is None else str(path))
         self.identity = {name: environment()[name] for name in IDENTITY}
-        self.seconds: dict[str, float] = {}
+        self.entries: dict[str, Entry] = {}
+        self._tried: set[str] = set()  # what this process has timed
         if self.path is not None and self.path.exists():
-            self.seconds = self._read(self.path)
+            self.entries = self._read(self.path)
 
     def __len__(self) -> int:
-        return len(self.seconds)
+        return len(self.entries)
 
-    def _read(self, path: Path) -> dict[str, float]:
+    @property
+    def seconds(self) -> dict[str, float]:
+        """name -> seconds of one run."""
+        return {name: entry.seconds for name, entry in self.entries.items()}
+
+    def _read(self, path: Path) -> dict[str, Entry]:
         try:
             content = json.loads(path.read_text())
-            identity, seconds = dict(content["identity"]), dict(content["seconds"])
-        except (ValueError, TypeError, KeyError) as error:
+            identity, old = dict(content["identity"]), "seconds" in content
+            entries = {n: _entry(e) for n, e in content["seconds" if old else "entries"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"the latency table {path} can't be read ({type(error).__name__}: {error}); delete "
                 "it to measure again"
@@ -86,31 +127,79 @@ class LatencyTable:
                 f"the latency table {path} was measured elsewhere ({'; '.join(differing)}); "
                 "write jp.budget.LatencyTable() for a table of this device, or name a new file"
             )
-        return seconds
+        if old:
+            warnings.warn(
+                f"the latency table {path} doesn't say at which load its {len(entries)} times were "
+                "taken: they are taken again, and the file is written anew",
+                stacklevel=4,
+            )
+        return {} if old else entries
 
     def save(self) -> None:
         """Writes the file, whole or not at all."""
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"identity": self.identity, "seconds": self.seconds}, indent=0)
+        entries = {name: _written(entry) for name, entry in self.entries.items()}
+        text = json.dumps({"identity": self.identity, "entries": entries}, indent=0)
         part = self.path.with_suffix(f".{os.getpid()}.part")
         part.write_text(text)
         part.replace(self.path)
 
     def measure(
-        self, wanted: Mapping[str, Callable[[], Timer]], progress: Progress | None = None
+        self, wanted: Mapping[str, Callable[[], Timer]], progress: Progress = False
     ) -> None:
-        """Compiles and times what isn't known yet; ``wanted`` compiles, by name."""
-        missing = [name for name in wanted if name not in self.seconds]
-        watched = iter(missing if progress is None else progress(missing))
-        while names := list(itertools.islice(watched, BATCH)):
-            timers = {name: wanted[name]() for name in names}
-            found = dict.fromkeys(names, float("inf"))
-            for _ in range(PASSES):
-                found = {name: min(found[name], timer()) for name, timer in timers.items()}
-            self.seconds |= found
+        """Compiles and times what isn't known yet, or not well; ``wanted`` compiles, by name."""
+        missing = [name for name in wanted if name not in self.entries]
+        again = [name for name in wanted if name in self.entries and self._again(name)]
+        names = iter(track(missing + again, "timing operations", progress, label=_short))
+        while self._take(wanted, itertools.islice(names, BATCH), inner(progress)):
             self.save()
+
+    def doubtful(self, names: Iterable[str]) -> list[str]:
+        """Those of some names whose times can't be trusted, the worst first."""
+        found = [n for n in names if n in self.entries and self.entries[n].noisy]
+        return sorted(found, key=lambda n: self.entries[n].spread, reverse=True)
+
+    def _again(self, name: str) -> bool:
+        entry = self.entries[name]
+        return name not in self._tried and (entry.stale or (entry.noisy and not load() > BUSY))
+
+    def _take(
+        self, wanted: Mapping[str, Callable[[], Timer]], names: Iterator[str], progress: Progress
+    ) -> bool:
+        """Times all in passes, some of them further than others; False when there are none."""
+        before = load()
+        timers: dict[str, Timer] = {}
+        samples: dict[str, list[float]] = {}
+        while some := {name: wanted[name]() for name in itertools.islice(names, ATONCE)}:
+            compile_all(some.values())
+            timers |= some
+            samples |= {name: [timer()] for name, timer in some.items()}
+        for turn in range(1, PASSES[1]):
+            loose = [n for n, s in samples.items() if turn < PASSES[0] or spread(s) > TIGHT]
+            for name in track(loose, f"timing them again, pass {turn + 1}", progress, label=_short):
+                samples[name].append(timers[name]())
+        at, busy = now().isoformat(), max(before, load())
+        for name, found in samples.items():
+            self.entries[name] = Entry(min(found), at, busy, spread(found))
+        self._tried |= timers.keys()
+        return bool(timers)
+
+
+def _short(name: str) -> str:
+    return name[:40]
+
+
+def _entry(read: Any) -> Entry:
+    """An entry as JSON has it: null for an unknown load; of an older file a number."""
+    seconds, at, busy, scatter = read if isinstance(read, list) else (read, "", None, 0.0)
+    return Entry(float(seconds), str(at), math.nan if busy is None else busy, scatter)
+
+
+def _written(entry: Entry) -> list[Any]:
+    busy = None if math.isnan(entry.load) else round(entry.load, 2)
+    return [entry.seconds, entry.at, busy, entry.spread]
 
 
 def default_path() -> str:
@@ -120,61 +209,3 @@ def default_path() -> str:
     name = re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower())
     root = os.environ.get("JAXPRUNE_CACHE") or Path.home() / ".cache" / "jaxprune"
     return str(Path(root) / "latency" / f"{name}.json")
-
-
-# ---------------------------------------------------------------------------------- one group
-
-
-def time_group(group: Group, counts: Mapping[Axis, int]) -> Timer:
-    """Compiles a group at the given counts; the timer gives seconds of one run.
-
-    It runs many times within one compiled loop, so that no call from Python is timed. Its results
-    are what the loop carries, so that all of them are written.
-    """
-    view = View({d: np.arange(n) for d, n in counts.items()})
-
-    def body(_: Any, carry: Any) -> Any:
-        xs, _ = lax.optimization_barrier(carry)  # Each run waits for the one before.
-        ys = zip(group.outs, evaluate(group, view, xs), strict=True)
-        return xs, [jnp.asarray(y, v.aval.dtype) for v, y in ys]
-
-    def run(count: Any, *xs: Any) -> Any:
-        ys = [jnp.zeros(view.shape(v.axes), v.aval.dtype) for v in group.outs]
-        return lax.fori_loop(0, count, body, (list(xs), ys))[1]
-
-    xs = [jax.ShapeDtypeStruct(view.shape(v.axes), v.aval.dtype) for v in group.ins]
-    compiled = jax.jit(run).lower(jax.ShapeDtypeStruct((), jnp.int32), *xs).compile()
-    return timer(compiled, lambda: [_example(x.shape, x.dtype) for x in xs])
-
-
-def timer(run: Callable[..., Any], make: Callable[[], Sequence[Any]]) -> Timer:
-    """Seconds of one turn of ``run(count, *make())``, a compiled loop, each time it is called."""
-    count = 1
-
-    def seconds(xs: Sequence[Any], count: int) -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(run(np.int32(count), *xs))
-        return time.perf_counter() - start
-
-    def measure() -> float:
-        nonlocal count
-        xs = make()
-        seconds(xs, 1)  # This touches new pages and warms caches.
-        while (took := seconds(xs, count)) < ROUND and count < 1 << 20:
-            count = max(2 * count, int(1.2 * count * ROUND / max(took, 1e-9)))
-        return took / count
-
-    return measure
-
-
-def _example(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Numbers that no fast path is there for; zeros for indices, which are always inside."""
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        return jnp.zeros(shape, dtype)
-    size = math.prod(shape)
-    return jnp.array(_numbers(1 << size.bit_length())[:size].reshape(shape), dtype)
-
-
-@functools.lru_cache(maxsize=4)
-def _numbers(size: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(size, np.float32)

@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune._progress import Progress
 from jaxprune.budget.candidates import aligned_step, candidates, fastest_steps
-from jaxprune.budget.groups import Group, groups, name_of
-from jaxprune.budget.latency import LatencyTable, Progress, time_group
+from jaxprune.budget.groups import Group, groups
+from jaxprune.budget.latency import LatencyTable
 from jaxprune.budget.roofline import Device
 from jaxprune.budget.solver import Problem, Term, Total, merged
+from jaxprune.budget.times import Times
 from jaxprune.costs import operations
 from jaxprune.costs.operations import Operation, grid
 from jaxprune.ir import axes
@@ -24,10 +26,6 @@ from jaxprune.ir.axes import Axis
 from jaxprune.ir.tape import Value
 from jaxprune.structure import infer
 from jaxprune.structure.dimensions import Structure
-
-# A group of so many dimensions is timed at so many widths of each.
-TIMED = {0: 1, 1: 5, 2: 5, 3: 3}
-TIMED_MANY = 2
 
 
 @dataclass(eq=False)
@@ -39,6 +37,8 @@ class Model:
       axes: their axes in the program.
       counts: for each the counts that may be kept, ascending; last all that is there.
       tables: cost by name; "latency" is the time of the operations, uncorrected, in seconds.
+      times: where these times come from, or None where they are estimates.
+      scale: what the dense network takes over the sum of its groups.
     """
 
     names: list[str]
@@ -47,6 +47,8 @@ class Model:
     ops: list[Operation]
     groups: list[Group]
     tables: dict[str, Total]
+    times: Times | None = None
+    scale: float = 1.0
 
     @property
     def order(self) -> dict[Axis, int]:
@@ -71,6 +73,15 @@ class Model:
         """Candidate indices -> counts by name."""
         return {n: int(c[i]) for n, c, i in zip(self.names, self.counts, choice)}
 
+    def refine(self, choice: np.ndarray) -> bool:
+        """Times what dominates a choice at that choice; False where all of that is known."""
+        chosen = {axis: int(c[i]) for axis, c, i in zip(self.axes, self.counts, choice)}
+        if self.times is None or not self.times.refine(chosen):
+            return False
+        total = Total(merged(_timed_terms(self)), len(self.axes))
+        self.tables["latency"] = _scaled(total, self.scale)
+        return True
+
     def at_least(self, least: Mapping[str, int]) -> Model:
         """Without the candidates below some counts; what was timed stays."""
         cut = [int((c < least.get(n, 0)).sum()) for n, c in zip(self.names, self.counts)]
@@ -88,7 +99,7 @@ def build(
     names: list[str],
     round_to: int | LatencyTable,
     limits: Mapping[str, tuple[int, int]],
-    progress: Progress | None = None,
+    progress: Progress = False,
 ) -> Model:
     """The model with everything that is counted; times are added by :func:`add_latency`.
 
@@ -164,92 +175,35 @@ def dims_in(axs: Sequence[Axis], order: Mapping[Axis, int]) -> tuple[Axis, ...]:
 
 
 def add_latency(
-    model: Model, source: LatencyTable | Device, dense: float | None, progress: Progress | None
+    model: Model, source: LatencyTable | Device, dense: float | None, progress: Progress
 ) -> None:
     """Adds the table "latency".
 
-    Groups of operations are timed, or operations that move memory are estimated. What the dense
-    network takes beyond its groups (or less) is shared out among them by their times; without
-    ``dense``, the time of a network that is not at hand, nothing is.
+    Groups of operations are timed (:class:`Times`), or operations that move memory are estimated.
+    What the dense network takes beyond its groups (or less) is shared out among them by their
+    times; without ``dense``, the time of a network that is not at hand, nothing is.
     """
     if isinstance(source, Device):
         anchors = [op for op in model.ops if op.anchor]
         terms = [_term(model, op.dims, functools.partial(source.seconds, op)) for op in anchors]
     else:
-        terms = _timed(model, source, progress)
+        timed = [g for g in model.groups if g.runs]
+        model.times = Times(timed, model.counts_of, source, progress)
+        terms = _timed_terms(model)
     total = Total(merged(terms), len(model.axes))
     inside = _at_full(total)
-    if dense is not None and inside:
-        total = Total([Term(t.dims, t.table * (dense / inside)) for t in total.terms], total.count)
-    model.tables["latency"] = total
+    model.scale = dense / inside if dense is not None and inside else 1.0
+    model.tables["latency"] = _scaled(total, model.scale)
 
 
-def _timed(model: Model, table: LatencyTable, progress: Progress | None) -> list[Term]:
-    counts, order = model.counts_of, model.order
-    timed = [g for g in model.groups if g.runs]
-    grids = [
-        [_spread(counts[d], TIMED.get(len(g.dims), TIMED_MANY)) for d in g.dims] for g in timed
+def _timed_terms(model: Model) -> list[Term]:
+    times, counts, order = model.times, model.counts_of, model.order
+    assert times is not None
+    return [
+        Term(tuple(order[d] for d in g.dims), times.over(i, counts))
+        for i, g in enumerate(times.groups)
     ]
-    points = [_points(g, widths) for g, widths in zip(timed, grids)]
-    wanted = {
-        name: functools.partial(time_group, g, at)
-        for g, found in zip(timed, points)
-        for name, at in found
-    }
-    table.measure(wanted, progress)
-    terms = []
-    for g, widths, found in zip(timed, grids, points):
-        known = np.array([table.seconds[n] for n, _ in found]).reshape([len(x) for x in widths])
-        full = _interpolated(known, _abscissae(model, g, widths))
-        sizes = grid(g.dims, counts)
-        full = np.where(g.empty(sizes), 0, full) * g.times(sizes)
-        terms.append(Term(tuple(order[d] for d in g.dims), full))
-    return terms
 
 
-def _abscissae(
-    model: Model, group: Group, widths: Sequence[np.ndarray]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per dimension where times are known and where they are wanted: work, or widths.
-
-    Between two widths time goes along a straight line over the work, the others at their most: that
-    is curved over the width where a dimension is on both sides of a matrix.
-    """
-    full = {d: c[-1:] for d, c in model.counts_of.items()}
-
-    def work(d: Axis, counts: np.ndarray) -> np.ndarray:
-        sizes = {k: full[k] for k in group.dims} | {d: counts}
-        return np.broadcast_to(np.asarray(group.work(sizes), float), counts.shape)
-
-    found = []
-    for d, at in zip(group.dims, widths):
-        pair = (work(d, at), work(d, model.counts_of[d]))
-        rising = (np.diff(pair[0]) > 0).all()
-        found.append(pair if rising else (at, model.counts_of[d]))
-    return found
-
-
-def _points(group: Group, widths: Sequence[np.ndarray]) -> list[tuple[str, dict[Axis, int]]]:
-    shape = [len(w) for w in widths]
-    every = [{d: int(w[i]) for d, w, i in zip(group.dims, widths, at)} for at in np.ndindex(*shape)]
-    return [(name_of(group, counts), counts) for counts in every]
-
-
-def _number(group: Group) -> int:
-    return TIMED.get(len(group.dims), TIMED_MANY)
-
-
-def _spread(counts: np.ndarray, number: int) -> np.ndarray:
-    """Some of the counts, the ends among them; none is 0, which costs nothing."""
-    there = counts[counts > 0]
-    at = np.unique(np.rint(np.linspace(0, len(there) - 1, number)).astype(int))
-    return there[at] if number > 1 else there[-1:]
-
-
-def _interpolated(
-    known: np.ndarray, abscissae: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> np.ndarray:
-    """Linear along each dimension in turn."""
-    for k, (xs, new) in enumerate(abscissae):
-        known = np.apply_along_axis(lambda line: np.interp(new, xs, line), k, known)  # noqa: B023
-    return known
+def _scaled(total: Total, scale: float) -> Total:
+    return Total([Term(t.dims, t.table * scale) for t in total.terms], total.count)

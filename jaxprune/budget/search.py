@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxprune._calls import calls_fn
+from jaxprune._progress import Progress, check, inner, track, working
 from jaxprune._renamed import renamed
 from jaxprune.budget import metric as metrics
 from jaxprune.budget.choosing import Choices, Try
 from jaxprune.budget.correction import Measurements
-from jaxprune.budget.latency import LatencyTable, Progress
+from jaxprune.budget.latency import LatencyTable
 from jaxprune.budget.limits import Limits, check_kinds, limits_of
 from jaxprune.budget.metric import BISECTIONS, Finetune, Metric
 from jaxprune.budget.model import Model, add_latency, build
@@ -66,7 +67,8 @@ class Search:
       table: where measured times are kept; None for the default file of this device, which is
         written below ``$JAXPRUNE_CACHE`` or ``~/.cache/jaxprune``.
       repeats: samples of each time of the network.
-      progress: wraps an iterable of measurements, such as ``tqdm.tqdm``.
+      progress: None or True to show what is timed and how much is left, once it takes long; False
+        for silence; or what wraps the operations that are timed, such as ``tqdm.tqdm``.
 
     Attributes:
       dense: costs of the dense network by name, a copy; "latency" is there once it was timed.
@@ -112,7 +114,7 @@ class Search:
         device: str | Device | None = None,
         table: LatencyTable | None = None,
         repeats: int = 9,
-        progress: Progress | None = None,
+        progress: Progress = None,
     ):
         self.device = device_of(device) if isinstance(device, str) else device
         check_kinds(structure, params, device, table, round_to)
@@ -120,9 +122,11 @@ class Search:
         check_scores(structure, names, scores, objective)
         limits = limits_of(structure, names, minimum, maximum)
         most = {name: high for name, (_, high) in limits.items()}
+        check(progress)
         self._given_table, self._progress = table, progress
         aligned = self._alignment() if round_to is None else round_to
-        model = build(fn, params, args, structure, names, aligned, limits, progress)
+        with working("search: what widths a network may have", inner(progress)):
+            model = build(fn, params, args, structure, names, aligned, limits, progress)
         total = cost(fn, params, *args)
         self.measured = Measurements({name: getattr(total, name) for name in COUNTED})
         self.choices = Choices.of(structure, model, scores, objective, most, self.measured)
@@ -164,12 +168,12 @@ class Search:
         finetune: Finetune | None = None,
         uniform: bool = False,
         verify: bool = True,
-        progress: Progress | None = None,
+        progress: Progress = None,
     ) -> ParetoFront:
         """The models at a list of targets; see :func:`jp.pareto` for arguments and errors."""
         every = targets_of(targets)
         plans, values, trained = [], [], []
-        for target in progress(every) if progress is not None else every:
+        for target in track(every, "plans", progress, label=str):
             plans.append(self.plan(target, verify=verify, uniform=uniform))
             if metric is not None or finetune is not None:
                 trained.append(metrics.tuned(self._params, plans[-1].masks, finetune))
@@ -188,14 +192,14 @@ class Search:
         finetune: Finetune | None = None,
         bisections: int = BISECTIONS,
         verify: bool = True,
-        progress: Progress | None = None,
+        progress: Progress = None,
     ) -> MetricResult:
         """The furthest plan at a floor; see :func:`jp.prune_to_metric` for arguments and errors."""
         metrics.check_bisection(minimize, bisections)
         dense = metrics.value_of(metric, self._params)
         metrics.check_dense(dense, floor)
         at = functools.partial(self._point, metric, minimize, finetune)
-        every = progress(range(bisections)) if progress is not None else range(bisections)
+        every = track(range(bisections), "budgets", progress)
         best, trace, refused = metrics.bisect(at, floor, every)
         if best is None:
             text = metrics.none_found(bisections, trace, refused, floor, dense)

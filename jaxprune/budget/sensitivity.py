@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.budget.latency import Progress
+from jaxprune._progress import Progress, track
 from jaxprune.budget.metric import Metric, several, value_of
 from jaxprune.masks import apply_masks
 from jaxprune.patterns import structured, unstructured
@@ -88,7 +88,7 @@ def sensitivity(
     dims: str | Sequence[str] = "*",
     where: Callable[[Any, Any], Any] = is_kernel,
     fractions: Sequence[float] = FRACTIONS,
-    progress: Progress | None = None,
+    progress: Progress = None,
 ) -> Sensitivity:
     """Prunes one dimension, or one leaf, at a time, and evaluates a metric.
 
@@ -101,7 +101,8 @@ def sensitivity(
       dims: which dimensions of the structure.
       where: which leaves, ``(path, leaf) -> bool``, without a structure.
       fractions: removed, in (0, 1).
-      progress: wraps an iterable, such as ``tqdm.tqdm``.
+      progress: None or True for a bar once it takes long, False for silence, or what wraps the
+        evaluations, such as ``tqdm.tqdm``.
 
     Returns:
       A :class:`Sensitivity`; :func:`jp.plot.sensitivity` draws it.
@@ -133,10 +134,14 @@ def sensitivity(
     wanted = [(name, f) for name in one for f in fractions]
     values = [
         value_of(metric, apply_masks(params, one[name](scores, f)))
-        for name, f in (progress(wanted) if progress is not None else wanted)
+        for name, f in track(wanted, "pruning one at a time", progress, label=_called)
     ]
     rows = zip(one, np.array(values).reshape(len(one), len(fractions)).tolist())
     return Sensitivity(fractions, {n: tuple(row) for n, row in rows}, value_of(metric, params))
+
+
+def _called(each: tuple[str, float]) -> str:
+    return f"{each[0]}, {each[1]:.0%} removed"
 
 
 def _check_structure(structure: Any) -> None:

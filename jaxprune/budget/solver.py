@@ -8,8 +8,10 @@ width that is off the device's tiles) is no obstacle. The prices are found by bi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -90,6 +92,16 @@ class Problem:
 
     def full(self) -> np.ndarray:
         return np.asarray(self.sizes) - 1
+
+    @functools.cached_property
+    def neighbors(self) -> list[set[int]]:
+        """For each dimension those that share a term with it, itself among them."""
+        found = [{d} for d in range(len(self.sizes))]
+        for total in (self.score, *(self.costs[n] for n in self.budgets)):
+            for term in total.terms:
+                for d in term.dims:
+                    found[d] |= {*term.dims}
+        return found
 
 
 def solve(problem: Problem) -> np.ndarray | None:
@@ -189,16 +201,21 @@ def _bisect(problem: Problem, shares: Sequence[float], start: np.ndarray) -> np.
     return best
 
 
-def fill(problem: Problem, choice: np.ndarray, skip: int = -1) -> np.ndarray:
+def fill(
+    problem: Problem, choice: np.ndarray, skip: int = -1, steps: Steps | None = None
+) -> np.ndarray:
     """Uses what is left of the budgets: the step up of most score per cost that fits, repeated."""
-    choice = choice.copy()
+    choice, steps = choice.copy(), steps or Steps(problem)
+    left = {n: 1 + SAME - problem.costs[n].at(choice) / b for n, b in problem.budgets.items()}
     while True:
-        left = {n: 1 + SAME - problem.costs[n].at(choice) / b for n, b in problem.budgets.items()}
-        steps = [_best_up(problem, choice, d, left) for d in range(len(choice)) if d != skip]
-        worth, d, to = max(steps, default=(0.0, 0, 0))
+        ups = [steps.best_up(choice, d, left) for d in range(len(choice)) if d != skip]
+        worth, d, to = max(ups, default=(0.0, 0, 0))
         if worth <= 0:
             return choice
+        _, paid = steps.known[d]
+        left = {n: x - paid[n][to - int(choice[d]) - 1] for n, x in left.items()}
         choice[d] = to
+        steps = steps.after(d)
 
 
 def exchange(problem: Problem, choice: np.ndarray) -> np.ndarray:
@@ -206,32 +223,54 @@ def exchange(problem: Problem, choice: np.ndarray) -> np.ndarray:
     better = True
     while better:
         better = False
+        steps = Steps(problem)
         for d in range(len(choice)):
             for lower in range(int(choice[d])):
                 trial = choice.copy()
                 trial[d] = lower
-                trial = fill(problem, trial, skip=d)
+                trial = fill(problem, trial, d, steps.after(d))
                 if problem.score.at(trial) > problem.score.at(choice) * (1 + SAME):
-                    choice, better = trial, True
+                    choice, better, steps = trial, True, Steps(problem)
                     break
     return choice
 
 
-def _best_up(
-    problem: Problem, choice: np.ndarray, d: int, left: Mapping[str, float]
-) -> tuple[float, int, int]:
-    """(score per cost, dimension, candidate) of the best candidate above; 0 when there is none."""
+class Steps:
+    """What a step in each dimension adds to score and costs; only what a step changes is anew."""
 
-    def change(total: Total) -> np.ndarray:
-        line = np.broadcast_to(total.line(choice, d), (problem.sizes[d],))
-        return line - line[choice[d]]
+    def __init__(self, problem: Problem, known: Mapping[int, Any] | None = None):
+        self.problem, self.known = problem, dict(known or {})
 
-    paid = {n: change(problem.costs[n]) / b for n, b in problem.budgets.items()}
-    fits = np.logical_and.reduce([paid[n] <= left[n] for n in paid])
-    fits &= np.arange(problem.sizes[d]) > choice[d]
-    worth = change(problem.score) / np.maximum(np.max(list(paid.values()), axis=0), 1e-12)
-    worth = np.where(fits, worth, -np.inf)
-    return float(worth.max()), d, int(worth.argmax())
+    def after(self, dim: int) -> Steps:
+        """The steps after one in a dimension: those of its neighbors are other ones."""
+        near = self.problem.neighbors[dim]
+        return Steps(self.problem, {d: x for d, x in self.known.items() if d not in near})
+
+    def best_up(
+        self, choice: np.ndarray, d: int, left: Mapping[str, float]
+    ) -> tuple[float, int, int]:
+        """(score per cost, dimension, candidate) of the best one above; 0 when there is none."""
+        if d not in self.known:
+            self.known[d] = self._above(choice, d)
+        worth, paid = self.known[d]
+        fits = functools.reduce(np.logical_and, (paid[n] <= left[n] for n in paid))
+        if not len(worth) or not fits.any():
+            return 0.0, d, 0
+        best = int(np.where(fits, worth, -np.inf).argmax())
+        return float(worth[best]), d, int(choice[d]) + 1 + best
+
+    def _above(self, choice: np.ndarray, d: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Of the candidates above the chosen one: score per cost, and shares of budgets."""
+        problem, here = self.problem, int(choice[d])
+
+        def change(total: Total) -> np.ndarray:
+            line = total.line(choice, d)
+            return line[here + 1 :] - line[here] if line.ndim else np.zeros(most - here)
+
+        most = problem.sizes[d] - 1
+        paid = {n: change(problem.costs[n]) / b for n, b in problem.budgets.items()}
+        dearest = functools.reduce(np.maximum, paid.values())
+        return change(problem.score) / np.maximum(dearest, 1e-12), paid
 
 
 def merged(terms: Sequence[Term]) -> list[Term]:
