@@ -18,7 +18,7 @@ PARAMS = {"up": jnp.arange(1.0, 25).reshape(3, 8), "down": jnp.ones((8, 2))}
 X = jnp.ones((1, 3))
 HALF = jp.Target(params=0.5)
 NUMBER = "wanted one number, larger = better"
-TREE = "what finetune returned does not match params: it has no leaf 'down' .nor 'up'.; return a tree like"
+TREE = "what finetune returned does not match params: it has no leaf 'down' .*; return a tree like"
 
 
 def fn(params, x):

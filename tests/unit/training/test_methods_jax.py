@@ -475,7 +475,7 @@ def test_bad_calls_of_update_name_the_method_and_the_leaf(name: str) -> None:
     state = tx.init(params)
     with pytest.raises(ValueError, match=f"jp.training.{name} lands .* params is None"):
         tx.update(params, state)
-    with pytest.raises(ValueError, match="the tree of updates .* no leaf 'b'; pass the gradients"):
+    with pytest.raises(ValueError, match="tree of updates .* no leaf 'b'.*; pass the gradients"):
         tx.update(None, state, params)
     with pytest.raises(ValueError, match=r"updates have the shape \(2,\) at b, params have \(4,\)"):
         tx.update({**params, "b": jnp.ones(2)}, state, params)

@@ -685,7 +685,7 @@ MASKS = {"w": jnp.ones((4, 4), bool)}
         (
             lambda: jp.keep_params_sparse({"v": jnp.ones(3, bool)}).init(W),
             ValueError,
-            "the tree of masks does not match params: it has no leaf 'w'; build masks",
+            "the tree of masks does not match params: it has no leaf 'w', .*; build masks",
         ),
         (
             lambda: jp.keep_params_sparse({"w": jnp.ones(3, bool)}).init(W),
@@ -713,7 +713,7 @@ def test_bad_calls_of_update_name_the_leaf(name: str) -> None:
     with pytest.raises(ValueError, match=without):
         tx.update(W, state)
     wrong = {"v": W["w"]}
-    with pytest.raises(ValueError, match="the tree of updates .* no leaf 'w'; pass the gradients"):
+    with pytest.raises(ValueError, match="tree of updates .* no leaf 'w'.*; pass the gradients"):
         tx.update(wrong, state, W)
     with pytest.raises(
         ValueError, match=r"updates have the shape \(2, 4\) at w, params have \(4, 4\)"
