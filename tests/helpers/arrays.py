@@ -15,10 +15,7 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 
 def drawn(shapes: Any) -> Any:
-    """Returns the tree with an array for each ``ShapeDtypeStruct``; random keys stay the same one.
-
-    Other leaves stay as they are.
-    """
+    """Returns the tree with a random array for each ``ShapeDtypeStruct``; integers are zero."""
     rng = np.random.default_rng(0)
 
     def leaf(x: Any) -> Any:
@@ -26,6 +23,8 @@ def drawn(shapes: Any) -> Any:
             return x
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.random.key(0)
-        return jnp.asarray(rng.normal(size=x.shape).astype(x.dtype))
+        is_float = jnp.issubdtype(x.dtype, jnp.floating)
+        new = rng.normal(size=x.shape) if is_float else np.zeros(x.shape)
+        return jnp.asarray(np.asarray(new, x.dtype))
 
     return jax.tree.map(leaf, shapes)
