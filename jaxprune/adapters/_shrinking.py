@@ -1,0 +1,173 @@
+"""A module at the small sizes, whatever its framework: what the adapters share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxprune.adapters import _checking, _sizes
+from jaxprune.adapters._sizes import Leaf, Read, Rows, Size, Table
+from jaxprune.typing import Compact
+
+Modules = Iterable[tuple[str, Any]]  # each with its path; "" is the whole
+
+
+@dataclass(frozen=True)
+class Framework:
+    """What an adapter knows of its framework.
+
+    Attributes:
+      name: the file, for the call that an error tells to write.
+      table: the rows of its layers, and of those that users have registered.
+      graft: (module, tree like params) -> a copy of the module with these leaves.
+      modules: all modules in a module, each once.
+      leaves: the stand-ins in a module.
+      assign: sets an attribute of a module.
+      own: whether an attribute is no business of the user's.
+      bare: (call, module) -> a pure function of (arrays, *args), and the arrays.
+      calls: how functions usually call a module, the first that fits is taken.
+    """
+
+    name: str
+    table: Table
+    graft: Callable[[Any, Any], Any]
+    modules: Callable[[Any], Modules]
+    leaves: Callable[[Any], list[Leaf]]
+    assign: Callable[[Any, str, Any], None]
+    bare: Callable[[Any, Any], tuple[Callable[..., Any], Any]]
+    calls: tuple[Callable[..., Any], ...]
+
+
+class Unequal(ValueError):
+    """A module that can't be had at the small sizes as it is written, and why."""
+
+
+def built(frame: Framework, module: Any, small: Compact, guess: bool) -> tuple[Any, list[str]]:
+    """The module with the small parameters and sizes, and which sizes remain unsure.
+
+    Sizes of layers without rows are set with ``guess``: those that are the size of an axis below.
+    """
+    of_leaves, new = (frame.graft(module, t) for t in (_sizes.leaves(small), small.params))
+    stand_ins, layers = (dict(frame.modules(m)) for m in (of_leaves, new))
+    unsure: list[str] = []
+    for path, layer in layers.items():
+        rows, stand_in = frame.table.rows(type(layer)), stand_ins[path]
+        outer = [stand_ins[p] for p in _outwards(path) if p in stand_ins]
+        found = [*_read(frame, rows, stand_in, outer, path)] if rows else []
+        if rows is None and guess:
+            found = [*_guessed(frame, stand_in, outer)]
+        for name, new_size in found:
+            if new_size is None:
+                unsure.append(f"{path or 'the module'}: {type(layer).__name__}.{name}")
+            else:
+                frame.assign(layer, name, new_size)
+        if rows and rows.scale:
+            _fold(frame, rows.scale, stand_in, layer, rows)
+    return new, unsure
+
+
+def _outwards(path: str) -> list[str]:
+    keys = path.split("/") if path else []
+    return ["/".join(keys[:k]) for k in range(len(keys), -1, -1)]
+
+
+Found = Iterator[tuple[str, Any]]  # attributes and their new values; None: it can't be told
+
+
+def _read(frame: Framework, rows: Rows, module: Any, outer: list[Any], path: str) -> Found:
+    """What the rows of a layer say has changed."""
+    for name, reader in rows.sizes.items():
+        stored = getattr(module, name, None)
+        if not _is_size(stored):
+            continue
+        read = reader(module, stored)
+        if read is None:
+            yield from _matching(frame, name, stored, outer)
+            continue
+        _check(read, stored, f"{type(module).__name__}.{name}", path)
+        if (new := _like(stored, read)) != stored:
+            yield name, new
+
+
+def _guessed(frame: Framework, module: Any, outer: list[Any]) -> Found:
+    """Numbers in a module without rows that are the size of an axis below and have changed."""
+    for name, stored in getattr(module, "__dict__", {}).items():
+        if _is_size(stored):
+            yield from _matching(frame, name, stored, outer)
+
+
+def _is_size(stored: Any) -> bool:
+    if hasattr(stored, "values"):
+        stored = tuple(stored.values())
+    many = stored if isinstance(stored, tuple) else (stored,)
+    return all(isinstance(n, int) and not isinstance(n, bool) for n in many) and bool(many)
+
+
+def _check(read: Read, stored: Any, what: str, path: str) -> None:
+    full = tuple(s.full for s in _many(read))
+    held = tuple(stored.values()) if hasattr(stored, "values") else stored
+    if full != (held if isinstance(held, tuple) else (held,)):
+        raise Unequal(
+            f"{what} at {path or 'the module'} is {stored}, and its row reads {full} off the "
+            "parameters: an axis that is stacked where the row does not look, or one that is "
+            "cut otherwise; leave the layer's dimensions out of the masks, or register rows"
+        )
+
+
+def _many(read: Read) -> tuple[Size, ...]:
+    return read if isinstance(read, tuple) and not isinstance(read, Size) else (read,)  # type: ignore
+
+
+def _like(stored: Any, read: Read) -> Any:
+    """The small sizes, as they are stored: a number, a tuple, or a mapping to numbers."""
+    new = [s.small for s in _many(read)]
+    if hasattr(stored, "values"):
+        return type(stored)(zip(stored, new, strict=True))
+    return tuple(new) if isinstance(stored, tuple) else new[0]
+
+
+def _matching(frame: Framework, name: str, stored: Any, outer: list[Any]) -> Found:
+    """A size that no row reads: what axes of that size become, in the module or around it."""
+    around = next((found for m in outer if (found := frame.leaves(m))), [])
+    known: dict[int, set[int]] = {}
+    for size in (s for leaf in around for axis in leaf.factors for s in (*axis, _sizes.times(axis))):
+        known.setdefault(size.full, set()).add(size.small)
+    many = stored if isinstance(stored, tuple) else (stored,)
+    options = [known.get(n, {n}) for n in many]
+    if any(len(option) > 1 for option in options):
+        yield name, None
+        return
+    new = [n for option in options for n in option]
+    if tuple(new) != tuple(many):
+        yield name, tuple(new) if isinstance(stored, tuple) else new[0]
+
+
+def _fold(frame: Framework, scale: _sizes.Scale, stand_in: Any, layer: Any, rows: Rows) -> None:
+    """Multiplies by sqrt(small / full): the layer divides by the root of the small size now."""
+    read = rows.sizes[scale.size](stand_in, getattr(stand_in, scale.size))
+    if not isinstance(read, Size) or read.full == read.small:
+        return
+    group = next((g for g in scale.into if _sizes.inside(layer, g[0]) is not None), ())
+    for path in group:
+        *owner, name = path.split(".")
+        holder = _sizes.inside(layer, ".".join(owner)) if owner else layer
+        value = getattr(holder, name, None)
+        if value is not None:
+            frame.assign(holder, name, scaled(value, math.sqrt(read.small / read.full)))
+
+
+def scaled(value: Any, factor: float) -> Any:
+    """An array times a number, in its own type."""
+    return (value * jnp.asarray(factor, value.dtype)).astype(value.dtype)
+
+
+def shrink(frame: Framework, module: Any, small: Compact, call: Any) -> Any:
+    """The module at the small sizes, once it has been held against the compact function."""
+    call = call or _checking.fitting(frame.calls, frame.bare, module, small)
+    new, unsure = built(frame, module, small, False)
+    print("error", _checking.error(*frame.bare(call, new), small))
+    return new
