@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxprune.adapters import _checking, _sizes
+from jaxprune.adapters import _checking, _heads, _refusing, _sizes
 from jaxprune.adapters._sizes import Leaf, Read, Rows, Size, Table
 from jaxprune.typing import Compact
 
@@ -29,7 +29,7 @@ class Framework:
       assign: sets an attribute of a module.
       own: whether an attribute is no business of the user's.
       bare: (call, module) -> a pure function of (arrays, *args), and the arrays.
-      calls: how functions usually call a module, the first that fits is taken.
+      calls: how functions usually call a module, the first that fits is taken; in words.
     """
 
     name: str
@@ -39,27 +39,38 @@ class Framework:
     leaves: Callable[[Any], list[Leaf]]
     assign: Callable[[Any, str, Any], None]
     bare: Callable[[Any, Any], tuple[Callable[..., Any], Any]]
-    calls: tuple[Callable[..., Any], ...]
+    calls: dict[str, Callable[..., Any]]
 
 
-class Unequal(ValueError):
-    """A module that can't be had at the small sizes as it is written, and why."""
+class Built(NamedTuple):
+    """A module with small parameters and sizes.
+
+    Attributes:
+      guessed: whether layers without rows had sizes to set.
+      unsure: sizes that may stand for several axes, which differ now.
+    """
+
+    module: Any
+    guessed: bool
+    unsure: list[str]
 
 
-def built(frame: Framework, module: Any, small: Compact, guess: bool) -> tuple[Any, list[str]]:
-    """The module with the small parameters and sizes, and which sizes remain unsure.
+def built(frame: Framework, module: Any, small: Compact, params: Any, guess: bool) -> Built:
+    """The module with the small parameters and the sizes that its rows read.
 
     Sizes of layers without rows are set with ``guess``: those that are the size of an axis below.
     """
-    of_leaves, new = (frame.graft(module, t) for t in (_sizes.leaves(small), small.params))
+    of_leaves, new = (frame.graft(module, t) for t in (_sizes.leaves(small), params))
     stand_ins, layers = (dict(frame.modules(m)) for m in (of_leaves, new))
     unsure: list[str] = []
+    guessed = False
     for path, layer in layers.items():
         rows, stand_in = frame.table.rows(type(layer)), stand_ins[path]
         outer = [stand_ins[p] for p in _outwards(path) if p in stand_ins]
         found = [*_read(frame, rows, stand_in, outer, path)] if rows else []
         if rows is None and guess:
             found = [*_guessed(frame, stand_in, outer)]
+            guessed = guessed or bool(found)
         for name, new_size in found:
             if new_size is None:
                 unsure.append(f"{path or 'the module'}: {type(layer).__name__}.{name}")
@@ -67,7 +78,7 @@ def built(frame: Framework, module: Any, small: Compact, guess: bool) -> tuple[A
                 frame.assign(layer, name, new_size)
         if rows and rows.scale:
             _fold(frame, rows.scale, stand_in, layer, rows)
-    return new, unsure
+    return Built(new, guessed, unsure)
 
 
 def _outwards(path: str) -> list[str]:
@@ -111,7 +122,7 @@ def _check(read: Read, stored: Any, what: str, path: str) -> None:
     full = tuple(s.full for s in _many(read))
     held = tuple(stored.values()) if hasattr(stored, "values") else stored
     if full != (held if isinstance(held, tuple) else (held,)):
-        raise Unequal(
+        raise _refusing.Unequal(
             f"{what} at {path or 'the module'} is {stored}, and its row reads {full} off the "
             "parameters: an axis that is stacked where the row does not look, or one that is "
             "cut otherwise; leave the layer's dimensions out of the masks, or register rows"
@@ -134,7 +145,9 @@ def _matching(frame: Framework, name: str, stored: Any, outer: list[Any]) -> Fou
     """A size that no row reads: what axes of that size become, in the module or around it."""
     around = next((found for m in outer if (found := frame.leaves(m))), [])
     known: dict[int, set[int]] = {}
-    for size in (s for leaf in around for axis in leaf.factors for s in (*axis, _sizes.times(axis))):
+    for size in (
+        s for leaf in around for axis in leaf.factors for s in (*axis, _sizes.times(axis))
+    ):
         known.setdefault(size.full, set()).add(size.small)
     many = stored if isinstance(stored, tuple) else (stored,)
     options = [known.get(n, {n}) for n in many]
@@ -167,7 +180,86 @@ def scaled(value: Any, factor: float) -> Any:
 
 def shrink(frame: Framework, module: Any, small: Compact, call: Any) -> Any:
     """The module at the small sizes, once it has been held against the compact function."""
-    call = call or _checking.fitting(frame.calls, frame.bare, module, small)
-    new, unsure = built(frame, module, small, False)
-    print("error", _checking.error(*frame.bare(call, new), small))
-    return new
+    types = {path: type(m).__name__ for path, m in frame.modules(module)}
+    refused = _refusing.carried(small, types)
+    if refused:
+        raise refused
+    call = call or _checking.fitting(tuple(frame.calls.values()), frame.bare, module, small)
+    if call is None:
+        raise ValueError(_NO_CALL.format(calls=" or ".join(frame.calls), file=frame.name))
+    whys: list[str] = []
+    new = tried(frame, module, small, call, whys)
+    if new is not None:
+        return new
+    _check_call(frame, module, small, call)
+    raise _refusing.counted(small, types) or _blamed(frame, module, small, call, types, whys)
+
+
+def tried(frame: Framework, module: Any, small: Compact, call: Any, whys: list[str]) -> Any:
+    """The module that equals the compact function, by rows alone or by guesses; else None."""
+    reference = _checking.Reference(small.fn, small.params, small.certificate._checker.args)
+    tolerance = _checking.tolerance(small.params)
+    for new, _, unsure in _attempts(frame, module, small):
+        whys += [f"it isn't known what becomes of {text}" for text in unsure]
+        try:
+            error = reference.error(*frame.bare(call, new))
+        except _checking.NotFinite:
+            raise
+        except Exception as raised:  # whatever a module raises that is not told its sizes
+            whys.append(f"it raises {type(raised).__name__}: {str(raised)[:300]}")
+            continue
+        if error <= tolerance:
+            return new
+        whys.append(f"its outputs differ by {error:.1e}, relative to the largest")
+    return None
+
+
+def _attempts(frame: Framework, module: Any, small: Compact) -> Iterator[Built]:
+    """By rows; with guesses, where there is something to guess; with scales of the user's code."""
+    yield built(frame, module, small, small.params, False)
+    guessed = built(frame, module, small, small.params, True)
+    if guessed.guessed:
+        yield guessed
+    scaling = [p for p, m in frame.modules(module) if (r := frame.table.rows(type(m))) and r.scale]
+    params = _heads.folded(small, scaling)
+    if params is not None:
+        yield built(frame, module, small, params, True)
+
+
+def _check_call(frame: Framework, module: Any, small: Compact, call: Any) -> None:
+    """Raises where the module isn't what the function computes even at full size."""
+    function: Any = small.fn
+    full = small.expand(small.params)
+    reference = _checking.Reference(function.fn, full, small.certificate._checker.args)
+    error = reference.error(*frame.bare(call, frame.graft(module, full)))
+    if not error <= _checking.tolerance(small.params):
+        raise ValueError(_NOT_CALLED.format(error=error, file=frame.name))
+
+
+def _blamed(
+    frame: Framework, module: Any, small: Compact, call: Any, types: Any, whys: list[str]
+) -> Exception:
+    """The first dimension that can't be had by itself, by trying."""
+    for name, one in _refusing.alone(small):
+        its: list[str] = []
+        if tried(frame, module, one, call, its) is None:
+            why = f"shrunk alone, {its[-1]}"
+            return _refusing.refusal(small, name, types, why, _INSTEAD.format(file=frame.name))
+    return _refusing.Unequal(f"no plain module equals small.fn: {'; '.join(whys)}")
+
+
+_NO_CALL = (
+    "called as {calls}, the module gives other shapes or types than the compacted function for "
+    "its example arguments; pass how that calls it: jaxprune.adapters.{file}.shrink(module, small, "
+    "call=lambda module, *args: ...), with train or eval mode, keys and updated statistics as there"
+)
+_NOT_CALLED = (
+    "the module, called with the example arguments, isn't what the compacted function computes, "
+    "even at full size (relative error {error:.1e}); pass the module in the mode (train, eval) "
+    "that was compacted, or how the function calls it: jaxprune.adapters.{file}.shrink(module, "
+    "small, call=lambda module, *args: ...)"
+)
+_INSTEAD = (
+    "leave the dimension out of the masks (dims=), or tell which sizes the layer stores and what "
+    "they scale: jaxprune.adapters.{file}.register(Layer, ...)"
+)

@@ -10,14 +10,14 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.adapters import _shrinking
-from jaxprune.adapters._shrinking import Framework, Unequal
+from jaxprune.adapters._refusing import Unequal
+from jaxprune.adapters._shrinking import Framework
 from jaxprune.adapters._sizes import (
     Leaf,
     Read,
     Reader,
     Rows,
     Scale,
-    Size,
     Table,
     first,
     inside,
@@ -32,7 +32,9 @@ from jaxprune.adapters._sizes import (
 )
 from jaxprune.typing import Compact, path_str
 
-__all__ = ["Scale", "first", "leading", "of", "product", "register", "shape", "shrink", "size", "trailing"]  # fmt: skip
+__all__ = [
+    "Scale", "first", "leading", "of", "product", "register", "shape", "shrink", "size", "trailing",
+]  # fmt: skip
 
 
 def _kernel_axes(part: Callable[[Any], slice]) -> Reader:
@@ -102,7 +104,9 @@ TABLE = Table(
                 "out_features": _transposed(-1, -2),
             }
         ),
-        nnx.Embed: Rows({"num_embeddings": size("embedding", -2), "features": size("embedding", -1)}),
+        nnx.Embed: Rows(
+            {"num_embeddings": size("embedding", -2), "features": size("embedding", -1)}
+        ),
         nnx.BatchNorm: Rows({"num_features": _FEATURES}),
         nnx.LayerNorm: Rows({"num_features": _FEATURES}),
         nnx.RMSNorm: Rows({"num_features": _FEATURES}),
@@ -131,7 +135,7 @@ TABLE = Table(
         nnx.SimpleCell: _recurrent("dense_i.kernel", "dense_h.kernel"),
         nnx.LoRA: Rows({"in_features": size("lora_a", -2), "out_features": size("lora_b", -1)}),
     }
-)  # fmt: skip
+)
 WITHOUT_SIZES = (
     nnx.Bidirectional, nnx.Dict, nnx.Dropout, nnx.List, nnx.PReLU, nnx.RNN, nnx.RNNCellBase,
     nnx.Sequential, nnx.SpectralNorm, nnx.WeightNorm,
@@ -157,7 +161,7 @@ def _assign(module: Any, name: str, value: Any) -> None:
 
 
 def _graft(module: Any, tree: Any) -> Any:
-    """A copy of the module's graph with other leaves; what the tree lacks stays, or its stand-in."""
+    """A copy of the module with other leaves; what the tree lacks stays, or has a stand-in."""
     graphdef, state = nnx.split(module)
     own, treedef = jax.tree_util.tree_flatten_with_path(state)
     new = {_keys(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
@@ -175,7 +179,7 @@ def _graft(module: Any, tree: Any) -> Any:
         taken[i] = x
     rest = [unchanged(path_str(p), np.shape(x)) if stands_in else x for p, x in own]
     leaves = [taken.get(i, x) for i, x in enumerate(rest)]
-    return nnx.merge(graphdef, treedef.unflatten(leaves))
+    return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
 
 
 def _keys(path: Any) -> tuple[str, ...]:
@@ -215,7 +219,14 @@ def _bare(call: Any, module: Any) -> tuple[Callable[..., Any], Any]:
 
 
 FRAMEWORK = Framework(
-    "nnx", TABLE, _graft, _modules, _leaves, _assign, _bare, (lambda m, *args: m(*args),)
+    "nnx",
+    TABLE,
+    _graft,
+    _modules,
+    _leaves,
+    _assign,
+    _bare,
+    {"module(*args)": lambda m, *args: m(*args)},
 )
 
 
