@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -112,16 +112,20 @@ def _guessed(frame: Framework, module: Any, outer: list[Any]) -> Found:
 
 
 def _is_size(stored: Any) -> bool:
-    if hasattr(stored, "values"):
-        stored = tuple(stored.values())
-    many = stored if isinstance(stored, tuple) else (stored,)
-    return all(isinstance(n, int) and not isinstance(n, bool) for n in many) and bool(many)
+    """Whether it is a number, some in a tuple, or a mapping to numbers."""
+    many = _held(stored)
+    return bool(many) and all(isinstance(n, int) and not isinstance(n, bool) for n in many)
+
+
+def _held(stored: Any) -> tuple[Any, ...]:
+    if isinstance(stored, Mapping):
+        return tuple(stored.values())
+    return stored if isinstance(stored, tuple) else (stored,)
 
 
 def _check(read: Read, stored: Any, what: str, path: str) -> None:
     full = tuple(s.full for s in _many(read))
-    held = tuple(stored.values()) if hasattr(stored, "values") else stored
-    if full != (held if isinstance(held, tuple) else (held,)):
+    if full != _held(stored):
         raise _refusing.Unequal(
             f"{what} at {path or 'the module'} is {stored}, and its row reads {full} off the "
             "parameters: an axis that is stacked where the row does not look, or one that is "
@@ -136,8 +140,8 @@ def _many(read: Read) -> tuple[Size, ...]:
 def _like(stored: Any, read: Read) -> Any:
     """The small sizes, as they are stored: a number, a tuple, or a mapping to numbers."""
     new = [s.small for s in _many(read)]
-    if hasattr(stored, "values"):
-        return type(stored)(zip(stored, new, strict=True))
+    if isinstance(stored, Mapping):
+        return type(stored)(zip(stored, new, strict=True))  # type: ignore[call-arg]
     return tuple(new) if isinstance(stored, tuple) else new[0]
 
 
@@ -149,7 +153,7 @@ def _matching(frame: Framework, name: str, stored: Any, outer: list[Any]) -> Fou
         s for leaf in around for axis in leaf.factors for s in (*axis, _sizes.times(axis))
     ):
         known.setdefault(size.full, set()).add(size.small)
-    many = stored if isinstance(stored, tuple) else (stored,)
+    many = _held(stored)
     options = [known.get(n, {n}) for n in many]
     if any(len(option) > 1 for option in options):
         yield name, None

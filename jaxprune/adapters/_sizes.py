@@ -93,7 +93,7 @@ def inside(module: Any, path: str) -> Any:
 def leaf(module: Any, path: str) -> Leaf | None:
     """The stand-in at a dotted path; None where the layer has no such array."""
     found = inside(module, path)
-    found = found if isinstance(found, Leaf) else getattr(found, "raw_value", None)
+    found = found.get_raw_value() if hasattr(found, "get_raw_value") else found  # of a variable
     return found if isinstance(found, Leaf) else None
 
 

@@ -162,8 +162,63 @@ FRAMEWORK = Framework(
 
 
 def register(layer: type, sizes: Mapping[str, Reader], scale: Scale | None = None) -> None:
+    """Tells :func:`shrink` which sizes a type of layers stores.
+
+    Args:
+      layer: the type; its subclasses have the same rows, unless they have their own.
+      sizes: attribute -> where its size is read: ``size("kernel", -1)`` is an axis of the array at
+        a dotted path, counted from the end so that layers may be stacked; ``leading`` and
+        ``trailing`` read the heads and the size of heads x size; ``product``, ``first`` and ``of``
+        combine others. A function ``(module, stored) -> (full, small)`` will do as well.
+      scale: the size whose root the layer divides by, and the arrays that make up for it.
+
+    Example:
+      >>> import equinox as eqx, jax
+      >>> from jaxprune.adapters import equinox as adapter
+      >>> class Gated(eqx.Module):
+      ...     both: eqx.nn.Linear
+      ...     width: int = eqx.field(static=True)
+      >>> adapter.register(Gated, {"width": adapter.trailing("both.weight", -2)})
+    """
     TABLE[layer] = Rows(dict(sizes), scale)
 
 
 def shrink(module: Any, small: Compact, *, call: Callable[..., Any] | None = None) -> Any:
+    """Returns the user's own module at the small sizes, equal to ``small.fn``.
+
+    Arrays are those of ``small``, and the module's where it has none.
+    The sizes that layers store are set by the table of their types. A layer that has no rows gets
+    numbers replaced that are the size of an axis in it. Where attention divides by the root of
+    the head size, what is missing is folded into the query. All of that is held against
+    ``small.fn`` on random arguments like those that were given to ``jp.compact``, in float64 where
+    the module allows, to 1e-5 of the largest output.
+
+    Args:
+      module: a module, or a tree of such: ``(module, state)`` if both were partitioned for
+        ``jp.compact``.
+      small: compacted from a function that calls this module.
+      call: how that function calls it, ``lambda module, *args: ...``. Unless told, it is
+        ``module(*args)`` or ``jax.vmap(module)(*args)``, whichever has its shapes.
+
+    Returns:
+      A new module (or tree) of the same type. Train it, serialise it and shard it as any.
+    Raises:
+      ValueError: for a dimension that can't be had so, by its label, name and modules: what a norm
+        divides by, sizes or scales in code of the user's own. Leave it out of the masks, compact
+        with ``semantics="kept"``, or :func:`register` what the layer stores. For ``call``, where
+        it can't be told; for params of another module, or a module in another mode.
+      ArithmeticError: where the compact function isn't finite, so that nothing can be compared.
+
+    Example:
+      >>> import equinox as eqx, jax, jax.numpy as jnp, numpy as np, jaxprune as jp
+      >>> from jaxprune.adapters import equinox as adapter
+      >>> net = eqx.nn.MLP(3, 2, 8, 1, key=jax.random.key(0))
+      >>> params, static = eqx.partition(net, eqx.is_inexact_array)
+      >>> fn = lambda p, x: jax.vmap(eqx.combine(p, static))(x)
+      >>> structure = jp.infer_structure(fn, params, jnp.ones((1, 3)))
+      >>> masks = structure.masks({"layers/0/weight:0": np.arange(8) < 4})
+      >>> small = jp.compact(fn, params, masks, jnp.ones((1, 3)))
+      >>> adapter.shrink(net, small).width_size
+      4
+    """
     return _shrinking.shrink(FRAMEWORK, module, small, call)

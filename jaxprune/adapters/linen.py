@@ -91,7 +91,9 @@ class _Runner:
 
         variables = jax.tree.unflatten(jax.tree.structure(self.small.params), jax.tree.leaves(own))
         types = [(np.shape(x), str(jnp.result_type(x))) for x in arrays]
-        cut = self._cut((str(treedef), fixed, str(types), tuple(rngs), mutable), apply, arrays, rngs)
+        cut = self._cut(
+            (str(treedef), fixed, str(types), tuple(rngs), mutable), apply, arrays, rngs
+        )
         return cut(variables, arrays, rngs)
 
     def _cut(self, key: Any, apply: Callable[..., Any], arrays: Any, rngs: Any) -> Any:
