@@ -59,7 +59,8 @@ def general(rngs: Any) -> Any:
 
 @case(nnx.LinearGeneral, SERIES, name="LinearGeneral, batch axes")
 def batched(rngs: Any) -> Any:
-    return between(nnx.relu, nnx.LinearGeneral(8, 8, batch_axis={0: 2}, rngs=rngs))
+    each = nnx.LinearGeneral(8, 8, batch_axis={0: 2}, rngs=rngs)
+    return between(nnx.relu, each, nnx.Linear(8, 8, rngs=rngs))
 
 
 @case(nnx.Einsum, ROWS)
