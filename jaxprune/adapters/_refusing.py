@@ -42,14 +42,11 @@ def refusal(small: Compact, name: str, types: Types, why: str, instead: str) -> 
 
 
 def carried(small: Compact, types: Types) -> Unequal | None:
-    """Units that are evaluated beside the kept ones, or folded into what reads them."""
+    """Units that are evaluated beside the kept ones: what is left of them is not zero."""
     for entry in small.certificate.entries:
         if entry.carried:
             why = f"{entry.carried} removed units are carried beside them, for they are not zero"
             return refusal(small, entry.name, types, why, f"{LEAVE_OUT}, or {KEPT}")
-    for _, names in small._plan.leftovers:
-        why = "constants of removed units are folded into what reads them"
-        return refusal(small, min(names), types, why, f"{LEAVE_OUT}, or {KEPT}")
     return None
 
 

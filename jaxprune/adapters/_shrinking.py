@@ -27,7 +27,6 @@ class Framework:
       modules: all modules in a module, each once.
       leaves: the stand-ins in a module.
       assign: sets an attribute of a module.
-      own: whether an attribute is no business of the user's.
       bare: (call, module) -> a pure function of (arrays, *args), and the arrays.
       calls: how functions usually call a module, the first that fits is taken; in words.
     """
@@ -184,6 +183,7 @@ def scaled(value: Any, factor: float) -> Any:
 
 def shrink(frame: Framework, module: Any, small: Compact, call: Any) -> Any:
     """The module at the small sizes, once it has been held against the compact function."""
+    frame.graft(module, small.params)  # raises for params of another module
     types = {path: type(m).__name__ for path, m in frame.modules(module)}
     refused = _refusing.carried(small, types)
     if refused:

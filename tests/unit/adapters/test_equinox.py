@@ -317,7 +317,7 @@ def test_users_register_their_layers():
         weight: Any
         entries: int = eqx.field(static=True)
 
-        def __call__(self, x: Any) -> Any:
+        def __call__(self, x: Any, key: Any = None) -> Any:
             return x.reshape(self.entries) * self.weight
 
     adapter.register(Table, {"entries": adapter.size("weight", 0)})

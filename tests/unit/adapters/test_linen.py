@@ -118,3 +118,20 @@ def test_a_call_that_reads_what_is_gone_is_refused():
     small = jp.compact(net.apply, variables, _half(net.apply, variables), X)
     with pytest.raises(ValueError, match="this function can't be had at the cut"):
         linen.wrap(small).apply(small.params, X, hidden=True)
+
+
+def test_a_configuration_takes_the_sizes_and_the_params_as_they_are():
+    class Sized(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return nn.Dense(2)(nn.relu(nn.Dense(self.width)(x)))
+
+    net = Sized(width=8)
+    variables = net.init(jax.random.key(0), X)
+    structure = jp.infer_structure(net.apply, variables, X)
+    small = jp.compact(net.apply, variables, _half(net.apply, variables), X)
+    width = small.sizes[structure.dims["params/Dense_0/kernel:1"].label]
+    got = Sized(width=width).apply(small.params, X)
+    np.testing.assert_allclose(got, small.fn(small.params, X), atol=1e-6)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 nnx = pytest.importorskip("flax.nnx")
+import jaxprune as jp  # noqa: E402
 from jaxprune.adapters import nnx as adapter  # noqa: E402
 from tests.models.outside.model import floats, tokens  # noqa: E402
 from tests.unit.adapters.shrinking import assert_same, halved  # noqa: E402
@@ -179,7 +180,7 @@ def test_a_norm_over_masked_units_is_refused_with_the_choice(layer):
     module = between(layer(8, rngs=nnx.Rngs(0)))
     small = halved(*split(module), ROWS)
     wanted = (
-        rf"of 'channels of layers/0' \(layers/0/kernel/value:1\) 4 of 8 units are left, in "
+        rf"of 'layers hidden' \(layers/0/kernel/value:1\) 4 of 8 units are left, in "
         rf"layers/1 \({layer.__name__}\).*full count 8.*dims=.*semantics=\"kept\""
     )
     with pytest.raises(ValueError, match=wanted):
@@ -191,6 +192,37 @@ def test_carried_units_are_refused_with_the_choice():
     module = between(nnx.LayerNorm(8, use_fast_variance=False, rngs=nnx.Rngs(0)))
     small = halved(*split(module), ROWS)
     with pytest.raises(ValueError, match=r"LayerNorm.*4 removed units are carried.*semantics="):
+        adapter.shrink(module, small)
+
+
+def test_constants_of_removed_units_are_refused_with_the_choice():
+    """Units whose weights and biases are masked, but nothing that reads them: each is cos(0)."""
+    first, last = nnx.Linear(6, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 3, rngs=nnx.Rngs(1))
+    module = nnx.Sequential(first, jnp.cos, last)
+    pure, state = split(module)
+    keep = jnp.arange(8) < 4
+    masks = jax.tree.map(lambda leaf: keep if leaf.shape[-1:] == (8,) else jnp.ones(1, bool), state)
+    small = jp.compact(pure, state, masks, ROWS)
+    with pytest.raises(
+        ValueError, match=r"layers/0 \(Linear\).*4 removed units are carried.*semantics="
+    ):
+        adapter.shrink(module, small)
+
+
+def test_where_no_dimension_is_to_blame_the_reasons_are_given():
+    class Picky(nnx.Module):
+        def __init__(self, rngs: Any):
+            self.one, self.two = nnx.Linear(6, 8, rngs=rngs), nnx.Linear(8, 10, rngs=rngs)
+            self.last = nnx.Linear(10, 3, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            if self.two.kernel.shape == (4, 5):
+                raise RuntimeError("too small")
+            return self.last(nnx.relu(self.two(self.one(x))))
+
+    module = Picky(nnx.Rngs(0))
+    small = halved(*split(module), ROWS)
+    with pytest.raises(ValueError, match="no plain module equals small.fn: it raises RuntimeError"):
         adapter.shrink(module, small)
 
 
@@ -266,14 +298,16 @@ def test_a_module_used_twice_stays_one():
 def test_a_shared_module_with_two_cuts_is_refused():
     module = Shared(nnx.Rngs(0))
     small = halved(lambda m, x: m(x), module, ROWS, spared=("residual", "up"))
-    with pytest.raises(ValueError, match=r"again/.* is shared: the module holds it twice"):
+    with pytest.raises(ValueError, match=r"same/.* is shared: the module holds it twice"):
         adapter.shrink(module, small)
 
 
-def test_a_module_may_be_the_params_itself():
+def test_a_module_or_what_split_gives_may_be_the_params():
     module = nnx.Sequential(nnx.Linear(6, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 3, rngs=nnx.Rngs(1)))
     new = adapter.shrink(module, halved(lambda m, x: m(x), module, ROWS))
     assert new.layers[0].kernel.shape == (6, 4)
+    again = adapter.shrink(module, halved(lambda p, x: nnx.merge(*p)(x), nnx.split(module), ROWS))
+    np.testing.assert_array_equal(again(ROWS), new(ROWS))
 
 
 @pytest.mark.slow
@@ -286,7 +320,8 @@ def test_training_mode_with_statistics_and_dropout():
         return m(x), m.layers[1].mean[...]
 
     params, rest = nnx.split_state(state, nnx.Any(nnx.Param, nnx.BatchStat), ...)
-    small = halved(lambda p, x: call(nnx.merge(graphdef, p, rest), x), params, ROWS)
+    fresh = lambda state: jax.tree.map(lambda leaf: leaf, state)  # noqa: E731
+    small = halved(lambda p, x: call(nnx.merge(graphdef, p, fresh(rest)), x), params, ROWS)
     new = adapter.shrink(module, small, call=call)
     assert new.layers[1].num_features == 4
     new.eval()
@@ -350,7 +385,7 @@ class Gpt(nnx.Module):
 @pytest.mark.parametrize("semantics", ["masked", "kept"])
 def test_attention_of_the_users_own_code_is_told_its_sizes(semantics):
     module = Gpt(nnx.Rngs(0))
-    spared = ("residual", "value size") if semantics == "masked" else ("value size",)
+    spared = ("residual",) if semantics == "masked" else ()
     small = halved(*split(module), tokens(2, 6), semantics=semantics, spared=spared)
     new = adapter.shrink(module, small)
     assert new.attention.size == 3
