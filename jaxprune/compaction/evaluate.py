@@ -196,6 +196,8 @@ class Evaluator:
                     self._store(step, env, j, block, y)
         for block, source in self._passed(step):
             found = self._raw(env, source, block & self._split.dims(source))
+            if step in self._counts:  # a count less zero, as jnp.var writes it
+                found = self._counts[step].put([found] * len(step.ins), self._split.view(KEPT))[0]
             kept = self._folded if isinstance(found, Folded) else env  # called programs see these
             kept[step.outs[0], block] = found
 

@@ -10,7 +10,7 @@ import pytest
 from jaxprune.rules import registry
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ["artefacts.md", "recover.md", "write_a_rule.md"]
+PAGES = ["adapters.md", "artefacts.md", "recover.md", "write_a_rule.md"]
 
 
 @pytest.fixture(autouse=True)

@@ -64,6 +64,21 @@ def test_units_go_whatever_their_values():
     assert small.params["down"].shape == (2, 2)
 
 
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_a_variance_divides_by_what_is_left(ddof):
+    """``jnp.var`` subtracts ddof from the count while it runs; of 0 nothing is left to evaluate."""
+    up, down = jax.random.normal(jax.random.key(0), (2, 8, 3))
+
+    def fn(p, x):
+        return jnp.var(x @ p["up"].T, axis=-1, ddof=ddof, keepdims=True) + x @ p["down"].T[:, :1]
+
+    params, x = {"up": up, "down": down}, jnp.ones((2, 3))
+    masks = {"up": (jnp.arange(8) % 2 == 0)[:, None], "down": jnp.asarray(True)}
+    small = jp.compact(fn, params, masks, x, semantics="kept")
+    assert small.params["up"].shape == (4, 3)
+    np.testing.assert_allclose(small.fn(small.params, x), fn(small.params, x), rtol=1e-5)
+
+
 def test_other_semantics_are_refused():
     with pytest.raises(ValueError, match='semantics is \'small\'; wanted "masked" or "kept"'):
         jp.compact(lambda p: p, jnp.ones(3), jnp.ones(3, bool), semantics="small")
