@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ class SearchResult:
       score: the fraction of the score that is kept.
       target: what was asked for.
       notes: what a reader must know, a line each.
+      interval: between what "latency" and "speedup" were expected, by the scatter of the times of
+        operations and by how far off predictions of this search were; empty for counted costs.
     """
 
     keep: dict[str, np.ndarray]
@@ -42,6 +44,7 @@ class SearchResult:
     score: float
     target: Target
     notes: tuple[str, ...] = ()
+    interval: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     _structure: Structure = field(repr=False, default=None)  # type: ignore[assignment]
     _choice: Any = field(repr=False, default=None)
 
@@ -53,11 +56,12 @@ class SearchResult:
 
     def __str__(self) -> str:
         lines = [f"{self.target}: keeps {self.score:.1%} of the score"]
-        lines += [f"{'':<10}  {'dense':>10}  {'predicted':>10}  {'measured':>10}"]
+        lines += [f"{'':<10}  {'dense':>10}  {'predicted':>10}  {'within':>20}  {'measured':>10}"]
         for name, value in self.predicted.items():
             found = f"{self.measured[name]:.4g}" if name in self.measured else "-"
             dense = 1.0 if name == "speedup" or self.target.is_fraction(name) else self.dense[name]
-            lines.append(f"{name:<10}  {dense:>10.4g}  {value:>10.4g}  {found:>10}")
+            within = " - ".join(f"{x:.3g}" for x in self.interval.get(name, ()))
+            lines.append(f"{name:<10}  {dense:>10.4g}  {value:>10.4g}  {within:>20}  {found:>10}")
         width = max((len(label) for label, *_ in self.widths), default=9)
         lines.append(f"{'dimension':<{width}}  {'kept':>6} of {'size':>6}")
         lines += [f"{label:<{width}}  {n:>6} of {size:>6}" for label, n, size in self.widths]
