@@ -24,12 +24,15 @@ import numpy as np
 
 from jaxprune import _tables as tables
 from jaxprune._calls import calls_fn
-from jaxprune._progress import Progress, track, working
+from jaxprune._load import load, spread
+from jaxprune._progress import Progress, Row, track, working
 from jaxprune._renamed import renamed
 from jaxprune.costs.api import check_call
 from jaxprune.typing import path_str
 
 Fn = Callable[..., Any]
+
+WIDE = 0.1  # Quartiles that are further apart than this share of the median are told.
 
 
 class Ratio(NamedTuple):
@@ -49,12 +52,14 @@ class Timing:
       calls: calls per round.
       device: kind of the device that ran it, "NVIDIA H100 80GB HBM3".
       arguments: what each argument was, "float32[256,28,28,1]".
+      load: processes per core that wanted to run, NaN where it isn't known.
     """
 
     samples: tuple[float, ...]
     calls: int
     device: str
     arguments: tuple[str, ...]
+    load: float = math.nan
 
     @property
     def median(self) -> float:
@@ -67,6 +72,15 @@ class Timing:
         low, high = np.quantile(self.samples, [0.25, 0.75])
         return float(low), float(high)
 
+    @property
+    def note(self) -> str:
+        """What must be known where the quartiles are too far apart, else empty."""
+        apart = spread(self.samples)
+        if not apart > WIDE:
+            return ""
+        busy = "unknown" if math.isnan(self.load) else f"{self.load:.1f} processes per core"
+        return f"quartiles are {apart:.0%} apart (load: {busy}); time again on a quieter machine"
+
     def to_json(self) -> dict[str, Any]:
         """All of it as plain lists and numbers."""
         return {
@@ -76,6 +90,7 @@ class Timing:
             "calls_per_round": self.calls,
             "device": self.device,
             "arguments": list(self.arguments),
+            "load": None if math.isnan(self.load) else self.load,
         }
 
     def _milliseconds(self) -> tuple[str, str]:
@@ -93,6 +108,7 @@ class Timing:
         return (
             f"{self.median * 1e3:.4g} ms [{low:.4g}, {high:.4g}] on {self.device}, "
             f"{len(self.samples)} rounds of {self.calls} calls"
+            + (self.note and f"\nnote: {self.note}")
         )
 
 
@@ -128,6 +144,7 @@ class Comparison(tables.Shown):
         yield tables.Table(("function", "median [ms]", "quartiles", last), rows, (1, 2))
         t = self.timings[self.baseline]
         yield f"{t.device}, {len(t.samples)} interleaved rounds"
+        yield from (f"note: {name}: {t.note}" for name, t in self.timings.items() if t.note)
 
     def _row(self, name: str) -> tuple[str, ...]:
         median, spread = self.timings[name]._milliseconds()
@@ -173,7 +190,9 @@ def benchmark(
     _check_repeats("jp.benchmark", repeats)
     with working("jp.benchmark", progress):
         ready = _prepare("jp.benchmark", "jp.benchmark(fn, params, x)", fn, args, min_round)
-        return ready.timing([ready.round() for _ in track(range(repeats), "rounds", progress)])
+        before = load()
+        samples = [ready.round() for _ in track(range(repeats), "rounds", progress)]
+        return ready.timing(samples, max(before, load()))
 
 
 @renamed("jp.compare", rounds="repeats")
@@ -219,20 +238,9 @@ def compare(
     if base not in entries:
         raise ValueError(f"baseline {base!r} of jp.compare is not among {list(entries)}")
     with working("jp.compare", progress) as row:
-        ready = {}
-        for name, (fn, args) in entries.items():
-            row.now = f"compiling {name}"
-            who, write = (
-                f"entry {name!r} of jp.compare",
-                f"jp.compare({{{name!r}: (fn, (params, x))}})",
-            )
-            ready[name] = _prepare(who, write, fn, args, min_round)
-        row.now = ""
-        samples = _interleave(ready, repeats, progress)
-    timings = {name: ready[name].timing(found) for name, found in samples.items()}
-    return Comparison(
-        timings, {name: _ratio(samples[base], found) for name, found in samples.items()}, base
-    )
+        race = Race(entries, min_round, row)
+        race.run(repeats, progress)
+    return race.comparison(base)
 
 
 def environment() -> dict[str, Any]:
@@ -250,6 +258,45 @@ def environment() -> dict[str, Any]:
         "jaxlib": jaxlib.__version__,
         "numpy": np.__version__,
     }
+
+
+class Race:
+    """Functions that are compiled and warm, and take turns.
+
+    Args:
+      entries, min_round: of :func:`compare`.
+      row: says which one is compiled.
+
+    Attributes:
+      samples: name -> seconds per call, one for each round.
+    """
+
+    def __init__(
+        self, entries: Mapping[str, tuple[Fn, tuple[Any, ...]]], min_round: float, row: Row
+    ):
+        self._ready, self._shuffle, self._load = {}, random.Random(0).shuffle, load()
+        for name, (fn, args) in entries.items():
+            row.now = f"compiling {name}"
+            who = f"entry {name!r} of jp.compare"
+            write = f"jp.compare({{{name!r}: (fn, (params, x))}})"
+            self._ready[name] = _prepare(who, write, fn, args, min_round)
+        self.samples: dict[str, list[float]] = {name: [] for name in entries}
+        row.now = ""
+
+    def run(self, rounds: int, progress: Progress = False) -> None:
+        """Every function once per round, in an order of its own: no one always follows the same."""
+        order = list(self._ready)
+        for _ in track(range(rounds), "rounds", progress):
+            self._shuffle(order)
+            for name in order:
+                self.samples[name].append(self._ready[name].round())
+
+    def comparison(self, base: str) -> Comparison:
+        """What was found so far."""
+        busy = max(self._load, load())
+        timings = {n: self._ready[n].timing(found, busy) for n, found in self.samples.items()}
+        ratios = {n: _ratio(self.samples[base], found) for n, found in self.samples.items()}
+        return Comparison(timings, ratios, base)
 
 
 class _Ready(NamedTuple):
@@ -270,9 +317,9 @@ class _Ready(NamedTuple):
         jax.block_until_ready(out)
         return (time.perf_counter() - start) / self.calls
 
-    def timing(self, samples: Sequence[float]) -> Timing:
+    def timing(self, samples: Sequence[float], busy: float) -> Timing:
         kind = _device(self.args).device_kind
-        return Timing(tuple(samples), self.calls, kind, tuple(map(_describe, self.args)))
+        return Timing(tuple(samples), self.calls, kind, tuple(map(_describe, self.args)), busy)
 
 
 def _prepare(who: str, write: str, fn: Fn, args: tuple[Any, ...], min_round: float) -> _Ready:
@@ -297,19 +344,6 @@ def _prepare(who: str, write: str, fn: Fn, args: tuple[Any, ...], min_round: flo
         wanted = math.ceil(1.2 * ready.calls * min_round / seconds)
         ready = ready._replace(calls=min(wanted, 8 * ready.calls))
     return ready
-
-
-def _interleave(
-    ready: Mapping[str, _Ready], repeats: int, progress: Progress
-) -> dict[str, list[float]]:
-    """Every function once per round, in an order of its own: no one always follows the same."""
-    order, shuffle = list(ready), random.Random(0).shuffle
-    samples: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in track(range(repeats), "rounds", progress):
-        shuffle(order)
-        for name in order:
-            samples[name].append(ready[name].round())
-    return samples
 
 
 def _ratio(base: Sequence[float], other: Sequence[float]) -> Ratio:

@@ -17,7 +17,8 @@ from jaxprune.compaction.api import Compact
 from jaxprune.structure.dimensions import Structure
 
 MET = 0.99  # A speed-up of this share of the target counts as met: clocks are noisy.
-CLOSE = 0.94  # The search stops once this share of the budget is used.
+CLOSE = 0.96  # The search stops once this share of the budget is used: 3 % above the target.
+AIMS = (0.995, 0.98)  # What fills up a choice uses these shares of the budget.
 BESIDE = (1.03, 1.0, 0.97)  # A long run also measures what is best at these shares of the budget.
 
 
@@ -33,7 +34,10 @@ class Try:
       predicted: costs as they are expected to be found, by name.
       largest: whether no more units may be kept.
       apart: whether it is a uniform choice beside others, whose costs correct no table.
+      doubt: how far the time may be from what is predicted, as a share.
       small: the compact network, once it was made.
+      program: it, compiled.
+      speedup: what the clock said of it.
       found: costs as they were found, by name.
       notes: what a reader must know of the compact network.
       used: how much of the tightest budget is used, as a fraction.
@@ -47,7 +51,10 @@ class Try:
     predicted: dict[str, float]
     largest: bool
     apart: bool = False
+    doubt: float = 0.0
     small: Compact | None = None
+    program: Any = None
+    speedup: Any = None
     found: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     used: float = 0.0
@@ -163,6 +170,7 @@ class Choices:
             predicted={name: self.expected(name, choice) for name in tables},
             largest=bool((choice == most).all()),
             apart=apart,
+            doubt=self._doubt(choice),
         )
 
     def beside(
@@ -180,6 +188,34 @@ class Choices:
             if choice is not None and not any(t.same(choice) for t in [*tries, *found]):
                 found.append(self.tried(choice, apart=even and not uniform))
         return found
+
+    def between(self, budgets: Mapping[str, float], tries: Sequence[Try]) -> list[Try]:
+        """The best choice that was found to fit, with what is left of the budget filled up.
+
+        A few more units change the time by little, so what is expected of it is nearly known.
+        """
+        fitting = [t for t in tries if t.used <= 1 and not t.largest]
+        found: list[Try] = []
+        if not fitting or "latency" not in budgets:
+            return found
+        base = max(fitting, key=lambda t: self.worth.at(t.choice))
+        said = self.model.tables["latency"].at(base.choice)
+        for aim in AIMS:
+            problem = self.problem(budgets)
+            allowed = said * aim * budgets["latency"] / base.found["latency"]
+            problem.budgets = {**problem.budgets, "latency": allowed}
+            choice = solver.exchange(problem, solver.fill(problem, base.choice))
+            if not any(t.same(choice) for t in [*tries, *found]):
+                found.append(self.tried(choice))
+        return found
+
+    def _doubt(self, choice: np.ndarray) -> float:
+        """How far a time may be off: by the scatter of what was timed, and as others were."""
+        times = self.model.times
+        if times is None:
+            return 0.0
+        scatter = times.spread(self.model.chosen_of(choice))
+        return float(np.hypot(scatter, self.measured.doubt("latency")))
 
     def best(self, tries: Sequence[Try]) -> Try:
         """Of the tries that meet the target the one that keeps most; else the nearest one."""

@@ -58,12 +58,12 @@ class Loop:
         return time.perf_counter() - start
 
 
-def compile_all(loops: Iterable[Any]) -> None:
+def compile_all(lowered: Iterable[Any]) -> list[Any]:
     """Compiles what can be compiled, side by side on all cores; XLA holds no lock meanwhile."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
     with ThreadPoolExecutor(cores) as pool:
-        list(pool.map(lambda loop: loop.compile(), [x for x in loops if hasattr(x, "compile")]))
+        return list(pool.map(lambda x: x.compile(), [x for x in lowered if hasattr(x, "compile")]))
 
 
 def time_group(group: Group, counts: Mapping[Axis, int]) -> Loop:

@@ -8,6 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+DOUBT = 0.2  # Before anything was measured, whole networks are this far from what tables say.
+SURE = 0.02  # They are never known better than this.
+RECENT = 3  # The largest of so many last misses is expected next.
+
 LEAST = 1e-30  # The smallest budget for a table; a solver divides by it.
 
 
@@ -28,6 +32,7 @@ class Measurements:
     Attributes:
       dense: costs of the dense network, by name; "latency" in seconds, once it has been timed.
       points: cost -> {what the table says of a network: what was found}.
+      misses: cost -> how far findings were from what was predicted, as shares.
 
     Example:
       >>> from jaxprune.budget.correction import Measurements
@@ -39,10 +44,19 @@ class Measurements:
 
     dense: dict[str, float]
     points: dict[str, dict[float, Point]] = field(default_factory=dict)
+    misses: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, cost: str, said: float, found: float, certain: bool) -> None:
         """Keeps what was found where a table says ``said``."""
         self.points.setdefault(cost, {})[said] = Point(found, certain)
+
+    def missed(self, cost: str, share: float) -> None:
+        """Keeps how far a finding was from what was predicted."""
+        self.misses.setdefault(cost, []).append(abs(share))
+
+    def doubt(self, cost: str) -> float:
+        """How far the next finding may be from what is predicted, as a share."""
+        return max(self.misses.get(cost, [DOUBT])[-RECENT:] + [SURE])
 
     def forget_uncertain(self) -> None:
         """Drops what short runs found."""

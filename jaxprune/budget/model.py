@@ -73,10 +73,13 @@ class Model:
         """Candidate indices -> counts by name."""
         return {n: int(c[i]) for n, c, i in zip(self.names, self.counts, choice)}
 
+    def chosen_of(self, choice: np.ndarray) -> dict[Axis, int]:
+        """Candidate indices -> counts by axis."""
+        return {axis: int(c[i]) for axis, c, i in zip(self.axes, self.counts, choice)}
+
     def refine(self, choice: np.ndarray) -> bool:
         """Times what dominates a choice at that choice; False where all of that is known."""
-        chosen = {axis: int(c[i]) for axis, c, i in zip(self.axes, self.counts, choice)}
-        if self.times is None or not self.times.refine(chosen):
+        if self.times is None or not self.times.refine(self.chosen_of(choice)):
             return False
         total = Total(merged(_timed_terms(self)), len(self.axes))
         self.tables["latency"] = _scaled(total, self.scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ class SearchResult(Shown):
       score: the fraction of the score that is kept.
       target: what was asked for.
       notes: what a reader must know, a line each.
+      interval: between what "latency" and "speedup" were expected, by the scatter of the times of
+        operations and by how far off predictions of this search were; empty for counted costs.
     """
 
     keep: dict[str, np.ndarray]
@@ -43,6 +45,7 @@ class SearchResult(Shown):
     score: float
     target: Target
     notes: tuple[str, ...] = ()
+    interval: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     _structure: Structure = field(repr=False, default=None)  # type: ignore[assignment]
     _choice: Any = field(repr=False, default=None)
 
@@ -55,7 +58,7 @@ class SearchResult(Shown):
     def _parts(self) -> Iterator[Part]:
         yield f"{self.target}: keeps {self.score:.1%} of the score"
         costs = [self._cost(name) for name in self.predicted]
-        yield Table(("", "dense", "predicted", "measured"), costs, (1, 2, 3))
+        yield Table(("", "dense", "predicted", "within", "measured"), costs, (1, 2, 3, 4))
         kept = [(label, f"{n}", f"{size}") for label, n, size in self.widths]
         yield Table(("dimension", "kept", "of"), kept, (1, 2))
         yield from (f"note: {note}" for note in self.notes)
@@ -63,7 +66,8 @@ class SearchResult(Shown):
     def _cost(self, name: str) -> tuple[str, ...]:
         measured = f"{self.measured[name]:.4g}" if name in self.measured else "-"
         dense = 1.0 if name == "speedup" or self.target.is_fraction(name) else self.dense[name]
-        return name, f"{dense:.4g}", f"{self.predicted[name]:.4g}", measured
+        within = " - ".join(f"{x:.3g}" for x in self.interval.get(name, ()))
+        return name, f"{dense:.4g}", f"{self.predicted[name]:.4g}", within, measured
 
 
 @dataclass(frozen=True, eq=False)

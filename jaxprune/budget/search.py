@@ -8,10 +8,13 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxprune._calls import calls_fn
 from jaxprune._progress import Progress, check, inner, track, working
 from jaxprune._renamed import renamed
 from jaxprune.budget import metric as metrics
+from jaxprune.budget import trust
 from jaxprune.budget.choosing import Choices, Try
 from jaxprune.budget.correction import Measurements
 from jaxprune.budget.latency import LatencyTable
@@ -29,6 +32,7 @@ from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.select import chosen_dims
 
 ATTEMPTS = 5  # At most so many times a choice is solved for, compacted and measured.
+LANDINGS = 3  # At most so many times operations are timed where a search lands, and it goes on.
 
 
 class Search:
@@ -131,9 +135,9 @@ class Search:
         self.measured = Measurements({name: getattr(total, name) for name in COUNTED})
         self.choices = Choices.of(structure, model, scores, objective, most, self.measured)
         self.verifier = Verifier(
-            fn, params, args, structure, self.measured, repeats, timed=self.device is None
+            fn, params, args, structure, self.measured, repeats, self.device is None, progress
         )
-        self._notes = (*total.notes, *_estimated(self.device))
+        self._notes = (*total.notes, *trust.estimated(self.device))
         self._by_default = "" if minimum else " (an eighth of each stays by default)"
 
     def plan(self, target: Target, *, verify: bool = True, uniform: bool = False) -> SearchResult:
@@ -153,12 +157,13 @@ class Search:
         """
         if not isinstance(target, Target):
             raise TypeError(f"target is {target!r}; write target=jp.Target(speedup=2.0)")
-        budgets = self._budgets(target)
-        tries = self._attempts(target, budgets, verify, uniform)
-        whole = tries[-1].same(self.choices.full)
-        if verify and target.timed and self.verifier.timed and not whole:
-            tries = self.verifier.decided(self.choices, budgets, uniform, tries)
-        return self._result(target, self.choices.best(tries))
+        with working(f"search for {target}", inner(self._progress)):
+            budgets = self._budgets(target)
+            tries = self._attempts(target, budgets, verify, uniform)
+            whole = tries[-1].same(self.choices.full)
+            if verify and target.timed and self.verifier.timed and not whole:
+                tries = self.verifier.decided(self.choices, budgets, uniform, tries)
+            return self._result(target, self.choices.best(tries))
 
     def pareto(
         self,
@@ -247,9 +252,12 @@ class Search:
         """A plan of this search that was not measured, measured."""
         budgets = self._budgets(plan.target)
         tried = self.choices.tried(plan._choice)
-        self.verifier.verify([tried], budgets)
+        with working(f"measuring the plan for {plan.target}", inner(self._progress)):
+            self.verifier.verify([tried], budgets)
         measured = plan.target.in_units(tried.found, self.measured.dense)
-        notes = plan.notes + tried.notes + _missed(tried.used)
+        before = tuple(note for note in plan.notes if note != trust.UNMEASURED)
+        undecided = trust.undecided(plan.target, tried, self.measured.dense)
+        notes = (*before, *tried.notes, *trust.missed(tried.used), *undecided)
         return dataclasses.replace(plan, measured=measured, notes=notes)
 
     @property
@@ -303,7 +311,7 @@ class Search:
         tries: list[Try] = []
         measurable = verify and target.timed and self.verifier.timed
         for _ in range(ATTEMPTS):
-            choice = self.choices.solved(budgets, uniform)
+            choice = self._landed(budgets, uniform)
             if choice is None:  # Times are expected, not known: the cheapest is measured first.
                 choice = self.choices.cheapest(budgets)
                 if not measurable or any(t.same(choice) for t in tries):
@@ -314,6 +322,15 @@ class Search:
             if not verify or tries[-1].enough:
                 break
         return tries
+
+    def _landed(self, budgets: Mapping[str, float], uniform: bool) -> np.ndarray | None:
+        """The best choice, once what dominates it was timed at it."""
+        for _ in range(LANDINGS):
+            choice = self.choices.solved(budgets, uniform)
+            landed = self.choices.cheapest(budgets) if choice is None else choice
+            if "latency" not in budgets or not self.model.refine(landed):
+                return choice
+        return self.choices.solved(budgets, uniform)
 
     def _unreachable(self, target: Target, budgets: Mapping[str, float]) -> str:
         least = self.choices.cheapest(budgets)
@@ -336,7 +353,15 @@ class Search:
             dense=self.dense,
             score=self.choices.share(best.choice),
             target=target,
-            notes=(*best.notes, *self._notes, *_missed(best.used)),
+            notes=(
+                *best.notes,
+                *self._notes,
+                *trust.missed(best.used),
+                *trust.undecided(target, best, dense),
+                *(trust.doubtful(self.model.times) if target.timed else ()),
+                *(() if best.found else (trust.UNMEASURED,)),
+            ),
+            interval=trust.interval(best, dense),
             _structure=self.choices.structure,
             _choice=best.choice,
         )
@@ -349,15 +374,6 @@ class Search:
         plan = self.plan(target, verify=False)
         params = metrics.tuned(self._params, plan.masks, finetune)
         return plan, params, metrics.value_of(metric, params)
-
-
-def _estimated(device: Device | None) -> tuple[str, ...]:
-    text = "time is an estimate from the published peaks of"
-    return () if device is None else (f"{text} {device.name}",)
-
-
-def _missed(used: float) -> tuple[str, ...]:
-    return (f"the target is missed: {used:.3f} of the budget is used",) if used > 1 else ()
 
 
 def targets_of(targets: Sequence[float | Target]) -> list[Target]:

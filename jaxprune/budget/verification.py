@@ -6,18 +6,20 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.budget.choosing import Choices, Try
+from jaxprune._progress import Progress, inner, working
+from jaxprune.budget.choosing import MET, Choices, Try
+from jaxprune.budget.clock import compile_all
 from jaxprune.budget.correction import Measurements
 from jaxprune.budget.target import COUNTED
 from jaxprune.compaction.api import Compact, compact
 from jaxprune.costs.api import cost
-from jaxprune.measuring import benchmark, compare
+from jaxprune.measuring import Race, benchmark
 from jaxprune.structure.dimensions import Structure
 
 DECISIONS = 3  # At most so many long runs decide, as long as nothing in them meets the target.
@@ -25,7 +27,21 @@ NEAR = (0.9, 1.08)  # A try that used such a share of the budget in a short run 
 FINALISTS = 5  # At most so many tries are in a long run.
 DECISIVE = 3  # A long run is at most so many times as long as a short one.
 SURE = 0.01  # A long run ends once the relative standard error of its ratios is below this.
-MIN_ROUND = 0.05  # A round lasts at least so many seconds: one short call measures cold caches.
+BURST = 5  # After so many rounds each run looks whether it is long enough.
+MIN_ROUND = 0.02  # A round lasts at least so many seconds: one short call measures cold caches.
+
+
+class Speedup(NamedTuple):
+    """Quartiles of a speed-up, and whether their run was sure of the median in the end."""
+
+    median: float
+    low: float
+    high: float
+    sure: bool
+
+    def undecided(self, asked: float) -> bool:
+        """Whether the clock can't say that a speed-up is reached."""
+        return not self.sure and self.low < MET * asked <= self.high
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +54,7 @@ class Verifier:
       measured: where findings are kept.
       repeats: samples of each time.
       timed: whether this device's clock counts; otherwise times are estimates.
+      progress: how measuring is shown, a progress of the search.
     """
 
     fn: Callable[..., Any]
@@ -47,11 +64,21 @@ class Verifier:
     measured: Measurements
     repeats: int
     timed: bool
+    progress: Progress = False
+
+    @property
+    def _shown(self) -> Progress:
+        return inner(self.progress)
 
     @functools.cached_property
     def inputs(self) -> tuple[Any, ...]:
         """Params and arguments as arrays."""
         return tuple(examples((self.params, *self.args)))
+
+    @functools.cached_property
+    def on_host(self) -> Any:
+        """Params where cutting them compiles nothing."""
+        return jax.tree.map(_hosted, self.inputs[0])
 
     @functools.cached_property
     def jitted(self) -> Callable[..., Any]:
@@ -60,16 +87,18 @@ class Verifier:
 
     def dense_seconds(self) -> float:
         """The median time of one call of the dense network."""
-        return benchmark(self.jitted, *self.inputs, repeats=self.repeats).median
+        found = benchmark(self.jitted, *self.inputs, repeats=self.repeats, progress=self._shown)
+        return found.median
 
     def verify(self, tries: Sequence[Try], budgets: Mapping[str, float], runs: int = 1) -> None:
         """Measures tries beside each other and judges them; ``runs``: while the clock is unsure."""
         for tried in tries:
             self._count(tried)
         if "latency" in budgets and self.timed:
-            speedups = self._speedups([t.small for t in tries], runs)
-            for tried, ratio in zip(tries, speedups, strict=True):
-                tried.found["latency"] = self.measured.dense["latency"] / ratio
+            speedups = self._speedups(tries, runs)
+            for tried, speedup in zip(tries, speedups, strict=True):
+                tried.found["latency"] = self.measured.dense["latency"] / speedup.median
+                tried.speedup = speedup
         for tried in tries:
             self._learn(tried, budgets, certain=runs > 1)
             tried.judge(budgets)
@@ -84,48 +113,77 @@ class Verifier:
         A short run puts some on the wrong side, and the one of most score is likely to be one that
         looked faster than it is.
         """
-        measured: dict[Try, None] = {}
+        finalists = self._finalists(choices, budgets, uniform, tries)
+        measured: list[Try] = []
         for _ in range(DECISIONS):
-            finalists = self._finalists(choices, budgets, uniform, tries)
             self.verify(finalists, budgets, DECISIVE)
-            measured |= dict.fromkeys(finalists)
+            measured += finalists
             if any(t.enough for t in finalists):
                 break
-            tries = list(measured)
-        return list(measured)
+            finalists = self._more(choices, budgets, uniform, measured)
+            if not finalists:
+                break
+        return measured
 
     def _finalists(
         self, choices: Choices, budgets: Mapping[str, float], uniform: bool, tries: Sequence[Try]
     ) -> list[Try]:
         near = [t for t in tries if NEAR[0] <= t.used <= NEAR[1]]
         near = near or [min(tries, key=lambda t: abs(t.used - 1))]
-        near += choices.beside(budgets, uniform, tries)
+        near += choices.beside(budgets, uniform, near)
         return sorted(near, key=lambda t: choices.worth.at(t.choice), reverse=True)[:FINALISTS]
+
+    @staticmethod
+    def _more(
+        choices: Choices, budgets: Mapping[str, float], uniform: bool, measured: Sequence[Try]
+    ) -> list[Try]:
+        """New choices: what fits, filled up; where nothing does, what is expected to fit."""
+        filled = [] if uniform else choices.between(budgets, measured)
+        if not filled and any(t.used <= 1 for t in measured):
+            return []
+        return [*filled, *choices.beside(budgets, uniform, [*measured, *filled])][: FINALISTS - 1]
 
     def _count(self, tried: Try) -> None:
         """Compacts a try, if that wasn't done yet, and counts what it costs."""
         if tried.small is None:
-            tried.small = compact(self.fn, self.inputs[0], tried.masks, *self.args)
+            tried.small = compact(self.fn, self.on_host, tried.masks, *self.args)
         total = cost(tried.small.fn, tried.small.params, *self.args)
         tried.found = {name: float(getattr(total, name)) for name in COUNTED}
         tried.notes = notes_of(self.structure, tried.small, tried.keep)
 
-    def _speedups(self, smalls: Sequence[Any], runs: int) -> list[float]:
+    def _speedups(self, tries: Sequence[Try], runs: int) -> list[Speedup]:
         """The speed-ups of compact networks over the dense one, from one interleaved run."""
-        entries: dict[str, Any] = {"dense": (self.jitted, self.inputs)}
-        entries |= {str(i): (s.fn, (s.params, *self.inputs[1:])) for i, s in enumerate(smalls)}
-        ratios = np.zeros((len(smalls), 0))
-        for _ in range(runs):
-            timings = compare(entries, repeats=self.repeats, min_round=MIN_ROUND).timings
-            samples = np.array([t.samples for t in timings.values()])
-            ratios = np.concatenate([ratios, samples[0] / samples[1:]], axis=1)
-            if uncertainty(ratios) < SURE:
-                break
-        return [float(r) for r in np.median(ratios, axis=1)]
+        with working(f"search: {len(tries)} networks beside the dense one", self._shown) as row:
+            row.now = "compiling"
+            self._compile(tries)
+            entries: dict[str, Any] = {"dense": (self.jitted, self.inputs)}
+            for i, t in enumerate(tries):
+                assert t.small is not None
+                entries[str(i)] = (t.program, (t.small.params, *self.inputs[1:]))
+            race = Race(entries, MIN_ROUND, row)
+            sure, most = False, self.repeats * runs
+            while not sure and len(race.samples["dense"]) < most:
+                race.run(min(BURST, most - len(race.samples["dense"])), self._shown)
+                samples = np.array([*race.samples.values()])
+                ratios = samples[0] / samples[1:]
+                sure = uncertainty(ratios) < SURE
+        quartiles = np.quantile(ratios, [0.25, 0.5, 0.75], axis=1).T
+        return [Speedup(float(m), float(low), float(high), sure) for low, m, high in quartiles]
+
+    def _compile(self, tries: Sequence[Try]) -> None:
+        """Compiles what isn't compiled yet, side by side."""
+        lowered = {}
+        for t in tries:
+            if t.program is None:
+                assert t.small is not None
+                lowered[t] = jax.jit(t.small.fn).lower(t.small.params, *self.inputs[1:])
+        for t, program in zip(lowered, compile_all(lowered.values()), strict=True):
+            t.program = program
 
     def _learn(self, tried: Try, budgets: Mapping[str, float], certain: bool) -> None:
         for name in budgets if not tried.apart else ():
             if name in tried.found:
+                self.measured.missed(name, tried.found[name] / tried.predicted[name] - 1)
                 self.measured.add(name, tried.said[name], tried.found[name], certain)
 
 
@@ -163,3 +221,11 @@ def examples(tree: Any) -> Any:
     return jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x, tree
     )
+
+
+def _hosted(leaf: Any) -> Any:
+    """An array in this process's memory, where it can be there with all that its type says."""
+    if not isinstance(leaf, jax.Array) or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf
+    there = leaf.devices() == jnp.zeros(()).devices() and not leaf.weak_type
+    return np.asarray(leaf) if there else leaf

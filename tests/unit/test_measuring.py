@@ -1,6 +1,7 @@
 """Timing: right on a known sleep, interleaved, never folded away; no tight bound on any time."""
 
 import json
+import math
 import time
 
 import jax
@@ -111,12 +112,29 @@ def test_a_function_is_as_fast_as_itself():
 
 def test_tables_say_what_was_measured():
     c = jp.compare({"dense": (jnp.sin, (X,)), "compact": (jnp.cos, (X,))}, repeats=3)
-    head, *rows, foot = str(c).splitlines()
+    head, *rows, foot = [line for line in str(c).splitlines() if not line.startswith("note:")]
     assert "median [ms]" in head and "speed-up over dense [quartiles]" in head
     assert [row.split()[0] for row in rows] == ["dense", "compact"]
     assert "1.00 x [1.00, 1.00]" in rows[0]
     assert foot == f"{jax.devices()[0].device_kind}, 3 interleaved rounds"
     assert f"on {jax.devices()[0].device_kind}, 3 rounds of" in str(c.timings["dense"])
+
+
+@pytest.mark.parametrize(
+    ("samples", "load", "said"),
+    [
+        ((1.0, 1.01, 1.02), 3.0, None),
+        ((1.0, 2.0, 3.0), 3.25, "quartiles are 50% apart (load: 3.2 processes per core); time"),
+        ((1.0, 2.0, 3.0), math.nan, "quartiles are 50% apart (load: unknown); time again on"),
+    ],
+)
+def test_wide_quartiles_are_said_with_the_load(samples, load, said):
+    timing = jp.measuring.Timing(samples, 1, "cpu", (), load)
+    ratios = {"dense": jp.measuring.Ratio(1.0, 1.0, 1.0)}
+    table = jp.measuring.Comparison({"dense": timing}, ratios, "dense")
+    for text, start in [(str(timing), "note: "), (str(table), "note: dense: ")]:
+        assert ("note" not in text) if said is None else (start + said in text)
+    assert timing.to_json()["load"] == (None if math.isnan(load) else load)
 
 
 def test_everything_goes_into_json():

@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.budget import groups, model
-from jaxprune.compaction import blocks
+from jaxprune.compaction.blocks import View
 from jaxprune.costs import operations
 from jaxprune.structure import infer
 from tests.unit.budget.networks import NETWORKS, built, setting
@@ -39,7 +39,7 @@ def test_groups_compute_what_the_network_computes(name):
     @jax.jit
     def in_groups(params, x):
         env = dict(zip(program.tape.inputs, jax.tree.leaves((params, x))))
-        view = blocks.View({})
+        view = View({})
         for g in ordered(groups.groups(program.tape, []), env):
             env |= dict(zip(g.outs, groups.evaluate(g, view, [env[v] for v in g.ins])))
         return [env[v] for v in program.tape.outputs]
@@ -63,7 +63,7 @@ def ordered(every, known):
 def test_groups_are_evaluated_at_other_widths(name):
     made = built(name)
     half = {d: max(1, d.size // 2) for d in made.axes}
-    view = blocks.View({d: np.arange(n) for d, n in half.items()})
+    view = View({d: np.arange(n) for d, n in half.items()})
     for g in made.groups:
         xs = [jax.ShapeDtypeStruct(view.shape(v.axes), v.aval.dtype) for v in g.ins]
         ys = jax.eval_shape(functools.partial(groups.evaluate, g, view), xs)
