@@ -207,7 +207,7 @@ def tried(frame: Framework, module: Any, small: Compact, call: Any, whys: list[s
         whys += [f"it isn't known what becomes of {text}" for text in unsure]
         try:
             error = reference.error(*frame.bare(call, new))
-        except _checking.NotFinite:
+        except _checking.NotNumbers:
             raise
         except Exception as raised:  # whatever a module raises that is not told its sizes
             whys.append(f"it raises {type(raised).__name__}: {str(raised)[:300]}")

@@ -277,7 +277,7 @@ def shrink(module: Any, small: Compact, *, call: Callable[..., Any] | None = Non
         divides by, sizes or scales in code of the user's own. Leave it out of the masks, compact
         with ``semantics="kept"``, or :func:`register` what the layer stores. For ``call``, where
         it can't be told; for params of another module, or a module in another mode.
-      ArithmeticError: where the compact function isn't finite, so that nothing can be compared.
+      ArithmeticError: where the compact function gives NaN, so that nothing can be compared.
 
     Example:
       >>> from flax import nnx

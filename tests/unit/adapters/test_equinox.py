@@ -225,7 +225,7 @@ def test_batch_statistics_and_spectral_norms_in_both_modes(inference):
     def call(both: Any, xs: Any) -> Any:
         module, state = both
         run = jax.vmap(module, in_axes=(0, None), out_axes=(0, None), axis_name="batch")
-        return run(xs, state)[0]
+        return run(xs, state)  # the updated state, too: else nothing would read it in training
 
     params, static = eqx.partition((model, state), eqx.is_inexact_array)
     small = _half_of(lambda p, x: call(eqx.combine(p, static), x), params)

@@ -126,7 +126,8 @@ def test_a_configuration_takes_the_sizes_and_the_params_as_they_are():
 
         @nn.compact
         def __call__(self, x: Any) -> Any:
-            return nn.Dense(2)(nn.relu(nn.Dense(self.width)(x)))
+            x = nn.relu(nn.Dense(self.width)(x))
+            return nn.Dense(2)(x)
 
     net = Sized(width=8)
     variables = net.init(jax.random.key(0), X)

@@ -149,7 +149,8 @@ def test_equinox_resnet_with_batch_statistics():
         net = jax.vmap(both[0], in_axes=(0, None), out_axes=(0, None), axis_name="batch")
         return net(x, both[1])[0]
 
-    pair = eqx.nn.make_with_state(Resnet)()
+    net, state = eqx.nn.make_with_state(Resnet)()
+    pair = eqx.nn.inference_mode(net), state
     params, static = eqx.partition(pair, eqx.is_inexact_array)
     fn = lambda p, x: call(eqx.combine(p, static), x)  # noqa: E731
     structure = jp.infer_structure(fn, params, CHANNELS_FIRST)
