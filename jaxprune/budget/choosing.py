@@ -18,6 +18,7 @@ from jaxprune.structure.dimensions import Structure
 
 MET = 0.99  # A speed-up of this share of the target counts as met: clocks are noisy.
 CLOSE = 0.96  # The search stops once this share of the budget is used: 3 % above the target.
+NEAR = 0.05  # A search also stops to solve anew that close to the target: clocks decide then.
 AIMS = (0.995, 0.98)  # What fills up a choice uses these shares of the budget.
 BESIDE = (1.03, 1.0, 0.97)  # A long run also measures what is best at these shares of the budget.
 
@@ -66,6 +67,11 @@ class Try:
         slack = {name: MET if name == "latency" else 1.0 for name in budgets}
         self.used = max(costs[name] * slack[name] / b for name, b in budgets.items())
         self.enough = self.used <= 1 and (self.used >= CLOSE or self.largest)
+
+    @property
+    def near(self) -> bool:
+        """Whether so much of the budget is used that what is beside it is worth a long run."""
+        return abs(self.used - 1) <= NEAR
 
     def same(self, choice: np.ndarray) -> bool:
         return bool((self.choice == choice).all())

@@ -319,7 +319,7 @@ class Search:
             tries.append(self.choices.tried(choice))
             if verify:
                 self.verifier.verify(tries[-1:], budgets)
-            if not verify or tries[-1].enough:
+            if not verify or tries[-1].enough or (measurable and tries[-1].near):
                 break
         return tries
 

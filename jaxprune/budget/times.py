@@ -48,6 +48,7 @@ class Times:
     table: LatencyTable
     progress: Progress = False
     taken: list[dict[Counts, str]] = field(init=False)
+    _known_places: dict[Any, np.ndarray] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.taken = [{} for _ in self.groups]
@@ -59,8 +60,8 @@ class Times:
 
     @property
     def names(self) -> list[str]:
-        """The names of all times that were taken."""
-        return [name for taken in self.taken for name in taken.values()]
+        """The names of all times that were taken, each once."""
+        return [*dict.fromkeys(name for taken in self.taken for name in taken.values())]
 
     def take(self, points: Iterable[tuple[int, Counts]]) -> bool:
         """Times groups at counts that aren't known yet; False when all of them are."""
@@ -143,6 +144,12 @@ class Times:
 
     def _places(self, group: Group, dim: Axis, counts: np.ndarray) -> np.ndarray:
         """Where counts lie between the least, 0, and the most, 1: by work, if it grows."""
+        key = group, dim, counts.tobytes()
+        if key not in self._known_places:
+            self._known_places[key] = self._placed(group, dim, counts)
+        return self._known_places[key]
+
+    def _placed(self, group: Group, dim: Axis, counts: np.ndarray) -> np.ndarray:
         least, most = self._least(group)[dim], int(self.counts[dim][-1])
         full = {d: np.array(int(self.counts[d][-1])) for d in group.dims}
 

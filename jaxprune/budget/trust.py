@@ -51,7 +51,7 @@ def doubtful(times: Times | None) -> Notes:
     entries = [times.table.entries[name] for name in names]
     busiest, widest = max(e.load for e in entries), max(e.spread for e in entries)
     return (
-        f"{len(names)} of {len({*times.names})} times of operations were taken on a busy machine "
+        f"{len(names)} of {len(times.names)} times of operations were taken on a busy machine "
         f"or scatter: load up to {busiest:.1f} processes per core, quartiles up to {widest:.0%} "
         f"apart, most of all {names[0]}; a search on a quieter machine takes them again",
     )

@@ -1,11 +1,16 @@
 """Progress: silent when quick, a bar or lines when slow, the wish of the caller in every case."""
 
+import functools
 import io
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
 
+import jaxprune as jp
 from jaxprune import _progress
 from jaxprune._progress import Row, track, working
 
@@ -126,3 +131,151 @@ def test_the_display_ends_with_an_error_or_a_break():
 def test_the_time_left_is_as_long_as_items_took(monkeypatch, done, total, took, times):
     monkeypatch.setattr(_progress.time, "monotonic", lambda: 100.0 + took)
     assert Row("timing", total, done, began=100.0).times() == times
+
+
+# -------------------------------------------------------------------------------- public calls
+
+PARAMS = {"up": jnp.arange(24.0).reshape(3, 8) / 24, "down": jnp.ones((8, 2))}
+X = jnp.arange(12.0).reshape(4, 3)
+HALF = jp.Target(params=0.5)
+
+
+def fn(p, x):
+    return jnp.tanh(x @ p["up"]) @ p["down"]
+
+
+def loss(p, x):
+    return fn(p, x).sum()
+
+
+@functools.cache
+def known():
+    """(structure, scores, statistics, masks) of the network."""
+    structure, scores = jp.infer_structure(fn, PARAMS, X), jp.magnitude(PARAMS)
+    stats = jp.calibrate(fn, PARAMS, [X], progress=False)
+    return structure, scores, stats, jp.unstructured()(scores, 0.5)
+
+
+def rounds(progress):
+    tx = jp.training.static(optax.sgd(0.1), 0.0)
+    train = lambda params, state, start, stop: (params, state)  # noqa: E731
+    return list(jp.training.iterative(train, tx, PARAMS, 0.5, rounds=1, steps=1, progress=progress))
+
+
+def checked(progress):
+    structure, *_ = known()
+    masks = structure.masks({"up:1": jnp.arange(8) < 2})
+    return jp.compact(fn, PARAMS, masks, X).certificate.check(progress=progress)
+
+
+def of_batches(call, **options):
+    return lambda progress: call(loss, PARAMS, [(X,)], progress=progress, **options)
+
+
+def of_stats(call, *args):
+    return lambda progress: call(PARAMS, known()[2], 0.5, *args, progress=progress)
+
+
+def of_masks(call):
+    return lambda progress: call(PARAMS, known()[3], known()[2], progress=progress)
+
+
+def searched(call, **options):
+    def run(progress):
+        structure, scores, *_ = known()
+        return call(fn, PARAMS, structure, scores, X, round_to=1, progress=progress, **options)
+
+    return run
+
+
+def measured(p):
+    return float(fn(p, X).sum())
+
+
+CALLS = {
+    "benchmark": lambda progress: jp.benchmark(fn, PARAMS, X, repeats=2, progress=progress),
+    "compare": lambda progress: jp.compare({"a": (fn, (PARAMS, X))}, repeats=2, progress=progress),
+    "calibrate": lambda progress: jp.calibrate(fn, PARAMS, [X], progress=progress),
+    "activity": lambda progress: jp.scores.activity(fn, PARAMS, [(X,)], progress=progress),
+    "mean_gradient": of_batches(jp.scores.evidence.mean_gradient),
+    "gradient_flow": of_batches(jp.scores.evidence.gradient_flow),
+    "fisher_diagonal": of_batches(jp.scores.evidence.fisher_diagonal),
+    "hessian": of_batches(jp.scores.evidence.hessian_diagonal, key=jax.random.key(0)),
+    "sparsegpt": of_stats(jp.oneshot.sparsegpt),
+    "alps": of_stats(jp.oneshot.alps),
+    "obc": of_stats(jp.oneshot.obc),
+    "dsnot": of_masks(jp.oneshot.dsnot),
+    "refit": of_masks(jp.oneshot.refit),
+    "least_squares": of_masks(jp.oneshot.least_squares),
+    "sequential": lambda progress: jp.oneshot.sequential(
+        lambda p, x: jnp.tanh(x @ p["w"]), [{"w": jnp.eye(3)}], [X],
+        lambda p, stats: (p, {"w": jnp.asarray(True)}), progress=progress,
+    ),
+    "permute": lambda progress: jp.oneshot.permute(
+        fn, PARAMS, known()[0], known()[1], X, sweeps=1, progress=progress
+    ),
+    "iterative": rounds,
+    "check": checked,
+    "sensitivity": lambda progress: jp.sensitivity(
+        PARAMS, known()[0], known()[1], metric=measured, fractions=(0.5,), progress=progress
+    ),
+    "pareto": searched(jp.pareto, targets=[HALF], verify=False),
+    "prune_to_metric": searched(jp.prune_to_metric, metric=measured, floor=-1e9, bisections=1),
+}  # fmt: skip
+
+
+class Recorder:
+    """In place of a display: what was shown."""
+
+    every: list = []
+
+    def __init__(self, rows):
+        self.rows = self
+
+    def append(self, row):
+        self.every.append(row.what)
+
+    def remove(self, row):
+        pass
+
+    def end(self):
+        pass
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    monkeypatch.setattr(_progress, "_Display", Recorder)
+    monkeypatch.setattr(Recorder, "every", found := [])
+    known()
+    found.clear()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_a_long_call_shows_what_it_does_unless_told_otherwise(shown, name):
+    CALLS[name](None)
+    assert shown
+    shown.clear()
+    CALLS[name](False)
+    assert not shown
+    wrapped = []
+    CALLS[name](lambda items: wrapped.append(items) or items)
+    assert wrapped and not shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_a_long_call_refuses_a_progress_of_another_kind(name):
+    with pytest.raises(TypeError, match="progress is 'tqdm'; wanted None or True for a bar"):
+        CALLS[name]("tqdm")
+
+
+def test_a_search_shows_what_it_does_unless_told_otherwise(shown):
+    structure, scores, *_ = known()
+    for progress, wanted in [(None, True), (False, False), (list, False)]:
+        jp.search(fn, PARAMS, structure, scores, X, target=HALF, round_to=1, progress=progress)
+        assert ("search for Target(params=0.5)" in shown) is wanted
+        shown.clear()
+    with pytest.raises(TypeError, match="progress is 3; wanted None or True"):
+        jp.search(fn, PARAMS, structure, scores, X, target=HALF, progress=3)
