@@ -32,7 +32,7 @@ from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.select import chosen_dims
 
 ATTEMPTS = 5  # At most so many times a choice is solved for, compacted and measured.
-LANDINGS = 4  # At most so many times operations are timed where a search lands, and it goes on.
+LANDINGS = 6  # At most so many times operations are timed where a search lands, and it goes on.
 
 
 class Search:
