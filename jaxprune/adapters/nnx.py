@@ -272,6 +272,7 @@ def shrink(module: Any, small: Compact, *, call: Callable[..., Any] | None = Non
 
     Returns:
       A new module of the same type. Train it, split it, save it and shard it as any.
+
     Raises:
       ValueError: for a dimension that can't be had so, by its label, name and modules: what a norm
         divides by, sizes or scales in code of the user's own. Leave it out of the masks, compact
