@@ -201,7 +201,8 @@ def shrink(module: Any, small: Compact, *, call: Callable[..., Any] | None = Non
         ``module(*args)`` or ``jax.vmap(module)(*args)``, whichever has its shapes.
 
     Returns:
-      A new module (or tree) of the same type. Train it, serialise it and shard it as any.
+      A new module (or tree) of the same type. Train it, serialize it and shard it as any.
+
     Raises:
       ValueError: for a dimension that can't be had so, by its label, name and modules: what a norm
         divides by, sizes or scales in code of the user's own. Leave it out of the masks, compact
