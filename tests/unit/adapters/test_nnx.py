@@ -209,6 +209,7 @@ def test_constants_of_removed_units_are_refused_with_the_choice():
         adapter.shrink(module, small)
 
 
+@pytest.mark.slow
 def test_where_no_dimension_is_to_blame_the_reasons_are_given():
     class Picky(nnx.Module):
         def __init__(self, rngs: Any):

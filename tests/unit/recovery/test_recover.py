@@ -66,6 +66,7 @@ def test_the_loss_falls_and_the_table_says_what_was_done(case, capsys):
     assert jax.tree.map(jnp.shape, tuned.params) == jax.tree.map(jnp.shape, small.params)
 
 
+@pytest.mark.slow
 def test_statistics_follow_the_loss_and_not_the_gradient(case):
     _, batches, small = case
     tuned = jp.recover(small, loss, batches, steps=40, progress=False)
@@ -77,6 +78,7 @@ def test_statistics_follow_the_loss_and_not_the_gradient(case):
     assert not np.array_equal(alone.params["up"], small.params["up"])
 
 
+@pytest.mark.slow
 def test_a_teacher_alone_and_with_a_loss(case):
     params, batches, small = case
     teacher = lambda x: fn(params, x)  # noqa: E731
@@ -123,6 +125,7 @@ def test_leaves_without_statistics_are_left_as_they_are_by_the_refit():
     assert [s.name for s in tuned.recovery.stages] == ["compact", "refit", "tuning"]
 
 
+@pytest.mark.slow
 def test_what_makes_it_worse_is_not_kept(case):
     params, batches, small = case
     tuned = jp.recover(

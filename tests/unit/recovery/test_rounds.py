@@ -32,6 +32,7 @@ def case():
     return search, batches
 
 
+@pytest.mark.slow
 def test_each_round_scores_anew_and_cuts_further(case):
     search, batches = case
     seen = []

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
 
 
+@settings(max_examples=15)
 @given(momentum=st.floats(0.0, 0.99), start=st.floats(-5, 5), count=st.integers(1, 4))
 def test_the_mean_over_batches_of_each_batch_s_own(momentum, start, count):
     xs = np.random.default_rng(count).normal(size=(count, 6, 3)).astype(np.float32)
@@ -25,6 +26,7 @@ def test_the_mean_over_batches_of_each_batch_s_own(momentum, start, count):
     np.testing.assert_array_equal(new["w"], params["w"])
 
 
+@pytest.mark.slow
 def test_of_linen():
     nn = pytest.importorskip("flax.linen")
 
