@@ -46,12 +46,15 @@ class _Reader:
     found: set[int] = field(default_factory=set)
 
     def walk(self, tape: Tape) -> None:
+        tags = self.tags
         for step in tape.steps:
-            for sub in step.subs[:1] if primitives.kind(step) in CUSTOM else step.subs:
-                self._through(step, sub)
-            tag = self._of(step)
-            if tag is not None:
-                self.tags[step.outs[0]] = tag
+            if step.subs:
+                for sub in step.subs[:1] if primitives.kind(step) in CUSTOM else step.subs:
+                    self._through(step, sub)
+            if [v for v in step.ins if v in tags]:
+                tag = self._of(step)
+                if tag is not None:
+                    tags[step.outs[0]] = tag
 
     def _through(self, step: Step, sub: Tape) -> None:
         """Tags go into a sub-program, and come out where it has as many results."""
@@ -68,8 +71,6 @@ class _Reader:
     def _of(self, step: Step) -> Tag | None:
         """The form of a step's result."""
         row, tags = primitives.of(step), [self.tags.get(v) for v in step.ins]
-        if not any(tags):
-            return None
         if row.kind in _LAYOUT or WEIGHT in row.passes:
             return tags[0]
         if row.combine == "difference" and _is(tags[1], Form.ITSELF) and not _constant(step.ins[0]):
