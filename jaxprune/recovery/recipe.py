@@ -62,4 +62,4 @@ def recipe_for(removed: float, batches: int | None, steps: int | None = None) ->
         steps = max(LEAST, round(PASSES * removed * (batches or 0)))
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps is {steps!r}; wanted a whole number of steps, 1 or more")
-    return Recipe(int(steps), min(WARMUP, steps // 10), max(5, int(TRIAL * steps)), RATES)
+    return Recipe(int(steps), min(WARMUP, steps // 10), max(10, int(TRIAL * steps)), RATES)

@@ -18,7 +18,7 @@ from jaxprune.recovery.recipe import Recipe
 from jaxprune.scores.evidence import Batches, check_batches
 
 LOOKS = 10  # At so many points the loss on held-out batches is looked at.
-PATIENCE = 4  # After so many looks without a better one tuning ends.
+PATIENCE = 3  # After so many looks in the second half without a better one tuning ends.
 HELD = 8  # Batches at most that are held out.
 
 
@@ -116,10 +116,11 @@ class Tuner:
             if done % every and done < recipe.steps:
                 continue
             loss = self.loss(params)
-            since = 0 if loss < best.loss else since + 1
+            settling = done > recipe.steps // 2  # Before that the rate is too high to tell.
+            since = since + 1 if settling and not loss < best.loss else 0
             if loss < best.loss:
                 best = Tuned(params, loss, done)
-            if since == PATIENCE or not np.isfinite(loss):
+            if done < recipe.steps and (since == PATIENCE or not np.isfinite(loss)):
                 best.stopped = f"after {done} of {recipe.steps} steps: it no longer pays"
                 break
         best.steps = done
