@@ -217,7 +217,7 @@ def shrink(module: Any, small: Compact, *, call: Callable[..., Any] | None = Non
       >>> params, static = eqx.partition(net, eqx.is_inexact_array)
       >>> fn = lambda p, x: jax.vmap(eqx.combine(p, static))(x)
       >>> structure = jp.infer_structure(fn, params, jnp.ones((1, 3)))
-      >>> masks = structure.masks({"layers/0/weight:0": np.arange(8) < 4})
+      >>> masks = structure.masks({"layers/1/weight:1": np.arange(8) < 4})
       >>> small = jp.compact(fn, params, masks, jnp.ones((1, 3)))
       >>> adapter.shrink(net, small).width_size
       4

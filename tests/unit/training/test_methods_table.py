@@ -80,7 +80,7 @@ SCORES: dict[str, tuple[Any, str | None]] = {  # the score, and the evidence tha
         None,
     ),
 }
-NO_SCORES = {"activity", "in_rounds"}  # statistics; a driver that makes masks
+NO_SCORES = {"activity", "in_rounds", "taylor_units"}  # statistics; a driver; scores of units
 OWN = "its own"  # the score of a method that takes none
 
 
