@@ -9,10 +9,13 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.oneshot._linalg import factor
-from tests.helpers.arrays import normal
 
 METHODS = {name: getattr(jp.oneshot, name) for name in ("sparsegpt", "alps", "obc")}
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
 
 
 def linear(p, x):
