@@ -153,9 +153,9 @@ def test_a_scalar_false_removes_a_leaf(repair):
 
 @pytest.mark.slow
 @methods
-def test_the_call_that_a_refusal_names_runs(method):
+def test_the_pattern_that_a_warning_names_runs_without_it(method):
     params, stats = a_network()
-    with pytest.raises(ValueError, match="where=lambda path, leaf: path in stats.layouts"):
+    with pytest.warns(UserWarning, match="where=lambda path, leaf: path in stats.layouts"):
         method(params, stats, 0.5)
     pattern = jp.unstructured(where=lambda path, leaf: path in stats.layouts)
     _, masks = method(params, stats, 0.5, pattern=pattern)
