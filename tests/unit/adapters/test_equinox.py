@@ -51,7 +51,7 @@ case(eqx.nn.LayerNorm, ROWS, "kept", "LayerNorm, bare")(
 )
 case(eqx.nn.RMSNorm, ROWS, "kept")(lambda: between(eqx.nn.RMSNorm(8)))
 case(eqx.nn.GroupNorm, LINES, "kept")(lambda: convolved(eqx.nn.GroupNorm(2, 8)))
-case(eqx.nn.PReLU, ROWS)(lambda: between(eqx.nn.PReLU()))
+case(eqx.nn.PReLU, ROWS)(lambda: between(eqx.nn.Lambda(eqx.nn.PReLU())))
 case(eqx.nn.WeightNorm, ROWS)(lambda: between(eqx.nn.WeightNorm(linear(8, 8, key=2))))
 case(eqx.nn.MLP, ROWS)(lambda: between(eqx.nn.MLP(8, 8, 12, 2, key=KEYS[2])))
 case(eqx.nn.MLP, ROWS, "masked", "MLP, scanned")(
