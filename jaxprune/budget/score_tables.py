@@ -119,7 +119,8 @@ def _terms(
         return _of_units(model, scores)
     units = structure.unit_scores(scores, reduce.sum)
     order = {n: _best_first(host(units[n])) for n in model.names}
-    voting = {i for name in model.names for i in structure.voters(name)}
+    voting = {i for i, path in enumerate(structure.paths) if path not in structure.statistics}
+    voting |= {i for name in model.names for i in structure.voters(name)}
     return _of_entries(structure, model, _numbers(scores), order, voting), order
 
 
