@@ -139,7 +139,7 @@ class _Work:
 
     def tune(self, recipe: Any, progress: Progress) -> None:
         begin = time.perf_counter()
-        tuned = self.tuner.run(self.params, recipe, progress)
+        tuned = self.tuner.run(self.params, self.stages[-1].loss, recipe, progress)
         said = [f"{tuned.steps} steps"]
         if tuned.rate is not None:
             others = ", ".join(f"{rate:g}: {loss:.4g}" for rate, loss in tuned.rates)
@@ -166,9 +166,9 @@ def _refit(small: Compact, dense: Any, held: list[Batch]) -> Any:
     return small.restrict(refit(dense, small.masks, replace(stats, reasons={})))
 
 
-def _statistics(objective: Objective, params: Any, held: list[Batch], progress: Progress) -> Any:
+def _statistics(objective: Objective, params: Any, some: list[Batch], progress: Progress) -> Any:
     def update(params: Any, *batch: Any) -> Any:
         tuned, rest = objective.split(params)
         return objective.join(tuned, rest, objective.fn(params, *batch)[1])
 
-    return estimate_statistics(update, params, held, progress=progress)
+    return estimate_statistics(update, params, some, progress=progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,11 +29,11 @@ class Recipe(NamedTuple):
     trial: int
     rates: tuple[float, ...]
 
-    def share_of_rate(self, step: Any) -> Any:
-        """The rate at a step over the highest one: a rise, then half a cosine."""
-        return optax.warmup_cosine_decay_schedule(
-            0.0, 1.0, self.warmup, max(self.steps, self.warmup + 1), FINAL
-        )(jnp.asarray(step) + 1)
+    def shares_of_rate(self) -> np.ndarray:
+        """The rate over the highest one, (steps,): a rise, then half a cosine."""
+        end = max(self.steps, self.warmup + 1)
+        schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, self.warmup, end, FINAL)
+        return np.asarray(schedule(jnp.arange(1, self.steps + 1)))
 
 
 def recipe_for(removed: float, batches: int | None, steps: int | None = None) -> Recipe:

@@ -85,9 +85,12 @@ class Tuner:
         """The mean loss on the held-out batches."""
         return float(np.mean([self._value(params, *batch) for batch in self.held]))
 
-    def run(self, params: Any, recipe: Recipe, progress: Progress) -> Tuned:
-        """Tunes along a recipe, at the rate that a trial chooses, or by the given optimizer."""
-        start = Tuned(params, self.loss(params), 0)
+    def run(self, params: Any, loss: float, recipe: Recipe, progress: Progress) -> Tuned:
+        """Tunes along a recipe, at the rate that a trial chooses, or by the given optimizer.
+
+        ``loss``: the held-out loss at ``params``, which is known.
+        """
+        start = Tuned(params, loss, 0)
         if self.given:
             return self._along(start, recipe, 1.0, progress)
         tried = tuple((rate, self._trial(params, recipe, rate, progress)) for rate in recipe.rates)
@@ -132,8 +135,8 @@ class Tuner:
         """The parameters after each step."""
         state = self.tx.init(self.objective.split(params)[0])
         batches = training(self.batches, len(self.held))
-        for i in track(range(recipe.steps), what, progress):
-            share = 1.0 if self.given else recipe.share_of_rate(i)
+        shares = np.ones(recipe.steps) if self.given else recipe.shares_of_rate()
+        for share in track(shares, what, progress, recipe.steps):
             params, state, value = self._step(params, state, rate * share, *next(batches))
             jax.block_until_ready(value)
             yield params
