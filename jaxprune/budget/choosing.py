@@ -12,6 +12,7 @@ from jaxprune.budget import score_tables, solver
 from jaxprune.budget.correction import Measurements
 from jaxprune.budget.limits import Limits, least_of
 from jaxprune.budget.model import Model
+from jaxprune.budget.score_tables import Objective
 from jaxprune.budget.solver import Problem, Total
 from jaxprune.compaction.api import Compact
 from jaxprune.structure.dimensions import Structure
@@ -84,7 +85,7 @@ class Choices:
     Attributes:
       structure: the structure of the network.
       model: costs as tables over counts; "latency" is added when it is first needed.
-      objective: what is to be large, a name in ``score_tables.OBJECTIVES``.
+      objective: what is to be large, a function or a name in ``score_tables.OBJECTIVES``.
       most: the largest count that may be chosen, by dimension.
       worth: the objective, over counts.
       score: the score that is kept, over counts.
@@ -94,7 +95,7 @@ class Choices:
 
     structure: Structure
     model: Model
-    objective: str
+    objective: str | Objective
     most: Mapping[str, int]
     worth: Total
     score: Total
@@ -107,7 +108,7 @@ class Choices:
         structure: Structure,
         model: Model,
         scores: Any,
-        objective: str,
+        objective: str | Objective,
         most: Mapping[str, int],
         measured: Measurements,
     ) -> Choices:
@@ -115,11 +116,14 @@ class Choices:
         worth, order, score = score_tables.score_total(structure, model, scores, objective)
         return cls(structure, model, objective, most, worth, score, order, measured)
 
-    def staged(self, scores: Any, minimum: Limits | None) -> Choices:
+    def staged(
+        self, scores: Any, minimum: Limits | None, objective: str | Objective | None
+    ) -> Choices:
         """Choices by other scores, with counts at least ``minimum``; measurements are shared."""
-        score_tables.check_scores(self.structure, self.model.names, scores, self.objective)
+        objective = self.objective if objective is None else objective
+        score_tables.check_scores(self.structure, self.model.names, scores, objective)
         model = self.model.at_least(least_of(self.structure, self.most, minimum))
-        return Choices.of(self.structure, model, scores, self.objective, self.most, self.measured)
+        return Choices.of(self.structure, model, scores, objective, self.most, self.measured)
 
     @property
     def full(self) -> np.ndarray:

@@ -19,8 +19,9 @@ from jaxprune.sharding import host
 from jaxprune.structure.dimensions import Structure
 
 LEAST = 1e-3  # A share counts as this at least: an emptied leaf is penalized, not -infinity.
-# Each gives what a leaf (or dimension) of score ``whole`` is worth that keeps a ``share`` of it.
-OBJECTIVES: dict[str, Callable[[float, np.ndarray], np.ndarray]] = {
+# It gives what a leaf (or dimension) of score ``whole`` is worth that keeps a ``share`` of it.
+Objective = Callable[[float, np.ndarray], np.ndarray]
+OBJECTIVES: dict[str, Objective] = {
     "sum": lambda whole, share: whole * share,
     "proportional": lambda whole, share: whole * np.log(np.maximum(share, LEAST)),
     "balanced": lambda whole, share: np.sqrt(share),
@@ -28,7 +29,7 @@ OBJECTIVES: dict[str, Callable[[float, np.ndarray], np.ndarray]] = {
 
 
 def score_total(
-    structure: Structure, model: Model, scores: Any, objective: str = "sum"
+    structure: Structure, model: Model, scores: Any, objective: str | Objective = "sum"
 ) -> tuple[Total, dict[str, np.ndarray], Total]:
     """What is to be large, per dimension its units with the best first, and the score kept.
 
@@ -38,23 +39,37 @@ def score_total(
     """
     terms, order = _terms(structure, model, scores)
     total = Total(merged(terms), len(model.names))
-    if objective == "sum":
+    of = OBJECTIVES[objective] if isinstance(objective, str) else objective
+    if of is OBJECTIVES["sum"]:
         return total, order, total
-    worth = [_worth(t, OBJECTIVES[objective]) for t in terms]
+    worth = [_worth(t, of) for t in terms]
     return Total(merged(worth), len(model.names)), order, total
 
 
-def _worth(term: Term, of: Callable[[float, np.ndarray], np.ndarray]) -> Term:
+def _worth(term: Term, of: Objective) -> Term:
     whole = max(float(term.table.max()), 1e-300)
-    return Term(term.dims, of(whole, term.table / whole))
+    found = np.asarray(of(whole, term.table / whole), np.float64)
+    if found.shape != term.table.shape or not np.isfinite(found).all():
+        raise ValueError(
+            f"objective gave an array of shape {found.shape} for shares of shape "
+            f"{term.table.shape}; wanted a finite number for each share in [0, 1], as "
+            "objective=lambda whole, share: np.sqrt(share) gives"
+        )
+    return Term(term.dims, found)
 
 
 def check_scores(
-    structure: Structure, names: Sequence[str], scores: Any, objective: str = "sum"
+    structure: Structure,
+    names: Sequence[str],
+    scores: Any,
+    objective: str | Objective = "sum",
 ) -> None:
     """Raises unless the scores are numbers that add up, of entries or of the units of ``names``."""
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective is {objective!r}; wanted one of {list(OBJECTIVES)}")
+    if not (callable(objective) or objective in OBJECTIVES):
+        raise ValueError(
+            f"objective is {objective!r}; wanted one of {list(OBJECTIVES)}, or a function "
+            "(whole, share) -> worth"
+        )
     if _of_params(structure, scores):
         given = dict(zip(structure.paths, _numbers(scores)))
         wanted = dict(zip(structure.paths, structure.shapes))

@@ -24,7 +24,7 @@ from jaxprune.budget.model import Model, add_latency, build
 from jaxprune.budget.result import MetricResult, ParetoFront, SearchResult, Unreachable
 from jaxprune.budget.roofline import Device
 from jaxprune.budget.roofline import device as device_of
-from jaxprune.budget.score_tables import check_scores
+from jaxprune.budget.score_tables import Objective, check_scores
 from jaxprune.budget.target import COUNTED, Budget, Target
 from jaxprune.budget.verification import Verifier
 from jaxprune.costs.api import cost
@@ -62,7 +62,7 @@ class Search:
         shrunk are worth more than the first ones, which holds once a network is tuned. "balanced"
         keeps the most of :math:`\\sum_l \\sqrt{s_l}`: for scores of entries whose leaves can't be
         compared, such as magnitudes, for which the sum goes to leaves of many entries and few
-        FLOPs.
+        FLOPs. Or a function ``(whole, share) -> worth`` of S_l, a float, and an array of shares.
       round_to: products stay aligned to it: counts are multiples of it, or of less where several
         units fill it together (heads), or in a dimension of less than two steps; None asks the
         device.
@@ -113,7 +113,7 @@ class Search:
         dims: str | Sequence[str] = "*",
         minimum: Limits | None = None,
         maximum: Limits | None = None,
-        objective: str = "sum",
+        objective: str | Objective = "sum",
         round_to: int | None = None,
         device: str | Device | None = None,
         table: LatencyTable | None = None,
@@ -212,7 +212,13 @@ class Search:
         plan, params, value = best
         return MetricResult(self.verified(plan) if verify else plan, params, value, floor, trace)
 
-    def stage(self, scores: Any, *, minimum: Limits | None = None) -> Search:
+    def stage(
+        self,
+        scores: Any,
+        *,
+        minimum: Limits | None = None,
+        objective: str | Objective | None = None,
+    ) -> Search:
         """A search with other scores and, if given, more units kept at least.
 
         It is for pruning in stages: what units are worth changes when others have gone. Nothing is
@@ -222,9 +228,10 @@ class Search:
         Args:
           scores: as for the search.
           minimum: as for the search; what it kept at least stays, too.
+          objective: as for the search; None for the same one.
 
         Returns:
-          A :class:`jp.Search` with the same objective and options.
+          A :class:`jp.Search` with the same options.
 
         Raises:
           ValueError: for scores that do not fit, or a minimum above the search's maximum.
@@ -245,7 +252,7 @@ class Search:
         if self.verifier.timed:
             self._time()
         other = copy.copy(self)
-        other.choices = self.choices.staged(scores, minimum)
+        other.choices = self.choices.staged(scores, minimum, objective)
         return other
 
     def verified(self, plan: SearchResult) -> SearchResult:

@@ -102,17 +102,13 @@ def plan(case: Case) -> list[dict[str, Any]]:
     rows = []
     settings = case.settings
     found = {score: case.scores(score) for score in settings.scores}
-    for objective in settings.objectives:
-        search = jp.Search(
-            case.fn, case.dense, case.structure, found[settings.scores[0]], case.x,
-            objective=objective,
-        )  # fmt: skip
-        for score in settings.scores:
-            staged = search.stage(found[score])
-            for asked in settings.speedups:
-                rows.append({"score": score, "objective": objective, "asked": asked}
-                            | _planned(case, staged, asked))  # fmt: skip
-                print(f"  {score}, {objective}, {asked:g} x", flush=True)
+    search = jp.Search(case.fn, case.dense, case.structure, found[settings.scores[0]], case.x)
+    every = itertools.product(settings.scores, settings.objectives, settings.speedups)
+    for score, objective, asked in every:
+        staged = search.stage(found[score], objective=objective)
+        row = {"score": score, "objective": objective, "asked": asked}
+        rows.append(row | _planned(case, staged, asked))
+        print(f"  {score}, {objective}, {asked:g} x", flush=True)
     return rows
 
 
@@ -149,6 +145,11 @@ def tune(case: Case, row: dict[str, Any], repair: str) -> dict[str, Any]:
     return {"after": case.accuracy(tuned.fn, tuned.params), "steps": steps, "stages": stages}
 
 
+def _wanted(row: dict[str, Any], repair: str) -> bool:
+    """Every plan is tuned; the repairs are compared on the plans of one score and objective."""
+    return repair == "tuned" or (row["score"], row["objective"]) == ("taylor", "sum")
+
+
 def fill(case: Case, found: dict[str, Any], stage: str) -> Iterator[None]:
     """Does what is missing of a stage; yields whenever something new is worth saving."""
     if stage == "train" and "dense" not in found:
@@ -159,7 +160,9 @@ def fill(case: Case, found: dict[str, Any], stage: str) -> Iterator[None]:
         yield
     if stage == "tune":
         for row, repair in itertools.product(found["rows"], case.settings.repairs):
-            if "units" in row and repair not in row.setdefault("repairs", {}):
+            if "units" not in row or not _wanted(row, repair):
+                continue
+            if repair not in row.setdefault("repairs", {}):
                 row["repairs"][repair] = tune(case, row, repair)
                 yield
 

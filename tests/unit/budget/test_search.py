@@ -10,6 +10,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.budget import api
+from jaxprune.budget.score_tables import OBJECTIVES
 from jaxprune.structure.select import chosen_dims
 from tests.unit.budget.networks import HALF, clockless, close, searching, setting, slow_unless_small
 
@@ -225,6 +226,18 @@ def test_a_later_time_changes_no_earlier_plan():
     assert search.plan(HALF, verify=False).dense == timed.dense
 
 
+@pytest.mark.parametrize("name, of", list(OBJECTIVES.items()))
+def test_an_objective_is_a_name_or_its_function_and_a_stage_may_change_it(name, of):
+    fn, params, structure, scores, x = setting("mlp")
+    named, given = (
+        jp.Search(fn, params, structure, scores, x, objective=objective, round_to=1)
+        for objective in (name, of)
+    )
+    staged = jp.Search(fn, params, structure, scores, x, round_to=1).stage(scores, objective=name)
+    plans = [search.plan(HALF).keep for search in (named, given, staged)]
+    chex.assert_trees_all_equal(*plans)
+
+
 def test_stages_share_what_was_measured():
     search = jp.Search(*setting("mlp"), round_to=1, device="h100")
     scores = {name: np.ones(size) for name, size in (("up/kernel:1", 64), ("mid/kernel:1", 48))}
@@ -341,7 +354,15 @@ BAD = {
     ),
     "objective": (
         lambda s: jp.search(*s, target=HALF, objective="best"),
-        "objective is 'best'",
+        "objective is 'best'; wanted one of .* or a function",
+    ),
+    "an objective of one number": (
+        lambda s: jp.search(*s, target=HALF, objective=lambda whole, share: whole),
+        r"objective gave an array of shape \(\) for shares of shape",
+    ),
+    "an objective of NaN": (
+        lambda s: jp.search(*s, target=HALF, objective=lambda whole, share: share * jnp.nan),
+        "wanted a finite number for each share",
     ),
     "fractions": (
         lambda s: jp.sensitivity(s[1], None, s[3], metric=lambda p: 0.0, fractions=(0.5, 1.5)),
