@@ -71,7 +71,7 @@ class SearchResult(Shown):
 
 
 @dataclass(frozen=True, eq=False)
-class MetricResult:
+class MetricResult(Shown):
     """What :func:`jp.prune_to_metric` found.
 
     Attributes:
@@ -93,10 +93,11 @@ class MetricResult:
         """The masks of the plan, a tree like params."""
         return self.plan.masks
 
-    def __str__(self) -> str:
-        rows = [f"  {budget:.4g}: {value:.4g}" for budget, value in self.trace]
-        head = f"metric {self.metric:.4g}, floor {self.floor:.4g}; tried (budget: metric)"
-        return "\n".join([head, *rows, str(self.plan)])
+    def _parts(self) -> Iterator[Part]:
+        yield f"metric {self.metric:.4g}, floor {self.floor:.4g}"
+        rows = [(f"{budget:.4g}", f"{value:.4g}") for budget, value in self.trace]
+        yield Table(("tried: part of the dense cost", "metric"), rows, (0, 1))
+        yield from self.plan._parts()
 
 
 _POINT = {  # What a point needs, and how to get it.
@@ -106,7 +107,7 @@ _POINT = {  # What a point needs, and how to get it.
 
 
 @dataclass(frozen=True, eq=False)
-class ParetoFront:
+class ParetoFront(Shown):
     """Models at several targets from one search, by :func:`jp.pareto`.
 
     Attributes:
@@ -146,3 +147,23 @@ class ParetoFront:
             }
             for p, m in zip(self.plans, metrics)
         ]
+
+    def _parts(self) -> Iterator[Part]:
+        rows = self.rows()
+        names = [n for n in dict.fromkeys(n for row in rows for n in row) if n != "score"]
+        found = ["measured" if plan.measured else "predicted" for plan in self.plans]
+        yield Table(
+            ("target", "score kept", *names, "costs"),
+            [
+                (
+                    str(plan.target),
+                    f"{row['score']:.1%}",
+                    *(f"{row[name]:.4g}" if name in row else "" for name in names),
+                    how,
+                )
+                for plan, row, how in zip(self.plans, rows, found)
+            ],
+            range(1, len(names) + 2),
+        )
+        if self.dense is not None:
+            yield f"metric of the dense network: {self.dense:.4g}"

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.distributions import Rule, uniform
+from jaxprune.patterns._factory import factory
 from jaxprune.patterns._units import mean_score, of_units
 from jaxprune.patterns.choose import is_kernel
 from jaxprune.selection import keep_largest, kept_count
 from jaxprune.typing import Distribution, Pattern, Where
 
 
+@factory("jp.block((4, 4))")
 def block(
     shape: tuple[int, ...],
     distribution: Distribution | Mapping[str, Rule] = uniform,

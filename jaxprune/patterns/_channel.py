@@ -9,11 +9,13 @@ from typing import Any
 import jax
 
 from jaxprune.distributions import Rule, uniform
+from jaxprune.patterns._factory import factory
 from jaxprune.patterns._units import check_axis, mean_score, of_units
 from jaxprune.patterns.choose import is_kernel
 from jaxprune.typing import Distribution, Masks, Pattern, Scores, Where
 
 
+@factory("jp.channel()")
 def channel(
     axis: int = -1,
     distribution: Distribution | Mapping[str, Rule] = uniform,

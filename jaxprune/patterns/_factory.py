@@ -7,6 +7,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
+import jax
+import numpy as np
+
 from jaxprune._renamed import KEPT, Fn
 
 
@@ -17,7 +20,7 @@ def factory(call: str) -> Callable[[Fn], Fn]:
       call: how users call it.
 
     Raises:
-      TypeError: when it is given more than it takes by position, as scores and a sparsity.
+      TypeError: when it is given scores, or more than it takes by position.
 
     Example:
       >>> import jaxprune as jp
@@ -33,7 +36,7 @@ jp.unstructured()(scores, 0.5)
 
         @functools.wraps(make, assigned=KEPT)
         def checked(*args: Any, **options: Any) -> Any:
-            if len(args) > most:
+            if len(args) > most or (len(args) > 1 and _holds_arrays(args[0])):
                 raise TypeError(
                     f"jp.{make.__name__} is a factory of patterns and got {len(args)} arguments; "
                     f"call what it makes: {call}(scores, 0.5)"
@@ -43,3 +46,8 @@ jp.unstructured()(scores, 0.5)
         return cast(Fn, checked)
 
     return decorate
+
+
+def _holds_arrays(value: Any) -> bool:
+    """Whether it is a tree such as scores, and no size, name or structure."""
+    return any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(value))

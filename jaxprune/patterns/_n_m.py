@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._leaf import widen
+from jaxprune.patterns._factory import factory
 from jaxprune.patterns._units import check_axis
 from jaxprune.patterns.choose import check_sparsity, choose, is_kernel
 from jaxprune.selection import keep_largest, keep_n_of_m, kept_count, known
@@ -18,6 +19,7 @@ from jaxprune.sharding import on_meshes
 from jaxprune.typing import ChooseInMatrix, Masks, Pattern, Scores, Where
 
 
+@factory("jp.n_m(2, 4)")
 def n_m(n: int, m: int, *, axis: int = -2, where: Where = is_kernel) -> Pattern:
     """Returns the pattern that keeps n of every m neighbours along ``axis``.
 

@@ -67,6 +67,9 @@ def test_masks_with_gaps_of_other_params_name_a_leaf():
             lambda: jp.unstructured(SCORES, 0.5),
             "unstructured is a factory of patterns .*: jp.unstructured()(scores, 0.5)",
         ),
+        (lambda: jp.channel(SCORES, 0.5), "call what it makes: jp.channel()(scores, 0.5)"),
+        (lambda: jp.block(SCORES, 0.5), "call what it makes: jp.block((4, 4))(scores, 0.5)"),
+        (lambda: jp.n_m(SCORES, 0.5), "call what it makes: jp.n_m(2, 4)(scores, 0.5)"),
         (
             lambda: jp.threshold(SCORES, 0.5),
             "threshold is a factory of patterns .*: jp.threshold(0.1)(scores, 0.5)",

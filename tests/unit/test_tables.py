@@ -31,6 +31,10 @@ def net(p, tokens):
 TOKENS = jnp.arange(4)
 
 
+def first(params):
+    return float(params["embed"][0, 0])
+
+
 @functools.cache
 def shown():
     """One of each result that a notebook shows."""
@@ -39,11 +43,14 @@ def shown():
     target = jp.Target(params=0.8)
     dims = "up<1>:1"
     scores = jp.magnitude(PARAMS)
+    search = jp.Search(net, PARAMS, structure, scores, TOKENS, dims=dims)
     return {
         "structure": structure,
         "certificate": jp.compact(net, PARAMS, masks, TOKENS).certificate,
         "comparison": jp.compare({"a & b": (jnp.sin, (X,)), "c": (jnp.cos, (X,))}, repeats=2),
-        "plan": jp.search(net, PARAMS, structure, scores, TOKENS, target=target, dims=dims),
+        "plan": search.plan(target),
+        "front": search.pareto([target, jp.Target(params=0.9)], metric=first),
+        "metric": search.to_metric(first, floor=1.0, minimize="params", bisections=2),
         "stats": jp.calibrate(net, PARAMS, [TOKENS]),
         "summary": jp.summary(PARAMS, masks, fn=net, args=(TOKENS,)),
         "cost": jp.cost(net, PARAMS, TOKENS),
@@ -51,7 +58,8 @@ def shown():
     }
 
 
-KINDS = ("structure", "certificate", "comparison", "plan", "stats", "summary", "cost", "timing")
+KINDS = ("structure", "certificate", "comparison", "plan", "front", "metric", "stats", "summary",
+         "cost", "timing")  # fmt: skip
 
 
 class Reader(html.parser.HTMLParser):
