@@ -18,7 +18,7 @@ from jaxprune.calibration.api import calibrate
 from jaxprune.compaction.model import Compact
 from jaxprune.oneshot._refit import refit
 from jaxprune.recovery.objective import Batch, Objective, objective_of
-from jaxprune.recovery.recipe import recipe_for
+from jaxprune.recovery.recipe import RATES, recipe_for
 from jaxprune.recovery.report import Recovery, Stage
 from jaxprune.recovery.statistics import estimate_statistics
 from jaxprune.recovery.tuning import Tuner, held_out
@@ -64,7 +64,8 @@ def recover(
         and ``small.fn`` take the first arrays of a batch, as many as ``small.fn`` takes. With a
         loss the objective is the mean of both.
       dense: the full parameters before pruning, for the refit.
-      steps: of tuning; None for four passes over the data times the share that was removed.
+      steps: of training in all, those of trials included; None for four passes over the data
+        times the share that was removed.
       optimizer: an optax transformation with its own rate and schedule, in place of the recipe's.
       progress: None or True for bars and the table at the end, False for silence, or a function
         such as ``tqdm.tqdm``.
@@ -103,7 +104,8 @@ def recover(
     objective = objective_of(small, loss, teacher, held[0])
     tuner = Tuner(objective, batches, held, optimizer)
     removed = _removed(small)
-    recipe = recipe_for(removed, len(batches) if hasattr(batches, "__len__") else None, steps)
+    count = len(batches) if hasattr(batches, "__len__") else None
+    recipe = recipe_for(removed, count, steps, RATES if optimizer is None else ())
     work = _Work(small, tuner)
     work.stage("compact", lambda params: params)
     if dense is not None:

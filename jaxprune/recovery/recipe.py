@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -11,14 +12,14 @@ import optax
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # Adam's, of which a short trial picks one.
 PASSES = 4.0  # Passes over the data times the share that is gone: two at a half.
 LEAST, WARMUP, FINAL = 100, 100, 0.1  # Steps, steps, and the last rate over the highest.
-TRIAL = 0.05  # Of the steps, for each rate on trial.
+TRIAL, LEAST_TRIAL = 0.05, 10  # Of the steps, for each rate on trial, and steps at least.
 
 
 class Recipe(NamedTuple):
     """What tuning takes.
 
     Attributes:
-      steps: of tuning.
+      steps: of tuning, after the trials.
       warmup: steps over which the rate rises from zero.
       trial: steps for each rate on trial.
       rates: the rates on trial.
@@ -36,13 +37,20 @@ class Recipe(NamedTuple):
         return np.asarray(schedule(jnp.arange(1, self.steps + 1)))
 
 
-def recipe_for(removed: float, batches: int | None, steps: int | None = None) -> Recipe:
+def recipe_for(
+    removed: float,
+    batches: int | None,
+    steps: int | None = None,
+    rates: Sequence[float] = RATES,
+) -> Recipe:
     """The recipe for a share of the parameters that is gone.
 
     Args:
       removed: the share, in [0, 1].
       batches: how many make one pass over the data; None where that is not known.
-      steps: None for four passes over the data times the share, a hundred at least.
+      steps: in all, trials included; None for four passes over the data times the share, a hundred
+        at least.
+      rates: the rates on trial; empty for none.
 
     Raises:
       ValueError: for fewer steps than one.
@@ -56,10 +64,13 @@ def recipe_for(removed: float, batches: int | None, steps: int | None = None) ->
     Example:
       >>> import jaxprune as jp
       >>> jp.recovery.recipe_for(0.5, batches=938)
-      Recipe(steps=1876, warmup=100, trial=93, rates=(0.0003, 0.001, 0.003, 0.01))
+      Recipe(steps=1504, warmup=100, trial=93, rates=(0.0003, 0.001, 0.003, 0.01))
     """
     if steps is None:
         steps = max(LEAST, round(PASSES * removed * (batches or 0)))
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps is {steps!r}; wanted a whole number of steps, 1 or more")
-    return Recipe(int(steps), min(WARMUP, steps // 10), max(10, int(TRIAL * steps)), RATES)
+    trial = min(max(LEAST_TRIAL, int(TRIAL * steps)), steps // (2 * max(len(rates), 1)))
+    trial = max(trial, 1)
+    tuning = max(int(steps) - trial * len(rates), 1)
+    return Recipe(tuning, min(WARMUP, tuning // 10), trial, tuple(rates))
