@@ -21,6 +21,7 @@ MET = 0.99  # A speed-up of this share of the target counts as met: clocks are n
 CLOSE = 0.96  # The search stops once this share of the budget is used: 3 % above the target.
 NEAR = 0.05  # A search also stops to solve anew that close to the target: clocks decide then.
 AIMS = (0.995, 0.98)  # What fills up a choice uses these shares of the budget.
+WAYS = 3  # So many choices beyond the budget are walked towards.
 BESIDE = (1.03, 1.0, 0.97)  # A long run also measures what is best at these shares of the budget.
 
 
@@ -216,6 +217,25 @@ class Choices:
             problem.budgets = {**problem.budgets, "latency": allowed}
             choice = solver.exchange(problem, solver.fill(problem, base.choice))
             if not any(t.same(choice) for t in [*tries, *found]):
+                found.append(self.tried(choice))
+        return found
+
+    def halfway(self, tries: Sequence[Try]) -> list[Try]:
+        """Choices on the way from the best that fits to those that just don't, if they are new.
+
+        Compilers fuse operations and choose algorithms by size, so that a whole network may take
+        twice the sum of its parts; between two networks that were measured the way is short.
+        """
+        fitting = [t for t in tries if t.used <= 1 and not t.largest]
+        beyond = sorted((t for t in tries if t.used > 1), key=lambda t: t.used)[:WAYS]
+        found: list[Try] = []
+        for over in beyond if fitting else ():
+            base = max(fitting, key=lambda t: self.worth.at(t.choice))
+            part = (AIMS[-1] - base.used) / (over.used - base.used)
+            step = np.trunc(part * (over.choice - base.choice)).astype(int)
+            choice = base.choice + step
+            new = not any(t.same(choice) for t in [*tries, *found])
+            if new and self.worth.at(choice) > self.worth.at(base.choice):
                 found.append(self.tried(choice))
         return found
 

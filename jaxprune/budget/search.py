@@ -323,6 +323,8 @@ class Search:
                 choice = self.choices.cheapest(budgets)
                 if not measurable or any(t.same(choice) for t in tries):
                     raise Unreachable(self._unreachable(target, budgets))
+            if any(t.same(choice) for t in tries):
+                break  # It is the best as far as is known: a longer run decides.
             tries.append(self.choices.tried(choice))
             if verify:
                 self.verifier.verify(tries[-1:], budgets)

@@ -138,7 +138,8 @@ class Verifier:
         choices: Choices, budgets: Mapping[str, float], uniform: bool, measured: Sequence[Try]
     ) -> list[Try]:
         """New choices: what fits, filled up; where nothing does, what is expected to fit."""
-        filled = [] if uniform else choices.between(budgets, measured)
+        filled = [] if uniform else choices.halfway(measured)
+        filled += [] if uniform else choices.between(budgets, measured)
         if not filled and any(t.used <= 1 for t in measured):
             return []
         return [*filled, *choices.beside(budgets, uniform, [*measured, *filled])][: FINALISTS - 1]

@@ -19,16 +19,17 @@ PyTree = Any
 
 
 class ViT(nn.Module):
-    """A small vision transformer: patches of 4 x 4, pre-norm blocks, a mean over patches."""
+    """A small vision transformer: 7 x 7 patches of an image, pre-norm blocks, a mean over them."""
 
     classes: int
-    width: int = 96
+    width: int = 64
     heads: int = 4
-    depth: int = 4
+    depth: int = 3
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = nn.Conv(self.width, (4, 4), strides=(4, 4))(x)
+        size = max(x.shape[1] // 7, 1)
+        x = nn.Conv(self.width, (size, size), strides=(size, size))(x)
         x = x.reshape(x.shape[0], -1, self.width)
         x = x + self.param("position", nn.initializers.normal(0.02), x.shape[1:])
         for _ in range(self.depth):

@@ -40,7 +40,9 @@ class Settings:
     seeds: int = 3
     speedups: tuple[float, ...] = (1.5, 2.0, 3.0)
     scores: tuple[str, ...] = ("magnitude", "taylor", "fisher")
-    objectives: tuple[str, ...] = ("sum", "proportional", "balanced")
+    objectives: tuple[str, ...] = ("sum", "proportional", "balanced", "uniform")
+    everywhere: tuple[str, ...] = ("taylor, sum", "magnitude, balanced", "magnitude, uniform")
+    compared: float = 2.0  # all pairs at this speed, those of ``everywhere`` at the others, too
     repairs: tuple[str, ...] = ("tuned", "refit, tuned", "distilled")
     dense_steps: int = 1500
     tune_steps: int = 300  # a fifth
@@ -97,24 +99,33 @@ class Case:
         return jp.compact(self.fn, self.dense, masks, self.x)
 
 
-def plan(case: Case) -> list[dict[str, Any]]:
-    """For each score, objective and speed what is kept, and the accuracy before any repair."""
-    rows = []
-    settings = case.settings
-    found = {score: case.scores(score) for score in settings.scores}
-    search = jp.Search(case.fn, case.dense, case.structure, found[settings.scores[0]], case.x)
-    every = itertools.product(settings.scores, settings.objectives, settings.speedups)
-    for score, objective, asked in every:
-        staged = search.stage(found[score], objective=objective)
+def plan(case: Case, rows: list[dict[str, Any]]) -> Iterator[None]:
+    """Adds for each score, objective and speed what is kept, and the accuracy before any repair."""
+    done = {(row["score"], row["objective"], row["asked"]) for row in rows}
+    missing = [each for each in _asked(case.settings) if each not in done]
+    if not missing:
+        return
+    found = {score: case.scores(score) for score in case.settings.scores}
+    search = jp.Search(case.fn, case.dense, case.structure, [*found.values()][0], case.x)
+    for score, objective, asked in missing:
+        uniform = objective == "uniform"  # the same fraction of every dimension
+        staged = search.stage(found[score], objective="sum" if uniform else objective)
         row = {"score": score, "objective": objective, "asked": asked}
-        rows.append(row | _planned(case, staged, asked))
-        print(f"  {score}, {objective}, {asked:g} x", flush=True)
-    return rows
+        rows.append(row | _planned(case, staged, asked, uniform))
+        print(f"  {score}, {objective}, {asked:g} x: {rows[-1].get('measured')}", flush=True)
+        yield
 
 
-def _planned(case: Case, search: jp.Search, asked: float) -> dict[str, Any]:
+def _asked(settings: Settings) -> Iterator[tuple[str, str, float]]:
+    """All pairs of a score and an objective at one speed, some of them at the others, too."""
+    for each in itertools.product(settings.scores, settings.objectives, settings.speedups):
+        if each[2] == settings.compared or f"{each[0]}, {each[1]}" in settings.everywhere:
+            yield each
+
+
+def _planned(case: Case, search: jp.Search, asked: float, uniform: bool) -> dict[str, Any]:
     try:
-        found = search.plan(jp.Target(speedup=asked))
+        found = search.plan(jp.Target(speedup=asked), uniform=uniform)
     except ValueError as error:  # a speed that cannot be had
         return {"refused": str(error).splitlines()[0]}
     row: dict[str, Any] = {
@@ -152,12 +163,11 @@ def _wanted(row: dict[str, Any], repair: str) -> bool:
 
 def fill(case: Case, found: dict[str, Any], stage: str) -> Iterator[None]:
     """Does what is missing of a stage; yields whenever something new is worth saving."""
-    if stage == "train" and "dense" not in found:
+    if "dense" not in found:
         found["dense"] = case.accuracy(case.fn, case.dense)
         yield
-    if stage == "plan" and not found.get("rows"):
-        found["rows"] = plan(case)
-        yield
+    if stage == "plan":
+        yield from plan(case, found.setdefault("rows", []))
     if stage == "tune":
         for row, repair in itertools.product(found["rows"], case.settings.repairs):
             if "units" not in row or not _wanted(row, repair):

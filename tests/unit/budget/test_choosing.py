@@ -86,3 +86,27 @@ def test_balanced_does_not_see_the_scale_of_a_leaf():
     balanced = [{n: sum(k) for n, k in keep(s, "balanced").items()} for s in (scores, scaled)]
     assert balanced[0] == balanced[1]
     assert keep(scores, "sum") != keep(scaled, "sum")
+
+
+def judged(search, choice, used):
+    """A try as if it had been measured."""
+    tried = search.choices.tried(np.array(choice))
+    tried.used = used
+    return tried
+
+
+def test_the_way_from_what_fits_to_what_does_not_is_halved():
+    fn, params, structure, scores, x = setting("mlp")
+    choices = (search := jp.Search(fn, params, structure, scores, x, round_to=1)).choices
+    full = choices.full
+    base, over = judged(search, full // 2, 0.8), judged(search, full - 2, 1.2)
+    (between,) = choices.halfway([base, over])
+    assert (base.choice <= between.choice).all() and (between.choice < over.choice).all()
+    assert (between.choice > base.choice).any()
+    part = (between.choice - base.choice).sum() / (over.choice - base.choice).sum()
+    assert 0.3 < part <= 0.45  # of the way to 98 % of the budget: (0.98 - 0.8) / (1.2 - 0.8)
+    between.used = 0.975
+    assert not choices.halfway([base, over, between])  # nothing new is nearer
+    assert not choices.halfway([over]) and not choices.halfway([base])
+    near = judged(search, base.choice + 1, 1.01)
+    assert not any(t.same(near) for t in choices.halfway([base, near]))
