@@ -21,7 +21,7 @@ MET = 0.99  # A speed-up of this share of the target counts as met: clocks are n
 CLOSE = 0.96  # The search stops once this share of the budget is used: 3 % above the target.
 NEAR = 0.05  # A search also stops to solve anew that close to the target: clocks decide then.
 AIMS = (0.995, 0.98)  # What fills up a choice uses these shares of the budget.
-WAYS = 3  # So many choices beyond the budget are walked towards.
+WAYS = 3  # So many choices beyond the budget are walked towards, so many cliffs gone round.
 BESIDE = (1.03, 1.0, 0.97)  # A long run also measures what is best at these shares of the budget.
 
 
@@ -203,22 +203,24 @@ class Choices:
     def between(self, budgets: Mapping[str, float], tries: Sequence[Try]) -> list[Try]:
         """The best choice that was found to fit, with what is left of the budget filled up.
 
-        A few more units change the time by little, so what is expected of it is nearly known.
+        A few more units change the time by little, so what is expected of it is nearly known;
+        unless one of the dimensions has a cliff there: each that was too wide once stays in turn.
         """
-        fitting = [t for t in tries if t.used <= 1 and not t.largest]
-        found: list[Try] = []
-        if not fitting or "latency" not in budgets:
-            return found
-        base = max(fitting, key=lambda t: self.worth.at(t.choice))
+        base = self._fitting(tries)
+        if base is None or "latency" not in budgets:
+            return []
         said = self.model.tables["latency"].at(base.choice)
+        filled = []
         for aim in AIMS:
             problem = self.problem(budgets)
             allowed = said * aim * budgets["latency"] / base.found["latency"]
             problem.budgets = {**problem.budgets, "latency": allowed}
-            choice = solver.exchange(problem, solver.fill(problem, base.choice))
-            if not any(t.same(choice) for t in [*tries, *found]):
-                found.append(self.tried(choice))
-        return found
+            filled.append(solver.exchange(problem, solver.fill(problem, base.choice)))
+        beyond = [t.choice for t in tries if t.used > 1]
+        suspects = [d for d, n in enumerate(base.choice) if any(c[d] > n for c in beyond)]
+        apart = [solver.fill(problem, base.choice, d) for d in suspects]
+        apart.sort(key=self.worth.at, reverse=True)
+        return self._new([*filled, *apart[:WAYS]], base, tries)
 
     def halfway(self, tries: Sequence[Try]) -> list[Try]:
         """Choices on the way from the best that fits to those that just don't, if they are new.
@@ -226,16 +228,25 @@ class Choices:
         Compilers fuse operations and choose algorithms by size, so that a whole network may take
         twice the sum of its parts; between two networks that were measured the way is short.
         """
-        fitting = [t for t in tries if t.used <= 1 and not t.largest]
+        base = self._fitting(tries)
         beyond = sorted((t for t in tries if t.used > 1), key=lambda t: t.used)[:WAYS]
+        if base is None:
+            return []
+        parts = [(AIMS[-1] - base.used) / (t.used - base.used) for t in beyond]
+        steps = [np.trunc(part * (t.choice - base.choice)) for part, t in zip(parts, beyond)]
+        return self._new([base.choice + step.astype(int) for step in steps], base, tries)
+
+    def _fitting(self, tries: Sequence[Try]) -> Try | None:
+        """Of the tries that fit, and may grow, the one of most worth."""
+        fitting = [t for t in tries if t.used <= 1 and not t.largest]
+        return max(fitting, key=lambda t: self.worth.at(t.choice), default=None)
+
+    def _new(self, choices: Sequence[np.ndarray], base: Try, tries: Sequence[Try]) -> list[Try]:
+        """Those of the choices that are worth more than ``base``, each once, and not tried yet."""
         found: list[Try] = []
-        for over in beyond if fitting else ():
-            base = max(fitting, key=lambda t: self.worth.at(t.choice))
-            part = (AIMS[-1] - base.used) / (over.used - base.used)
-            step = np.trunc(part * (over.choice - base.choice)).astype(int)
-            choice = base.choice + step
-            new = not any(t.same(choice) for t in [*tries, *found])
-            if new and self.worth.at(choice) > self.worth.at(base.choice):
+        for choice in choices:
+            known = any(t.same(choice) for t in [*tries, *found])
+            if not known and self.worth.at(choice) > self.worth.at(base.choice):
                 found.append(self.tried(choice))
         return found
 

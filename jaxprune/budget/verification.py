@@ -138,11 +138,14 @@ class Verifier:
         choices: Choices, budgets: Mapping[str, float], uniform: bool, measured: Sequence[Try]
     ) -> list[Try]:
         """New choices: what fits, filled up; where nothing does, what is expected to fit."""
-        filled = [] if uniform else choices.halfway(measured)
-        filled += [] if uniform else choices.between(budgets, measured)
-        if not filled and any(t.used <= 1 for t in measured):
+        if not any(t.used <= 1 for t in measured):
+            return choices.beside(budgets, uniform, measured)[: FINALISTS - 1]
+        if uniform:
             return []
-        return [*filled, *choices.beside(budgets, uniform, [*measured, *filled])][: FINALISTS - 1]
+        found = [*choices.halfway(measured), *choices.between(budgets, measured)]
+        distinct = [t for i, t in enumerate(found) if not any(t.same(s.choice) for s in found[:i])]
+        distinct.sort(key=lambda t: choices.worth.at(t.choice), reverse=True)
+        return distinct[:FINALISTS]
 
     def _count(self, tried: Try) -> None:
         """Compacts a try, if that wasn't done yet, and counts what it costs."""

@@ -110,3 +110,17 @@ def test_the_way_from_what_fits_to_what_does_not_is_halved():
     assert not choices.halfway([over]) and not choices.halfway([base])
     near = judged(search, base.choice + 1, 1.01)
     assert not any(t.same(near) for t in choices.halfway([base, near]))
+
+
+def test_a_cliff_is_gone_round():
+    """A dimension that was too wide once stays as it is, and the others fill up."""
+    fn, params, structure, scores, x = setting("mlp")
+    search = jp.Search(fn, params, structure, scores, x, device="h100", round_to=1)
+    budgets = search._budgets(jp.Target(speedup=1.5))
+    choices = search.choices
+    base = judged(search, choices.full // 4, 0.8)
+    base.found["latency"] = 0.8 * budgets["latency"]
+    wide = judged(search, base.choice + np.array([4, 0]), 1.5)
+    found = choices.between(budgets, [base, wide])
+    assert any(t.choice[0] == base.choice[0] and t.choice[1] > base.choice[1] for t in found)
+    assert all(choices.worth.at(t.choice) > choices.worth.at(base.choice) for t in found)
