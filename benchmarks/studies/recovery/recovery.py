@@ -1,9 +1,9 @@
 """Which score, objective and repair keep most accuracy, before and after recovery?
 
-``python -m benchmarks recovery`` trains small networks on Fashion-MNIST, asks ``jp.search`` for
-1.5, 2 and 3 times their speed by each score and objective, and recovers each result by each repair
-with ``jp.recover``. It goes on where it was interrupted; ``--stages train`` and ``tune`` may share
-the machine, ``plan`` wants it for itself.
+``python -m benchmarks recovery`` trains small networks on Fashion-MNIST, asks ``jp.search`` for a
+1.5th, a half and a third of their FLOPs by each score and objective, and for 1.5, 2 and 3 times
+their measured speed by the likely ones, and recovers each result with ``jp.recover``. It goes on
+where it was interrupted; the stage ``time`` wants the machine for itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.common.machine import load_average
 from benchmarks.studies.recovery import networks
 from benchmarks.studies.speed.accuracy import load, save
 
-STAGES = ("train", "plan", "tune")
+STAGES = ("train", "plan", "time", "tune")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +38,13 @@ class Settings:
 
     first_seed: int = 1
     seeds: int = 3
-    speedups: tuple[float, ...] = (1.5, 2.0, 3.0)
+    times_less: tuple[float, ...] = (1.5, 2.0, 3.0)  # FLOPs or seconds
     scores: tuple[str, ...] = ("magnitude", "taylor", "fisher")
     objectives: tuple[str, ...] = ("sum", "proportional", "balanced", "uniform")
-    everywhere: tuple[str, ...] = ("taylor, sum", "magnitude, balanced", "magnitude, uniform")
-    compared: float = 2.0  # all pairs at this speed, those of ``everywhere`` at the others, too
+    likely: tuple[str, ...] = (
+        "taylor, sum", "taylor, uniform", "magnitude, balanced", "magnitude, uniform",
+    )  # fmt: skip
+    compared: float = 2.0  # all pairs are asked for here, the likely ones everywhere
     repairs: tuple[str, ...] = ("tuned", "refit, tuned", "distilled")
     dense_steps: int = 1500
     tune_steps: int = 300  # a fifth
@@ -53,7 +55,7 @@ class Settings:
 
 
 QUICK = Settings(
-    seeds=1, speedups=(1.5,), scores=("taylor",), objectives=("sum",), repairs=("refit, tuned",),
+    seeds=1, times_less=(2.0,), scores=("taylor",), objectives=("sum",), repairs=("refit, tuned",),
     dense_steps=30, tune_steps=5, evidence=2, test_images=500, timed=16,
 )  # fmt: skip
 
@@ -99,10 +101,13 @@ class Case:
         return jp.compact(self.fn, self.dense, masks, self.x)
 
 
-def plan(case: Case, rows: list[dict[str, Any]]) -> Iterator[None]:
-    """Adds for each score, objective and speed what is kept, and the accuracy before any repair."""
-    done = {(row["score"], row["objective"], row["asked"]) for row in rows}
-    missing = [each for each in _asked(case.settings) if each not in done]
+def plan(case: Case, rows: list[dict[str, Any]], of: str) -> Iterator[None]:
+    """Adds for each score, objective and budget what is kept, and the accuracy before any repair.
+
+    ``of``: "flops", or "speedup", for which the likely pairs are asked for alone.
+    """
+    done = {(r["score"], r["objective"], r["asked"]) for r in rows if r["of"] == of}
+    missing = [each for each in _asked(case.settings, of) if each not in done]
     if not missing:
         return
     found = {score: case.scores(score) for score in case.settings.scores}
@@ -110,27 +115,32 @@ def plan(case: Case, rows: list[dict[str, Any]]) -> Iterator[None]:
     for score, objective, asked in missing:
         uniform = objective == "uniform"  # the same fraction of every dimension
         staged = search.stage(found[score], objective="sum" if uniform else objective)
-        row = {"score": score, "objective": objective, "asked": asked}
-        rows.append(row | _planned(case, staged, asked, uniform))
-        print(f"  {score}, {objective}, {asked:g} x: {rows[-1].get('measured')}", flush=True)
+        row = {"score": score, "objective": objective, "asked": asked, "of": of}
+        rows.append(row | _planned(case, staged, row))
+        print(f"  {score}, {objective}, {asked:g} x less: {rows[-1].get('speedup')}", flush=True)
         yield
 
 
-def _asked(settings: Settings) -> Iterator[tuple[str, str, float]]:
-    """All pairs of a score and an objective at one speed, some of them at the others, too."""
-    for each in itertools.product(settings.scores, settings.objectives, settings.speedups):
-        if each[2] == settings.compared or f"{each[0]}, {each[1]}" in settings.everywhere:
-            yield each
+def _asked(settings: Settings, of: str) -> Iterator[tuple[str, str, float]]:
+    """All pairs of a score and an objective at half of the FLOPs, the likely ones everywhere."""
+    for score, objective, less in itertools.product(
+        settings.scores, settings.objectives, settings.times_less
+    ):
+        whole = of == "flops" and less == settings.compared
+        if whole or f"{score}, {objective}" in settings.likely:
+            yield score, objective, less
 
 
-def _planned(case: Case, search: jp.Search, asked: float, uniform: bool) -> dict[str, Any]:
+def _planned(case: Case, search: jp.Search, asked: dict[str, Any]) -> dict[str, Any]:
+    less = asked["asked"]
+    target = jp.Target(flops=1 / less) if asked["of"] == "flops" else jp.Target(speedup=less)
     try:
-        found = search.plan(jp.Target(speedup=asked), uniform=uniform)
-    except ValueError as error:  # a speed that cannot be had
+        found = search.plan(target, uniform=asked["objective"] == "uniform")
+    except ValueError as error:  # a budget that cannot be had
         return {"refused": str(error).splitlines()[0]}
     row: dict[str, Any] = {
         "units": {name: np.flatnonzero(v).tolist() for name, v in found.keep.items()},
-        "measured": found.measured.get("speedup") if found.measured else None,
+        "speedup": found.measured.get("speedup"),
         "load_average": load_average(),
     }
     small = case.small(row)
@@ -156,9 +166,9 @@ def tune(case: Case, row: dict[str, Any], repair: str) -> dict[str, Any]:
     return {"after": case.accuracy(tuned.fn, tuned.params), "steps": steps, "stages": stages}
 
 
-def _wanted(row: dict[str, Any], repair: str) -> bool:
+def _wanted(row: dict[str, Any], repair: str, settings: Settings) -> bool:
     """Every plan is tuned; the repairs are compared on the plans of one score and objective."""
-    return repair == "tuned" or (row["score"], row["objective"]) == ("taylor", "sum")
+    return repair == "tuned" or f"{row['score']}, {row['objective']}" == settings.likely[0]
 
 
 def fill(case: Case, found: dict[str, Any], stage: str) -> Iterator[None]:
@@ -166,11 +176,12 @@ def fill(case: Case, found: dict[str, Any], stage: str) -> Iterator[None]:
     if "dense" not in found:
         found["dense"] = case.accuracy(case.fn, case.dense)
         yield
-    if stage == "plan":
-        yield from plan(case, found.setdefault("rows", []))
+    if stage in ("plan", "time"):
+        of = "flops" if stage == "plan" else "speedup"
+        yield from plan(case, found.setdefault("rows", []), of)
     if stage == "tune":
         for row, repair in itertools.product(found["rows"], case.settings.repairs):
-            if "units" not in row or not _wanted(row, repair):
+            if "units" not in row or not _wanted(row, repair, case.settings):
                 continue
             if repair not in row.setdefault("repairs", {}):
                 row["repairs"][repair] = tune(case, row, repair)
@@ -181,34 +192,33 @@ def fill(case: Case, found: dict[str, Any], stage: str) -> Iterator[None]:
 
 
 def summary(seeds: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each score, objective, repair and speed the points that are lost, over seeds."""
+    """For each score, objective, repair and budget the points that are lost, over seeds."""
     lost: dict[tuple[Any, ...], list[float]] = {}
     for found in seeds.values():
-        for row in found.get("rows", []):
-            if "units" not in row:
-                continue
+        for row in (row for row in found.get("rows", []) if "units" in row):
             after = {"none": row["before"]} | {
                 repair: done["after"] for repair, done in row.get("repairs", {}).items()
             }
             for repair, accuracy in after.items():
-                key = (row["asked"], row["score"], row["objective"], repair)
+                key = (row["of"], row["asked"], row["score"], row["objective"], repair)
                 lost.setdefault(key, []).append(100 * (found["dense"] - accuracy))
-    names = ("asked", "score", "objective", "repair")
+    names = ("of", "asked", "score", "objective", "repair")
     return [dict(zip(names, key)) | {"points_lost": each, "mean": float(np.mean(each))}
-            for key, each in lost.items()]  # fmt: skip
+            for key, each in sorted(lost.items())]  # fmt: skip
 
 
 def table(network: str, seeds: dict[str, Any]) -> Table:
-    """A row for each score and objective, a column for each repair, at each speed."""
+    """A row for each budget, score and objective, a column for each repair."""
     dense = [found["dense"] for found in seeds.values() if "dense" in found]
-    columns = tuple(dict.fromkeys(row["repair"] for row in summary(seeds)))
-    title = f"{network}: points lost of {np.mean(dense):.2%}, {len(dense)} seeds"
-    shown = Table("asked", "score", "objective", *columns, title=title)
     rows = summary(seeds)
-    for key in dict.fromkeys((r["asked"], r["score"], r["objective"]) for r in rows):
-        cells = {r["repair"]: f"{r['mean']:.2f}" for r in rows
-                 if (r["asked"], r["score"], r["objective"]) == key}  # fmt: skip
-        shown.add_row(f"{key[0]:g} x", key[1], key[2], *(cells.get(c, "") for c in columns))
+    columns = tuple(dict.fromkeys(row["repair"] for row in rows))
+    title = f"{network}: points lost of {np.mean(dense):.2%}, {len(dense)} seeds"
+    shown = Table("less", "score", "objective", *columns, title=title)
+    for key in dict.fromkeys((r["of"], r["asked"], r["score"], r["objective"]) for r in rows):
+        cells = {r["repair"]: f"{r['mean']:.2f} of {len(r['points_lost'])}" for r in rows
+                 if (r["of"], r["asked"], r["score"], r["objective"]) == key}  # fmt: skip
+        less = f"{key[1]:g} x {'FLOPs' if key[0] == 'flops' else 'time'}"
+        shown.add_row(less, key[2], key[3], *(cells.get(c, "") for c in columns))
     return shown
 
 
@@ -232,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     kept = results.continued(path, about["settings"])
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
-    for stage, network, seed in itertools.product(args.stages, args.networks, seeds):
+    for stage, seed, network in itertools.product(args.stages, seeds, args.networks):
         found = kept.setdefault(network, {}).setdefault(str(seed), {})
         case = Case(network, images, settings, seed, args.weights / stem)
         for _ in fill(case, found, stage):
