@@ -6,6 +6,7 @@ package of the engine before one of the three functions is called.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import tempfile
@@ -20,7 +21,8 @@ import numpy as np
 
 from jaxprune._trees import difference
 from jaxprune.compaction.model import Compact
-from jaxprune.runtimes.freezing import Frozen, freeze
+from jaxprune.ir import compat
+from jaxprune.runtimes.freezing import Frozen, Signature, freeze
 from jaxprune.typing import path_str
 
 Flat = Callable[..., list[np.ndarray]]  # flat NumPy arrays in and out
@@ -32,6 +34,10 @@ class Options(NamedTuple):
     quantize: str | None = None  # "dynamic" or "static"
     calibration: Sequence[tuple[Any, ...]] | None = None  # tuples of arguments
     threads: int | None = None  # None: as many as the engine takes
+
+
+class NothingQuantized(ValueError):
+    """A quantiser that was asked for found nothing to quantise."""
 
 
 class Engine(NamedTuple):
@@ -71,6 +77,10 @@ class Runtime:
         versions = self.engine.versions() if self.engine else {"jax": jax.__version__}
         return f"{self.name} ({', '.join(f'{k} {v}' for k, v in sorted(versions.items()))})"
 
+    def replace(self, options: Options) -> Runtime:
+        """The same engine with other options."""
+        return Runtime(self.engine, options)
+
     def __repr__(self) -> str:
         return f"<runtime {self.name}>"
 
@@ -94,9 +104,17 @@ class Runtime:
         held, rest, bare = parts(fn, args)
         frozen = freeze(bare, *rest, shapes=shapes)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / self.engine.file
-            self.engine.write(frozen, path, self.options)
-            return Compiled(self, frozen, self.engine.read(path, self.options), held)
+            return compiled(self, frozen, Path(folder), held)
+
+
+def compiled(
+    runtime: Runtime, frozen: Frozen, folder: Path, held: tuple[Any, ...] = ()
+) -> Compiled:
+    """A program in an engine, whose file is written into a folder."""
+    assert runtime.engine is not None
+    path = folder / runtime.engine.file
+    runtime.engine.write(frozen, path, runtime.options)
+    return Compiled(runtime, frozen.signature, runtime.engine.read(path, runtime.options), held)
 
 
 def parts(fn: Any, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], Any]:
@@ -108,23 +126,33 @@ def parts(fn: Any, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, .
 
 
 class Compiled:
-    """A function in an engine: trees of NumPy or JAX arrays in, of NumPy arrays out."""
+    """A function in an engine: trees of NumPy or JAX arrays in, of NumPy arrays out.
 
-    def __init__(self, runtime: Runtime, frozen: Frozen, run: Flat, held: tuple[Any, ...] = ()):
-        self.runtime, self._run, self._held = runtime, run, held
-        self._specs = jax.tree_util.tree_leaves_with_path(frozen.args)
-        self._in_tree, self._out_tree = frozen.in_tree, frozen.out_tree
+    Attributes:
+      runtime: where it runs.
+      signature: what it takes and gives.
+    """
+
+    def __init__(
+        self, runtime: Runtime, signature: Signature, run: Flat, held: tuple[Any, ...] = ()
+    ):
+        self.runtime, self.signature, self._run, self._held = runtime, signature, run, held
+        self._checked: set[Any] = set()  # types of arguments that fit
 
     def __call__(self, *args: Any) -> Any:
         args = self._without_held(args)
-        treedef = jax.tree.structure(args)
-        if treedef != self._in_tree:
-            raise ValueError(
-                f"this function was compiled for {self.runtime.name} for other arguments: their "
-                f"tree {difference(treedef, self._in_tree)}"
-            )
-        flat = [_taken(*row, x) for row, x in zip(self._specs, jax.tree.leaves(args), strict=True)]
-        return jax.tree.unflatten(self._out_tree, self._run(*flat))
+        leaves, treedef = jax.tree.flatten(args)
+        flat = [np.asarray(x) for x in leaves]
+        key = treedef, tuple((x.shape, x.dtype) for x in flat)
+        if key not in self._checked:
+            check_arguments(self.signature, args)
+            self._checked.add(key)
+        return jax.tree.unflatten(self.signature.out_tree, self._run(*flat))
+
+    def place(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments as a call takes them fastest."""
+        rest = self._without_held(args)
+        return (*self._held, *jax.tree.map(np.asarray, rest))
 
     def _without_held(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if not self._held:
@@ -139,21 +167,42 @@ class Compiled:
         return args[1:]
 
 
-def _taken(path: Any, spec: Any, x: Any) -> np.ndarray:
-    """A NumPy array of the type that the program takes."""
-    array = np.asarray(x)
-    sizes = zip(array.shape, spec.shape)
-    fits = array.ndim == len(spec.shape) and all(
-        jax.export.is_symbolic_dim(n) or m == n for m, n in sizes
-    )
-    if not fits or array.dtype != spec.dtype:
-        wanted = f"{spec.dtype}[{','.join(map(str, spec.shape))}]"
-        got = f"{array.dtype}[{','.join(map(str, array.shape))}]"
-        raise ValueError(
-            f"argument {path_str(path)} is {got}, and the program takes {wanted}; pass such an "
-            'array, or make the size a name: shapes="b, ..."'
-        )
-    return array
+def check_arguments(signature: Signature, args: tuple[Any, ...]) -> list[np.ndarray]:
+    """Flat NumPy arrays of the types that a program takes.
+
+    Raises:
+      ValueError: for other trees, shapes or types.
+    """
+    told = difference(args, signature.args)
+    if told:
+        raise ValueError(f"the program was compiled for other arguments: the tree of these {told}")
+    specs = jax.tree_util.tree_leaves_with_path(signature.args)
+    arrays = [np.asarray(x) for x in jax.tree.leaves(args)]
+    numbers: dict[str, int] = {}
+    for (path, spec), array in zip(specs, arrays, strict=True):
+        if array.dtype != spec.dtype or not _fits(spec.shape, array.shape, numbers):
+            got = f"{array.dtype}[{','.join(map(str, array.shape))}]"
+            wanted = f"{spec.dtype}[{','.join(map(str, spec.shape))}]"
+            told = ", ".join(f"{name} = {n}" for name, n in numbers.items())
+            raise ValueError(
+                f"argument {path_str(path)} is {got}, and the program takes {wanted}"
+                f"{told and f' with {told}'}; pass such an array, or make a size a name: "
+                'shapes="b, ..."'
+            )
+    return arrays
+
+
+def _fits(wanted: Sequence[Any], got: Sequence[int], numbers: dict[str, int]) -> bool:
+    """Whether sizes are as wanted; a name is what it was first."""
+    if len(wanted) != len(got):
+        return False
+    for size, n in zip(wanted, got):
+        if str(size).isidentifier():
+            numbers.setdefault(str(size), n)
+    names = {name for size in wanted for name in compat.names_in(size)}
+    if not names <= numbers.keys():  # such as 2*b, where no argument has b alone
+        return all(n == size for size, n in zip(wanted, got) if isinstance(size, int))
+    return [compat.size_at(size, numbers) for size in wanted] == list(got)
 
 
 def _equal(mine: Any, given: Any) -> bool:
@@ -181,18 +230,13 @@ def package(name: str, extra: str) -> Any:
         ) from error
 
 
-def versions(extra: str, *names: str) -> dict[str, str]:
-    """The versions of packages, which need not be imported for it.
-
-    Raises:
-      ImportError: with the line that installs them.
-    """
-    try:
-        return {name: importlib.metadata.version(name) for name in names}
-    except importlib.metadata.PackageNotFoundError as error:
-        raise ImportError(
-            f"the runtime {extra} needs {error.name}: pip install 'jaxprune[{extra}]'"
-        ) from error
+def versions(*names: str) -> dict[str, str]:
+    """The versions of packages that are there; none is imported."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def make(engine: Engine, quantize: str | None, calibration: Any, threads: int | None) -> Runtime:

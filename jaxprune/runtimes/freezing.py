@@ -10,8 +10,14 @@ from jax.extend import core
 
 from jaxprune._calls import calls_fn, check_arrays
 from jaxprune.compaction.model import Compact
-from jaxprune.ir import compat, primitives
-from jaxprune.ir.primitives import Kind
+from jaxprune.runtimes.rewriting import rewritten
+
+
+class Signature(NamedTuple):
+    """What a program takes and gives: trees of types, and how the results were flattened."""
+
+    args: tuple[Any, ...]
+    out_tree: Any
 
 
 class Frozen(NamedTuple):
@@ -42,6 +48,19 @@ class Frozen(NamedTuple):
         return list(run(*leaves))
 
     @property
+    def signature(self) -> Signature:
+        """What it takes and gives, without the program."""
+        return Signature(self.args, self.out_tree)
+
+    @property
+    def results(self) -> Any:
+        """The tree of the types of its results."""
+        types = [
+            jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in self.closed.jaxpr.outvars
+        ]
+        return jax.tree.unflatten(self.out_tree, types)
+
+    @property
     def named(self) -> bool:
         """Whether sizes are names."""
         return _named(jax.tree.leaves(self.args))
@@ -53,7 +72,7 @@ def freeze(fn: Compact | Callable[..., Any], *args: Any, shapes: Any = None) -> 
 
     Some converters replace functions of JAX and Flax while they trace, so that a function that is
     traced by them is another one. What this returns is traced already: it has no calls, no custom
-    derivatives and no dead code.
+    derivatives and no dead code, and small constants are computed.
 
     Args:
       fn: what ``jp.compact`` gave, whose parameters become constants of the program, or a function,
@@ -82,8 +101,8 @@ def freeze(fn: Compact | Callable[..., Any], *args: Any, shapes: Any = None) -> 
     specs = jax.tree.map(_type, tuple(specs))
     call = (lambda *xs: fn.fn(fn.params, *xs)) if isinstance(fn, Compact) else fn
     closed, out = jax.make_jaxpr(call, return_shape=True)(*specs)
-    inner = jax.make_jaxpr(lambda *xs: _run(closed, xs))(*jax.tree.leaves(specs))
-    return Frozen(_without_dead(inner), specs, jax.tree.structure(specs), jax.tree.structure(out))
+    trees = jax.tree.structure(specs), jax.tree.structure(out)
+    return Frozen(rewritten(closed, {}), specs, *trees)
 
 
 def _type(x: Any) -> jax.ShapeDtypeStruct:
@@ -93,36 +112,3 @@ def _type(x: Any) -> jax.ShapeDtypeStruct:
 
 def _named(leaves: Sequence[Any]) -> bool:
     return any(jax.export.is_symbolic_dim(n) for x in leaves for n in jax.typeof(x).shape)
-
-
-_CALLED = {*primitives.CALLS, Kind.INLINED}
-
-
-def _run(closed: Any, xs: Sequence[Any]) -> list[Any]:
-    """The results of a program, with the programs that it calls in place of the calls."""
-    jaxpr, consts = compat.open_jaxpr(closed)
-    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *xs], strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else env[atom]
-
-    for eqn in jaxpr.eqns:
-        ins = [read(v) for v in eqn.invars]
-        called = primitives.kind(eqn) in _CALLED
-        outs = _run(compat.sub_jaxprs(eqn)[0], ins) if called else compat.bind(eqn, ins)
-        env.update(zip(eqn.outvars, outs, strict=True))
-    return [read(v) for v in jaxpr.outvars]
-
-
-def _without_dead(closed: Any) -> core.ClosedJaxpr:
-    """Without equations, keys among them, and constants that no result needs."""
-    jaxpr, consts = compat.open_jaxpr(closed)
-    needed = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}
-    eqns = []
-    for eqn in reversed(jaxpr.eqns):
-        if eqn.effects or needed & set(eqn.outvars):
-            eqns.append(eqn)
-            needed |= {v for v in eqn.invars if not isinstance(v, core.Literal)}
-    held = {v: c for v, c in zip(jaxpr.constvars, consts, strict=True) if v in needed}
-    live = jaxpr.replace(eqns=eqns[::-1], constvars=[*held])
-    return core.ClosedJaxpr(live, [*held.values()])
