@@ -18,6 +18,7 @@ from jaxprune import plot as plot
 from jaxprune import recovery as recovery
 from jaxprune import reduce as reduce
 from jaxprune import rules as rules
+from jaxprune import runtimes as runtimes
 from jaxprune import sanity as sanity
 from jaxprune import schedules as schedules
 from jaxprune import scores as scores
@@ -62,6 +63,7 @@ from jaxprune.patterns import threshold as threshold
 from jaxprune.patterns import unstructured as unstructured
 from jaxprune.recovery import recover as recover
 from jaxprune.report import summary as summary
+from jaxprune.runtimes.freezing import freeze as freeze
 from jaxprune.scores import magnitude as magnitude
 from jaxprune.scores import random as random
 from jaxprune.scores import saliency as saliency
@@ -73,7 +75,7 @@ from jaxprune.training import prune as prune
 __version__ = _metadata.version("jaxprune")
 _SPACES = (
     "budget", "distributions", "masks", "oneshot", "patterns", "plot", "recovery", "reduce",
-    "rules", "sanity", "schedules", "scores", "training", "typing",
+    "rules", "runtimes", "sanity", "schedules", "scores", "training", "typing",
 )  # fmt: skip
 __all__ = [n for n, x in globals().items() if n[0] != "_" and (callable(x) or n in _SPACES)]
 _elsewhere = _renamed.missing("jp")

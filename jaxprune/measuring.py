@@ -53,6 +53,7 @@ class Timing:
       device: kind of the device that ran it, "NVIDIA H100 80GB HBM3".
       arguments: what each argument was, "float32[256,28,28,1]".
       load: processes per core that wanted to run, NaN where it isn't known.
+      runtime: the engine that ran it, with its options and versions; "xla" is this process.
     """
 
     samples: tuple[float, ...]
@@ -60,6 +61,7 @@ class Timing:
     device: str
     arguments: tuple[str, ...]
     load: float = math.nan
+    runtime: str = "xla"
 
     @property
     def median(self) -> float:
@@ -91,6 +93,7 @@ class Timing:
             "device": self.device,
             "arguments": list(self.arguments),
             "load": None if math.isnan(self.load) else self.load,
+            "runtime": self.runtime,
         }
 
     def _milliseconds(self) -> tuple[str, str]:
@@ -98,15 +101,20 @@ class Timing:
         low, high = (q * 1e3 for q in self.quartiles)
         return f"{self.median * 1e3:.4g}", f"{low:.4g} - {high:.4g}"
 
+    @property
+    def _where(self) -> str:
+        """The device, and the engine if it isn't XLA."""
+        return self.device if self.runtime == "xla" else f"{self.device} in {self.runtime}"
+
     def _repr_html_(self) -> str:
         heads = ("median [ms]", "quartiles", "rounds", "device")
-        row = (*self._milliseconds(), f"{len(self.samples)} of {self.calls} calls", self.device)
+        row = (*self._milliseconds(), f"{len(self.samples)} of {self.calls} calls", self._where)
         return tables.html([tables.Table(heads, [row])])
 
     def __str__(self) -> str:
         low, high = (q * 1e3 for q in self.quartiles)
         return (
-            f"{self.median * 1e3:.4g} ms [{low:.4g}, {high:.4g}] on {self.device}, "
+            f"{self.median * 1e3:.4g} ms [{low:.4g}, {high:.4g}] on {self._where}, "
             f"{len(self.samples)} rounds of {self.calls} calls"
             + (self.note and f"\nnote: {self.note}")
         )
@@ -160,19 +168,23 @@ def benchmark(
     repeats: int = 15,
     min_round: float = 0.01,
     progress: Progress = None,
+    runtime: Any = None,
 ) -> Timing:
     """Returns how long one call ``fn(*args)`` takes, in seconds; compilation excluded.
 
     On a CPU each call is waited for. On an accelerator the calls of a round are queued, so that the
     time is the device's wherever a call keeps it busy for longer than Python takes to queue it.
+    In another runtime a call goes from NumPy arrays to NumPy arrays.
 
     Args:
-      fn: a function of arrays: plain (it is jitted), jitted, or compiled.
+      fn: a function of arrays: plain (it is jitted), jitted, or compiled, for a runtime as well.
       *args: arrays; they are placed on the device once.
       repeats: number of rounds, each of which is one sample.
       min_round: seconds that a round lasts at least; it makes as many calls as that takes.
       progress: None or True for a bar once it takes long, False for silence, or what wraps the
         rounds, such as ``tqdm.tqdm``.
+      runtime: where it runs, ``jp.runtimes.onnx()``; None is XLA. Parameters that come first are
+        part of the engine's program, as they are when it serves.
 
     Returns:
       A :class:`Timing`.
@@ -189,7 +201,8 @@ def benchmark(
     """
     _check_repeats("jp.benchmark", repeats)
     with working("jp.benchmark", progress):
-        ready = _prepare("jp.benchmark", "jp.benchmark(fn, params, x)", fn, args, min_round)
+        write = "jp.benchmark(fn, params, x)"
+        ready = _prepare("jp.benchmark", write, fn, args, min_round, runtime)
         before = load()
         samples = [ready.round() for _ in track(range(repeats), "rounds", progress)]
         return ready.timing(samples, max(before, load()))
@@ -204,6 +217,7 @@ def compare(
     baseline: str | None = None,
     min_round: float = 0.01,
     progress: Progress = None,
+    runtime: Any = None,
 ) -> Comparison:
     """Returns the timings of several functions and their speed-ups, from one interleaved run.
 
@@ -217,13 +231,16 @@ def compare(
       min_round: seconds that each function's part of a round lasts at least.
       progress: None or True for a bar once it takes long, False for silence, or what wraps the
         rounds, such as ``tqdm.tqdm``.
+      runtime: where all of them run, as for :func:`benchmark`; or ``{name: runtime}``, so that
+        engines take turns in one run. What has no runtime there runs in XLA.
 
     Returns:
       A :class:`Comparison`.
 
     Raises:
       TypeError: when an entry isn't (fn, args), and as :func:`benchmark`.
-      ValueError: for no entries, repeats < 1 or an unknown baseline, and as :func:`benchmark`.
+      ValueError: for no entries, repeats < 1, an unknown baseline, or a runtime for what isn't an
+        entry, and as :func:`benchmark`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -238,7 +255,7 @@ def compare(
     if base not in entries:
         raise ValueError(f"baseline {base!r} of jp.compare is not among {list(entries)}")
     with working("jp.compare", progress) as row:
-        race = Race(entries, min_round, row)
+        race = Race(entries, min_round, row, _runtimes(entries, runtime))
         race.run(repeats, progress)
     return race.comparison(base)
 
@@ -266,20 +283,25 @@ class Race:
     Args:
       entries, min_round: of :func:`compare`.
       row: says which one is compiled.
+      runtimes: name -> runtime, of those that don't run in XLA.
 
     Attributes:
       samples: name -> seconds per call, one for each round.
     """
 
     def __init__(
-        self, entries: Mapping[str, tuple[Fn, tuple[Any, ...]]], min_round: float, row: Row
+        self,
+        entries: Mapping[str, tuple[Fn, tuple[Any, ...]]],
+        min_round: float,
+        row: Row,
+        runtimes: Mapping[str, Any],
     ):
         self._ready, self._shuffle, self._load = {}, random.Random(0).shuffle, load()
         for name, (fn, args) in entries.items():
             row.now = f"compiling {name}"
             who = f"entry {name!r} of jp.compare"
             write = f"jp.compare({{{name!r}: (fn, (params, x))}})"
-            self._ready[name] = _prepare(who, write, fn, args, min_round)
+            self._ready[name] = _prepare(who, write, fn, args, min_round, runtimes.get(name))
         self.samples: dict[str, list[float]] = {name: [] for name in entries}
         row.now = ""
 
@@ -308,7 +330,7 @@ class _Ready(NamedTuple):
 
     def round(self) -> float:
         """Seconds per call. A CPU may run queued calls side by side: there each is waited for."""
-        wait = _device(self.args).platform == "cpu"
+        wait = _device(self.args).platform == "cpu" and not hasattr(self.fn, "runtime")
         start = time.perf_counter()
         for _ in range(self.calls):
             out = self.fn(*self.args)
@@ -319,10 +341,14 @@ class _Ready(NamedTuple):
 
     def timing(self, samples: Sequence[float], busy: float) -> Timing:
         kind = _device(self.args).device_kind
-        return Timing(tuple(samples), self.calls, kind, tuple(map(_describe, self.args)), busy)
+        where = self.fn.runtime.key if hasattr(self.fn, "runtime") else "xla"
+        told = tuple(map(_describe, self.args))
+        return Timing(tuple(samples), self.calls, kind, told, busy, where)
 
 
-def _prepare(who: str, write: str, fn: Fn, args: tuple[Any, ...], min_round: float) -> _Ready:
+def _prepare(
+    who: str, write: str, fn: Fn, args: tuple[Any, ...], min_round: float, runtime: Any = None
+) -> _Ready:
     """Compiles, warms up, and finds how many calls make a round."""
     check_call(who, write, fn, args)
     for path, leaf in jax.tree_util.tree_leaves_with_path(args):
@@ -331,10 +357,15 @@ def _prepare(who: str, write: str, fn: Fn, args: tuple[Any, ...], min_round: flo
                 f"{who} wants arrays with values, argument {path_str(path)} is {leaf}; make one, "
                 "jnp.zeros(x.shape, x.dtype), or count without computing: jp.cost"
             )
-    jitted = fn if hasattr(fn, "lower") or isinstance(fn, jax.stages.Compiled) else jax.jit(fn)
-    ready = _Ready(jitted, jax.device_put(args), calls=1)
+    run = _compiled(runtime, fn, args)
+    if hasattr(run, "runtime"):
+        ready = _Ready(run, run.place(args), calls=1)
+    else:
+        is_ready = hasattr(fn, "lower") or isinstance(fn, jax.stages.Compiled)
+        ready = _Ready(fn if is_ready else jax.jit(fn), jax.device_put(args), calls=1)
     jax.block_until_ready(ready.fn(*ready.args))
-    if any(leaf.is_deleted() for leaf in jax.tree.leaves(ready.args)):
+    arrays = [x for x in jax.tree.leaves(ready.args) if isinstance(x, jax.Array)]
+    if any(x.is_deleted() for x in arrays):
         raise ValueError(
             f"{who} is a function that donates its arguments: they are gone after the first call; "
             "jit it without donate_argnums"
@@ -344,6 +375,23 @@ def _prepare(who: str, write: str, fn: Fn, args: tuple[Any, ...], min_round: flo
         wanted = math.ceil(1.2 * ready.calls * min_round / seconds)
         ready = ready._replace(calls=min(wanted, 8 * ready.calls))
     return ready
+
+
+def _compiled(runtime: Any, fn: Fn, args: tuple[Any, ...]) -> Any:
+    """A function in a runtime; what is compiled for one already stays."""
+    outside = runtime is not None and runtime.engine is not None
+    return runtime(fn, *args) if outside and not hasattr(fn, "runtime") else fn
+
+
+def _runtimes(entries: Mapping[str, Any], runtime: Any) -> Mapping[str, Any]:
+    """The runtime of each entry."""
+    if not isinstance(runtime, Mapping):
+        return dict.fromkeys(entries, runtime)
+    if unknown := [name for name in runtime if name not in entries]:
+        raise ValueError(
+            f"jp.compare got a runtime for {unknown[0]!r}, which is not among {list(entries)}"
+        )
+    return runtime
 
 
 def _ratio(base: Sequence[float], other: Sequence[float]) -> Ratio:
@@ -373,7 +421,9 @@ def _check_entries(entries: Any) -> None:
 def _device(args: tuple[Any, ...]) -> jax.Device:
     """Where the arguments lie (the first device, if on several), or where JAX computes."""
     for leaf in jax.tree.leaves(args):
-        return min(leaf.devices(), key=lambda device: device.id)
+        if isinstance(leaf, jax.Array):
+            return min(leaf.devices(), key=lambda device: device.id)
+        return jax.devices("cpu")[0]
     return jax.devices()[0]
 
 

@@ -1,19 +1,24 @@
-"""Compact models that need no code: a program by ``jax.export`` and its parameters in one file."""
+"""Models that need no code: a program by ``jax.export`` and its parameters, or an engine's file."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._calls import calls_fn
-from jaxprune.artefacts import files, leaves, tensors
+from jaxprune.artefacts import files, folders, leaves, tensors
 from jaxprune.artefacts.checks import Size, conform
 from jaxprune.compaction.api import Compact
+from jaxprune.structure.infer import paths_of
+
+if TYPE_CHECKING:
+    from jaxprune.runtimes.artefact import Artefact
 
 FORMAT, VERSION = "jaxprune exported program", 2
 FILE = "exported.safetensors"
@@ -36,28 +41,42 @@ class Exported(NamedTuple):
 
 @calls_fn("jp.export")
 def export(
-    small: Compact,
+    small: Compact | Callable[..., Any],
     folder: str | Path,
     *args: Any,
     shapes: Any = None,
     platforms: Sequence[str] | None = None,
-) -> None:
-    """Writes a compact model that runs without the code that defined it, for one device.
+    runtime: Any = None,
+) -> Artefact:
+    """Writes a model that runs without the code that defined it, for one device or engine.
 
-    ``folder/exported.safetensors`` holds the program (StableHLO, kept readable by JAX's own
+    For XLA ``folder/exported.safetensors`` holds the program (StableHLO, kept readable by JAX's own
     guarantees for six months) and the parameters. It is written as :func:`jaxprune.save` writes:
     in one step, with a digest.
 
+    For another runtime the folder holds the engine's file, ``model.onnx``, and
+    ``certificate.json``: what was removed and why that equals the masked model; digests of the
+    parameters, the masks and the file; how far results in the engine were from the masked model's
+    on random inputs; versions and device. Both are complete and on the disk before they get their
+    names, the certificate last. Who reads between finds a file that is not the certificate's, and
+    gets an error.
+
     Args:
-      small: what ``jp.compact`` gave.
+      small: what ``jp.compact`` gave; or a function, whose parameters come first in ``args``.
       folder: is made when it does not exist; a program that is there is replaced.
       *args: what follows the parameters, arrays or ``jax.ShapeDtypeStruct``.
       shapes: symbolic sizes as ``jax.export.symbolic_args_specs`` takes them: ``"b, ..."`` for a
         batch of any size in all arguments, or one such string for each. None: the sizes of args.
-      platforms: "cpu", "cuda", "tpu", ...; the default is the present one.
+      platforms: "cpu", "cuda", "tpu", ...; the default is the present one. For XLA only.
+      runtime: what it is written for, ``jp.runtimes.onnx()``; None is XLA.
+
+    Returns:
+      An artefact with ``check(n)``, ``benchmark()``, ``certificate`` and ``size`` in bytes.
 
     Raises:
-      ImportError: without flatbuffers, which JAX writes programs with.
+      ImportError: without flatbuffers, which JAX writes programs with, or the engine's packages.
+      NotImplementedError: for an operation that the engine can't do, with its place.
+      ValueError: when the engine gives other results, and for platforms of an engine.
       OSError: when the file can't be written; what was there before is still there.
 
     Example:
@@ -72,36 +91,71 @@ def export(
       >>> model.fn(model.params, jnp.ones((5, 3))).shape
       (5, 2)
     """
-    structure = small._structure
-    specs = args if shapes is None else jax.export.symbolic_args_specs(args, shapes)
+    from jaxprune import runtimes
+    from jaxprune.runtimes import artefact
+
+    if runtime is not None and runtime.engine is not None:
+        if platforms is not None:
+            raise ValueError(f"platforms are for XLA, and runtime is {runtime}: leave one out")
+        return artefact.write(small, folder, args, shapes, runtime)
+    _write(small, folder, args, shapes, platforms)
+    (Path(folder) / folders.CERTIFICATE).unlink(missing_ok=True)
+    model = functools.cache(functools.partial(load_exported, folder))
+    call = lambda *xs: model().fn(model().params, *xs)  # noqa: E731
+    return artefact.Artefact(folder, runtimes.xla(), call, (small, args))
+
+
+def _write(small: Any, folder: str | Path, args: Any, shapes: Any, platforms: Any) -> None:
+    fn, full, params, rest = _taken(small, args)
+    paths, treedef = paths_of(params), jax.tree.structure(params)
+    specs = rest if shapes is None else jax.export.symbolic_args_specs(rest, shapes)
 
     def by_path(params: dict[str, Any], *args: Any) -> Any:
-        found = [params[path] for path in structure.paths]
-        return small.fn(jax.tree.unflatten(structure.treedef, found), *args)
+        return fn(jax.tree.unflatten(treedef, [params[path] for path in paths]), *args)
 
-    taken = jax.tree.map(_array, small.params)
-    arrays = leaves.arrays_of(structure.paths, taken)
-    params = dict(zip(structure.paths, jax.tree.leaves(taken), strict=True))
+    taken = jax.tree.map(_array, params)
+    arrays = leaves.arrays_of(paths, taken)
+    held = dict(zip(paths, jax.tree.leaves(taken), strict=True))
     exporting = jax.export.export(jax.jit(by_path), platforms=platforms)
-    program = exporting(jax.tree.map(_anywhere, params), *jax.tree.map(_anywhere, specs))
+    program = exporting(jax.tree.map(_anywhere, held), *jax.tree.map(_anywhere, specs))
     text = {
         "format": FORMAT,
         "version": VERSION,
         "made with": {"jax": jax.__version__},
         "platforms": list(program.platforms),
-        "leaves": leaves.describe(structure.paths, structure.shapes, taken),
-        "arguments": [str(aval) for aval in program.in_avals[len(params) :]],
+        "leaves": leaves.describe(paths, full, taken),
+        "arguments": [str(aval) for aval in program.in_avals[len(held) :]],
     }
     files.write(folder, FILE, text, arrays | {"program": _serialized(program)})
 
 
+def _taken(small: Any, args: Any) -> tuple[Any, Any, Any, Any]:
+    """The function, the full shapes of its params, the params and the other arguments."""
+    from jaxprune.runtimes._runtime import parts
+
+    if isinstance(small, Compact):
+        return small.fn, small._structure.shapes, small.params, args
+    held, rest, bare = parts(small, args)
+    if not held:
+        return (lambda _, *xs: bare(*xs)), [], {}, rest
+    return small, [np.shape(x) for x in jax.tree.leaves(held)], *held, rest
+
+
 def load_exported(folder: str | Path) -> Exported:
-    """Reads what :func:`export` wrote; ``fn(params, *args)`` works under ``jax.jit``.
+    """Reads what :func:`export` wrote, for whatever runtime: ``fn(params, *args)``.
+
+    For XLA it works under ``jax.jit``. For an engine params are an empty dict, since they are in
+    its file, and the results are NumPy arrays.
 
     Raises:
       FileNotFoundError: when the folder holds no exported model.
+      ImportError: without the engine's packages.
       ValueError: for a damaged or edited file, or a program that this version of JAX can't read.
     """
+    if (Path(folder) / folders.CERTIFICATE).exists():
+        from jaxprune.runtimes import artefact
+
+        return Exported(artefact.load(folder), {})
     text, arrays = files.read(folder, FILE, FORMAT, VERSION)
     with files.naming(Path(folder) / FILE):
         conform(text, SCHEMA, "its plan")

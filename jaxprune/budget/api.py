@@ -40,7 +40,7 @@ def search(
       target: what to reach, a :class:`jp.Target`.
       verify: compact and measure. Without it the prediction stands alone.
       **options: of :class:`jp.Search`: dims, minimum, maximum, objective, round_to, device, table,
-        repeats, progress.
+        repeats, progress, runtime.
 
     Returns:
       A :class:`jp.budget.SearchResult`: ``.keep``, ``.masks``, ``.predicted``, ``.measured``.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from jaxprune._progress import Progress
 from jaxprune.budget import clock
-from jaxprune.budget.groups import Group, name_of
+from jaxprune.budget.groups import Group
 from jaxprune.budget.latency import LatencyTable
 from jaxprune.costs.operations import Operation, bypassed
 from jaxprune.ir import axes, primitives, views
@@ -57,7 +56,7 @@ def fastest_steps(
     """
     full = {d: d.size for d in dims}
     largest = [_largest(groups, d, full) for d in dims]
-    found = [{} if g is None else _widths(g, d, full) for d, g in zip(dims, largest)]
+    found = [{} if g is None else _widths(g, d, full, table) for d, g in zip(dims, largest)]
     table.measure({n: make for each in found for n, make, _ in each.values()}, progress)
     costs = [{a: table.entries[n].seconds / work for a, (n, _, work) in e.items()} for e in found]
     return [coarsest_worth(cost) if cost else 1 for cost in costs]
@@ -68,15 +67,17 @@ def _largest(groups: Sequence[Group], dim: Axis, full: dict[Axis, int]) -> Group
     return max(inside, key=lambda g: float(g.work(full)), default=None)
 
 
-def _widths(group: Group, dim: Axis, full: dict[Axis, int]) -> dict[int, Measured]:
+def _widths(
+    group: Group, dim: Axis, full: dict[Axis, int], table: LatencyTable
+) -> dict[int, Measured]:
     """Step -> (name of a time, its measurement, the work that is done in it)."""
     found: dict[int, Measured] = {}
     steps = [step for step in STEPS if LEAST * step <= dim.size]
     for step in steps if len(steps) > 1 else []:
         counts = {d: full[d] for d in group.dims} | {dim: largest_odd_multiple(step, dim.size)}
-        measured = functools.partial(clock.time_group, group, counts)
+        name, measured = table.timed(group, counts)
         work = float(group.work(counts)) / float(group.times(counts))
-        found[step] = (name_of(group, counts), measured, max(work, 1.0))
+        found[step] = (name, measured, max(work, 1.0))
     return found
 
 

@@ -85,10 +85,10 @@ def time_group(group: Group, counts: Mapping[Axis, int]) -> Loop:
 
     xs = [jax.ShapeDtypeStruct(view.shape(v.axes), v.aval.dtype) for v in group.ins]
     lowered = jax.jit(run).lower(jax.ShapeDtypeStruct((), jnp.int32), *xs)
-    return Loop(lowered, lambda: [_example(x.shape, x.dtype) for x in xs])
+    return Loop(lowered, lambda: [example(x.shape, x.dtype) for x in xs])
 
 
-def _example(shape: tuple[int, ...], dtype: Any) -> Any:
+def example(shape: tuple[int, ...], dtype: Any) -> Any:
     """Numbers that no fast path is there for; zeros for indices, which are always inside."""
     if not jnp.issubdtype(dtype, jnp.inexact):
         return jnp.zeros(shape, dtype)

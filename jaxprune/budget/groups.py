@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from jaxprune.compaction.blocks import View
 from jaxprune.compaction.evaluate import restrict_const
 from jaxprune.costs import operations
 from jaxprune.costs.operations import Repeats, Sizes
-from jaxprune.ir import axes, primitives, views
+from jaxprune.ir import axes, compat, primitives, views
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.primitives import CALLS, Kind
 from jaxprune.ir.tape import Step, Tape, Value
@@ -39,6 +39,7 @@ class Group:
       ins, outs: what they read from elsewhere, and what is read elsewhere.
       repeats: the lengths of the loops around them, as axes or numbers.
       dims: the free dimensions in their shapes and repeats, in a fixed order.
+      weights: those of ``ins`` that are made of parameters alone.
     """
 
     steps: tuple[Step, ...]
@@ -46,6 +47,7 @@ class Group:
     outs: tuple[Value, ...]
     repeats: Repeats
     dims: tuple[Axis, ...]
+    weights: frozenset[Value] = frozenset()
 
     @property
     def runs(self) -> bool:
@@ -66,14 +68,38 @@ class Group:
         return np.logical_or.reduce(np.broadcast_arrays(*gone))
 
 
-def groups(tape: Tape, free: Sequence[Axis]) -> list[Group]:
+def groups(tape: Tape, free: Sequence[Axis], params: Sequence[Value] = ()) -> list[Group]:
     """All that a program runs, loops entered.
 
     Args:
       tape: a coupled program.
       free: the dimensions whose counts may change.
+      params: the parameters among its inputs.
     """
-    return list(_of_tape(tape, (), {axis: i for i, axis in enumerate(free)}))
+    fixed = made_of(tape, params)
+    found = _of_tape(tape, (), {axis: i for i, axis in enumerate(free)})
+    return [replace(g, weights=frozenset(v for v in g.ins if v in fixed)) for g in found]
+
+
+def made_of(tape: Tape, params: Iterable[Value]) -> set[Value]:
+    """The values of a program, and of those in it, that are made of parameters alone."""
+    fixed = set(params)
+    for step in tape.steps:
+        inside = [v in fixed or v.const is not None for v in step.ins]
+        if step.ins and all(inside):
+            fixed |= {*step.outs}
+        for sub in step.subs:
+            if len(sub.inputs) == len(inside):
+                stay = [known and _stays(step, i) for i, known in enumerate(inside)]
+                fixed |= made_of(sub, [v for v, known in zip(sub.inputs, stay) if known])
+    return fixed
+
+
+def _stays(step: Step, i: int) -> bool:
+    """Whether an operand of a step is the same each time its program runs."""
+    if primitives.kind(step) is Kind.LOOP:
+        return i < compat.scan_parts(step.eqn).num_consts
+    return primitives.kind(step) is not Kind.WHILE
 
 
 def _of_tape(tape: Tape, repeats: Repeats, order: Mapping[Axis, int]) -> Iterator[Group]:

@@ -10,6 +10,7 @@ machine is quieter.
 from __future__ import annotations
 
 import datetime
+import functools
 import itertools
 import json
 import math
@@ -22,7 +23,10 @@ from typing import Any, NamedTuple
 
 from jaxprune._load import BUSY, load, spread
 from jaxprune._progress import Progress, inner, track
+from jaxprune.budget import clock
 from jaxprune.budget.clock import Timer, compile_all
+from jaxprune.budget.groups import Group, name_of
+from jaxprune.ir.axes import Axis
 from jaxprune.measuring import environment
 
 PASSES = (3, 7)  # Each group is timed so many times at least, at most; the least counts.
@@ -74,6 +78,8 @@ class LatencyTable:
     Args:
       path: a JSON file; None for one named by device and versions under ``$JAXPRUNE_CACHE`` or
         ``~/.cache/jaxprune``; False keeps the times in memory only.
+      runtime: where they are taken, ``jp.runtimes.onnx()``; None is XLA. The file then belongs to
+        this engine, its versions, bits and threads, too.
 
     Attributes:
       entries: name -> the time, when it was taken, at which load and with which spread.
@@ -91,9 +97,11 @@ class LatencyTable:
       0
     """
 
-    def __init__(self, path: str | Path | None | bool = None):
-        self.path = None if path is False else Path(default_path() if path is None else str(path))
-        self.identity = {name: environment()[name] for name in IDENTITY}
+    def __init__(self, path: str | Path | None | bool = None, runtime: Any = None):
+        self.runtime = runtime if runtime is not None and runtime.engine is not None else None
+        self.identity = identity_of(self.runtime)
+        named = default_path(self.identity) if path is None else str(path)
+        self.path = None if path is False else Path(named)
         self.entries: dict[str, Entry] = {}
         self._tried: set[str] = set()  # what this process has timed
         if self.path is not None and self.path.exists():
@@ -106,6 +114,16 @@ class LatencyTable:
     def seconds(self) -> dict[str, float]:
         """name -> seconds of one run."""
         return {name: entry.seconds for name, entry in self.entries.items()}
+
+    def timed(self, group: Group, counts: Mapping[Axis, int]) -> tuple[str, Callable[[], Timer]]:
+        """The name of a group's time at some counts, and what makes it ready to be timed."""
+        name = name_of(group, counts)
+        if self.runtime is None:
+            return name, functools.partial(clock.time_group, group, counts)
+        from jaxprune.budget import calls
+
+        fixed = "".join(str(int(v in group.weights)) for v in group.ins)
+        return f"{name} {fixed}", functools.partial(calls.time_group, self.runtime, group, counts)
 
     def _read(self, path: Path) -> dict[str, Entry]:
         try:
@@ -202,10 +220,15 @@ def _written(entry: Entry) -> list[Any]:
     return [entry.seconds, entry.at, busy, entry.spread]
 
 
-def default_path() -> str:
-    """Where the table of this device is kept."""
+def identity_of(runtime: Any) -> dict[str, Any]:
+    """Where times hold: this device, these versions, and the engine, if it isn't XLA."""
     here = environment()
-    parts = [str(here[name]) for name in IDENTITY]
-    name = re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower())
+    engine = {} if runtime is None else {"runtime": runtime.key}
+    return {name: here[name] for name in IDENTITY} | engine
+
+
+def default_path(identity: Mapping[str, Any]) -> str:
+    """Where the table of this device is kept."""
+    name = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, identity.values())).lower()).strip("-")
     root = os.environ.get("JAXPRUNE_CACHE") or Path.home() / ".cache" / "jaxprune"
     return str(Path(root) / "latency" / f"{name}.json")

@@ -95,6 +95,30 @@ def check_kinds(structure: Structure, params: Any, device: Any, table: Any, roun
     structure.check_params(params)
 
 
+def check_runtime(runtime: Any, device: Any, table: LatencyTable | None) -> Any:
+    """The runtime whose times count, None for XLA.
+
+    Raises:
+      TypeError: for what is no runtime.
+      ValueError: for a device, whose times are estimates for XLA, or a table of another runtime.
+    """
+    if runtime is not None and not hasattr(runtime, "engine"):
+        raise TypeError(f"runtime is {runtime!r}; write runtime=jp.runtimes.onnx()")
+    found = runtime if runtime is not None and runtime.engine is not None else None
+    if found is not None and device is not None:
+        raise ValueError(
+            f"device={device!r} estimates the times of XLA, and runtime is {runtime}, whose times "
+            "are measured: leave one out"
+        )
+    theirs = None if table is None else table.identity.get("runtime")
+    if table is not None and theirs != (found and found.key):
+        raise ValueError(
+            f"the table's times were taken in {theirs or 'XLA'}, and the search is for "
+            f"{found.key if found else 'XLA'}: jp.budget.LatencyTable(path, runtime=runtime)"
+        )
+    return found
+
+
 def _check_order(name: str, low: int, high: int) -> None:
     if low > high:
         raise ValueError(f"minimum of {name} is {low}, above its maximum {high}")

@@ -112,7 +112,10 @@ def build(
     param_axes, fresh = infer.copy_axes(structure.param_axes)
     program = infer.couple(closed, out_shape, params, args, param_axes)
     dims = [axes.find(fresh[axes.find(structure.dims[n].axis)]) for n in names]
-    found, timed = operations.read(program.tape, dims), groups(program.tape, dims)
+    found, timed = (
+        operations.read(program.tape, dims),
+        groups(program.tape, dims, program.param_values),
+    )
     ops = found.operations
     if isinstance(round_to, LatencyTable):
         steps = fastest_steps(timed, dims, round_to, progress)

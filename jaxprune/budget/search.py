@@ -18,7 +18,7 @@ from jaxprune.budget import trust
 from jaxprune.budget.choosing import Choices, Try
 from jaxprune.budget.correction import Measurements
 from jaxprune.budget.latency import LatencyTable
-from jaxprune.budget.limits import Limits, check_kinds, limits_of
+from jaxprune.budget.limits import Limits, check_kinds, check_runtime, limits_of
 from jaxprune.budget.metric import BISECTIONS, Finetune, Metric
 from jaxprune.budget.model import Model, add_latency, build
 from jaxprune.budget.result import MetricResult, ParetoFront, SearchResult, Unreachable
@@ -73,6 +73,8 @@ class Search:
       repeats: samples of each time of the network.
       progress: None or True to show what is timed and how much is left, once it takes long; False
         for silence; or what wraps the operations that are timed, such as ``tqdm.tqdm``.
+      runtime: where times count, ``jp.runtimes.onnx(quantize="dynamic")``; None is XLA. Operations
+        are timed there, each as a program of its own, and the network is measured there.
 
     Attributes:
       dense: costs of the dense network by name, a copy; "latency" is there once it was timed.
@@ -119,9 +121,11 @@ class Search:
         table: LatencyTable | None = None,
         repeats: int = 9,
         progress: Progress = None,
+        runtime: Any = None,
     ):
         self.device = device_of(device) if isinstance(device, str) else device
         check_kinds(structure, params, device, table, round_to)
+        self._runtime = check_runtime(runtime, device, table)
         names = chosen_dims(structure, dims)
         check_scores(structure, names, scores, objective)
         limits = limits_of(structure, names, minimum, maximum)
@@ -135,8 +139,9 @@ class Search:
         self.measured = Measurements({name: getattr(total, name) for name in COUNTED})
         self.choices = Choices.of(structure, model, scores, objective, most, self.measured)
         self.verifier = Verifier(
-            fn, params, args, structure, self.measured, repeats, self.device is None, progress
-        )
+            fn, params, args, structure, self.measured, repeats, self.device is None, progress,
+            self._runtime,
+        )  # fmt: skip
         self._notes = (*total.notes, *trust.estimated(self.device))
         self._by_default = "" if minimum else " (an eighth of each stays by default)"
 
@@ -282,7 +287,8 @@ class Search:
     @functools.cached_property
     def _table(self) -> LatencyTable:
         """The table of this device; the default file is only read when a time is wanted."""
-        return LatencyTable() if self._given_table is None else self._given_table
+        given = self._given_table
+        return LatencyTable(runtime=self._runtime) if given is None else given
 
     def _alignment(self) -> int | LatencyTable:
         return self.device.tile if self.device is not None else self._table

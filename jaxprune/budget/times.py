@@ -9,7 +9,6 @@ moves on. What hardly counts is timed once, and follows its work.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune._progress import Progress
-from jaxprune.budget import clock
-from jaxprune.budget.groups import Group, name_of
+from jaxprune.budget.groups import Group
 from jaxprune.budget.latency import LatencyTable
 from jaxprune.costs.operations import grid
 from jaxprune.ir.axes import Axis
@@ -69,8 +67,8 @@ class Times:
         wanted = {}
         for i, at in new:
             sizes = dict(zip(self.groups[i].dims, at))
-            self.taken[i][at] = name_of(self.groups[i], sizes)
-            wanted[self.taken[i][at]] = functools.partial(clock.time_group, self.groups[i], sizes)
+            self.taken[i][at], timer = self.table.timed(self.groups[i], sizes)
+            wanted[self.taken[i][at]] = timer
         self.table.measure(wanted, self.progress)
         return bool(new)
 

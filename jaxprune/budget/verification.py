@@ -55,6 +55,7 @@ class Verifier:
       repeats: samples of each time.
       timed: whether this device's clock counts; otherwise times are estimates.
       progress: how measuring is shown, a progress of the search.
+      runtime: where the networks run; None is XLA.
     """
 
     fn: Callable[..., Any]
@@ -65,6 +66,7 @@ class Verifier:
     repeats: int
     timed: bool
     progress: Progress = False
+    runtime: Any = None
 
     @property
     def _shown(self) -> Progress:
@@ -83,7 +85,7 @@ class Verifier:
     @functools.cached_property
     def jitted(self) -> Callable[..., Any]:
         """The dense network, compiled once."""
-        return jax.jit(self.fn)
+        return self.runtime(self.fn, *self.inputs) if self.runtime else jax.jit(self.fn)
 
     def dense_seconds(self) -> float:
         """The median time of one call of the dense network."""
@@ -164,7 +166,7 @@ class Verifier:
             for i, t in enumerate(tries):
                 assert t.small is not None
                 entries[str(i)] = (t.program, (t.small.params, *self.inputs[1:]))
-            race = Race(entries, MIN_ROUND, row)
+            race = Race(entries, MIN_ROUND, row, {})
             sure, most = False, self.repeats * runs
             while not sure and len(race.samples["dense"]) < most:
                 race.run(min(BURST, most - len(race.samples["dense"])), self._shown)
@@ -175,12 +177,16 @@ class Verifier:
         return [Speedup(float(m), float(low), float(high), sure) for low, m, high in quartiles]
 
     def _compile(self, tries: Sequence[Try]) -> None:
-        """Compiles what isn't compiled yet, side by side."""
+        """Compiles what isn't compiled yet, side by side where that can be."""
         lowered = {}
         for t in tries:
             if t.program is None:
                 assert t.small is not None
-                lowered[t] = jax.jit(t.small.fn).lower(t.small.params, *self.inputs[1:])
+                inputs = (t.small.params, *self.inputs[1:])
+                if self.runtime:
+                    t.program = self.runtime(t.small.fn, *inputs)
+                else:
+                    lowered[t] = jax.jit(t.small.fn).lower(*inputs)
         for t, program in zip(lowered, compile_all(lowered.values()), strict=True):
             t.program = program
 

@@ -49,6 +49,17 @@ class Source:
         gone = self._params if self._masks is None else [_gone for _ in self._params]
         return {"_params": gone, "_masks": self._masks}
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the masked model can be had without being given params."""
+        return self._masks is None or all(leaf() is not None for leaf in self._params)
+
+    def params(self, structure: Structure) -> Any:
+        """The full params before masks, None where they are gone."""
+        if self._masks is None or not self.is_there:
+            return None
+        return jax.tree.unflatten(structure.treedef, [leaf() for leaf in self._params])
+
     def masked(self, cut: Cut, params: Any) -> Any:
         """The masked params, a tree of the full shapes."""
         structure = cut.structure

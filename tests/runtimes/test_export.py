@@ -121,6 +121,20 @@ def test_sizes_used_as_numbers(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_a_cast_of_a_known_number_within_a_call(tmp_path):
+    """At numbers JAX leaves it out of the program."""
+
+    def fn(p, x):
+        return jnp.where(x @ p["up"] > 0, x @ p["up"], -1e9) @ p["down"]
+
+    params, x = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}, jnp.ones((2, 3))
+    masks = jp.infer_structure(fn, params, x).masks({"up:1": np.arange(8) < 3})
+    small = jp.compact(fn, params, masks, x)
+    jp.export(small, tmp_path, x, shapes="b, ...")
+    model = jp.load_exported(tmp_path)
+    np.testing.assert_allclose(model.fn(model.params, x[:1]), small.fn(small.params, x[:1]))
+
+
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(FileNotFoundError, match="exported.safetensors is missing"):
         jp.load_exported(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune import measuring as measure
+from tests.helpers import engines
 
 SECONDS = 0.02
 
@@ -207,3 +208,39 @@ ERRORS = {
 def test_clear_errors(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_engines_take_turns_with_xla():
+    """A call in an engine goes from NumPy to NumPy, with params held."""
+    seen = []
+    params, x = {"w": jnp.ones((3, 2))}, jnp.ones((4, 3))
+
+    def read(path, options):
+        run = engines.read(path, options)
+
+        def spy(*flat):
+            seen.append([type(a) for a in flat])
+            return run(*flat)
+
+        return spy
+
+    runtime = jp.runtimes.Runtime(engines.ENGINE._replace(read=read))
+    fn = lambda p, x: x @ p["w"]  # noqa: E731
+    found = jp.compare(
+        {"here": (fn, (params, x)), "there": (fn, (params, x))},
+        runtime={"there": runtime}, repeats=2,
+    )  # fmt: skip
+    assert set(map(tuple, seen)) == {(np.ndarray,)}
+    assert found.timings["there"].runtime == "plain (plain 1.0)"
+    assert found.timings["here"].runtime == "xla"
+    assert found.to_json()["timings"]["there"]["runtime"] == "plain (plain 1.0)"
+    timing = jp.benchmark(fn, params, x, repeats=1, runtime=runtime)
+    assert "in plain (plain 1.0)" in str(timing) and "in plain" in timing._repr_html_()
+    compiled = runtime(fn, params, x)
+    assert jp.benchmark(compiled, params, x, repeats=1).runtime == "plain (plain 1.0)"
+    assert jp.benchmark(fn, params, x, repeats=1, runtime=jp.runtimes.xla()).runtime == "xla"
+
+
+def test_a_runtime_for_what_is_no_entry():
+    with pytest.raises(ValueError, match="a runtime for 'theer', which is not among"):
+        jp.compare({"here": (jnp.sin, (jnp.ones(2),))}, runtime={"theer": jp.runtimes.xla()})

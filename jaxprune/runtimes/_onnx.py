@@ -1,0 +1,88 @@
+"""ONNX files by jax2onnx, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from jaxprune.ir import compat
+from jaxprune.runtimes import _onnx_graph, _onnx_quantize
+from jaxprune.runtimes._onnx_rules import RULES
+from jaxprune.runtimes._runtime import Engine, Flat, Options, package
+from jaxprune.runtimes._runtime import versions as versions_of
+from jaxprune.runtimes.freezing import Frozen
+from jaxprune.runtimes.rewriting import rewritten
+
+PACKAGES = "jax2onnx", "onnx", "onnxruntime"
+
+
+def write(frozen: Frozen, path: Path, options: Options, signed: bool = False) -> None:
+    """Writes an ONNX file, quantised if that was asked for, with signed activations or not."""
+    model = convert(frozen)
+    _onnx_graph.rewrite(model)
+    package("onnx", "onnx").save(model, os.fspath(path))
+    if options.quantize:
+        _onnx_quantize.quantize(frozen, path, options, signed)
+
+
+def convert(frozen: Frozen) -> Any:
+    """An ONNX model of a program.
+
+    Raises:
+      NotImplementedError: for an operation that jax2onnx can't write, with its source line.
+    """
+    jax2onnx = package("jax2onnx", "onnx")
+    closed = rewritten(frozen.closed, RULES)
+    specs = jax.tree.leaves(frozen.args)
+    every = [*specs, *(v.aval for v in closed.jaxpr.outvars)]
+    wide = any(x.dtype == np.float64 for x in every)
+    try:
+        return jax2onnx.to_onnx(
+            core.jaxpr_as_fun(closed),
+            specs,
+            enable_double_precision=wide,
+            input_names=[f"input_{i}" for i in range(len(specs))],
+            output_names=[f"output_{i}" for i in range(len(closed.jaxpr.outvars))],
+        )
+    except Exception as error:
+        raise NotImplementedError(_unsupported(error)) from error
+
+
+def _unsupported(error: BaseException) -> str:
+    """Names the equation that was being written."""
+    found, at = None, error.__traceback__
+    while at is not None:
+        eqn = at.tb_frame.f_locals.get("eqn")
+        found, at = eqn if isinstance(eqn, core.JaxprEqn) else found, at.tb_next
+    what = f"{found.primitive.name} at {compat.source_line(found)}" if found else "this function"
+    return f"the runtime onnx can't do {what}: jax2onnx says {type(error).__name__}: {error}"
+
+
+def read(path: Path, options: Options) -> Flat:
+    """A session of ONNX Runtime on the processor."""
+    ort = package("onnxruntime", "onnx")
+    config = ort.SessionOptions()
+    config.log_severity_level = 3
+    if options.threads:
+        config.intra_op_num_threads = options.threads
+    session = ort.InferenceSession(os.fspath(path), config, providers=["CPUExecutionProvider"])
+    read = {i.name for i in session.get_inputs()}  # Others have no effect.
+
+    def run(*flat: np.ndarray) -> list[np.ndarray]:
+        given = {f"input_{i}": x for i, x in enumerate(flat)}
+        return list(session.run(None, {name: given[name] for name in read}))
+
+    return run
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that write and run ONNX files."""
+    return versions_of(*PACKAGES)
+
+
+ENGINE = Engine("onnx", "model.onnx", "onnx", ("dynamic", "static"), write, read, versions)

@@ -1,0 +1,188 @@
+"""Networks that are served, compacted, in each engine: equal to the small function in XLA."""
+
+import contextlib
+import functools
+import io
+import os
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from tests.models.served import NETWORKS, floats
+from tests.unit.test_docs import blocks
+
+pytest.importorskip("jax2onnx")
+ENGINES = {"onnx": "onnxruntime", "openvino": "openvino"}
+EQUAL = 1e-5
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+def runtime(engine, **options):
+    pytest.importorskip(ENGINES[engine])
+    return getattr(jp.runtimes, engine)(**options)
+
+
+@functools.cache
+def network(name):
+    """(fn, params, x, the compact model)"""
+    fn, params, x = NETWORKS[name]()
+    structure = jp.infer_structure(fn, params, x)
+    masks = jp.structured(structure)(jp.magnitude(params), 0.5)
+    return fn, params, x, jp.compact(fn, params, masks, x)
+
+
+def apart(got, wanted):
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_batch_gives_the_same(name, engine):
+    *_, x, small = network(name)
+    run = runtime(engine)(small, x, shapes="b, ...")
+    for batch in (1, 5):
+        given = jnp.tile(x, (3, *(1,) * (x.ndim - 1)))[:batch]
+        found = apart(run(given), np.asarray(jax.jit(small.fn)(small.params, given)))
+        print(f"{name} in {engine}, batch {batch}: {found:.1e}")
+        assert found < EQUAL
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_dense_functions_go_too(name):
+    fn, params, x, _ = network(name)
+    run = runtime("onnx")(fn, params, x)
+    assert apart(run(params, x), np.asarray(jax.jit(fn)(params, x))) < EQUAL
+
+
+def test_several_results_and_arguments():
+    def fn(p, x, scale):
+        y = jnp.tanh(x @ p["w"])
+        return {"y": y * scale, "rest": (y.argmax(-1), x)}
+
+    p, x = {"w": floats(4, 6)}, floats(3, 4)
+    run = runtime("onnx")(fn, p, x, jnp.float32(2), shapes=("b, ...", ""))
+    for a, b in zip(jax.tree.leaves(run(p, x, np.float32(3))), jax.tree.leaves(fn(p, x, 3.0))):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------- int8
+
+# name -> largest relative error of each quantisation over the float results, None: it refuses
+INT8 = {"encoder": (0.1, 0.1), "causal": (0.1, 0.1), "cnn": (0.2, 0.1)}
+
+
+@pytest.mark.parametrize("quantize", ["dynamic", "static"])
+@pytest.mark.parametrize("name", INT8)
+def test_int8(tmp_path, name, quantize):
+    """The file shrinks, results are near; what stays in float is told."""
+    *_, x, small = network(name)
+    options = {"quantize": quantize, "calibration": [(x,)] if quantize == "static" else None}
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        artefact = jp.export(
+            small, tmp_path, x, shapes="b, ...", runtime=runtime("onnx", **options)
+        )
+    found = artefact.certificate["residual"]["relative"]
+    print(f"{name} int8 {quantize}: {found:.1e}, {artefact.size} bytes")
+    assert 1e-5 < found < INT8[name][quantize == "static"]
+
+
+def test_weights_within_loops_are_quantised(tmp_path):
+    *_, x, small = network("lstm")
+    plain = jp.export(small, tmp_path, x, runtime=runtime("onnx"))
+    int8 = jp.export(small, tmp_path, x, runtime=runtime("onnx", quantize="dynamic"))
+    assert int8.certificate["residual"]["relative"] < 0.1 and int8.size < 1.3 * plain.size
+
+
+def test_a_quantiser_that_leaves_weights_in_float_says_so():
+    *_, x, small = network("cnn")
+    with pytest.warns(
+        UserWarning, match=r"dynamic quantisation left 9\d% .*Conv of \(.*\).*static"
+    ):
+        runtime("onnx", quantize="dynamic")(small, x)
+    with pytest.raises(ValueError, match="quantised nothing, all weights stay in float"):
+        runtime("onnx", quantize="dynamic")(lambda x: x * floats(4, 4) + 1, floats(4, 4))
+
+
+def test_calibration_data_that_doesnt_fit():
+    *_, x, small = network("encoder")
+    wrong = runtime("onnx", quantize="static", calibration=[(x[:, :3],)])
+    with pytest.raises(
+        ValueError, match=r"argument 0 is int32\[2,3\], and the program takes int32"
+    ):
+        wrong(small, x)
+
+
+# ------------------------------------------------------------------------------------ errors
+
+
+def test_an_operation_that_cant_be_written_is_named_with_its_line():
+    def fn(x):
+        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    match = r"the runtime onnx can't do pure_callback at test_engines.py:\d+ \(fn\): jax2onnx says"
+    with pytest.raises(NotImplementedError, match=match):
+        runtime("onnx")(fn, floats(3))
+
+
+def test_an_artefact_runs_in_a_process_of_its_own(tmp_path):
+    import subprocess
+    import sys
+
+    *_, x, small = network("nnx")
+    artefact = jp.export(small, tmp_path, x, shapes="b, ...", runtime=runtime("onnx"))
+    assert artefact.check(2) < EQUAL and artefact.certificate["residual"]["relative"] < EQUAL
+    code = (
+        "import sys, numpy as np, jaxprune as jp; m = jp.load_exported(sys.argv[1]);"
+        "assert not {'flax', 'jax2onnx', 'onnx'} & set(sys.modules);"
+        "print(m.fn(m.params, np.ones((3, 12, 12, 3), np.float32)).sum())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    wanted = small.fn(small.params, jnp.ones((3, 12, 12, 3))).sum()
+    assert float(done.stdout) == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_engines_take_turns_in_one_comparison():
+    fn, params, x, small = network("encoder")
+    found = jp.compare(
+        {"xla": (small.fn, (small.params, x)), "onnx": (small.fn, (small.params, x))},
+        runtime={"onnx": runtime("onnx", threads=1)},
+        repeats=2,
+    )
+    assert found.timings["xla"].runtime == "xla"
+    assert found.timings["onnx"].runtime.startswith("onnx threads=1 (jax2onnx ")
+
+
+def test_a_search_times_in_the_engine(tmp_path):
+    fn, params, x, _ = network("encoder")
+    structure = jp.infer_structure(fn, params, x)
+    where = runtime("onnx", threads=1)
+    table = jp.budget.LatencyTable(tmp_path / "t.json", runtime=where)
+    plan = jp.search(
+        fn, params, structure, jp.magnitude(params), x, dims="*hidden*", round_to=8,
+        target=jp.Target(speedup=1.1), runtime=where, table=table, repeats=3, verify=False,
+    )  # fmt: skip
+    assert plan.predicted.speedup >= 1.0 and len(table) > 4
+    with pytest.raises(ValueError, match="measured elsewhere .runtime: 'onnx threads=1"):
+        jp.budget.LatencyTable(tmp_path / "t.json", runtime=runtime("onnx", threads=2))
+    assert os.path.getsize(tmp_path / "t.json")
+
+
+def test_the_page_prints_what_it_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for line, code, shown in blocks("runtimes.md"):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile("\n" * (line - 1) + code, "runtimes.md", "exec"), names)
+        assert shown is None or printed.getvalue() == shown
