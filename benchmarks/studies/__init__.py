@@ -27,6 +27,9 @@ STUDIES = {
         "Which way to a speed keeps most accuracy?", "speed.accuracy", QUICK),
     "recovery": Study(
         "Which score, objective and repair keep most accuracy?", "recovery.recovery", QUICK),
+    "runtimes": Study(
+        "In which engine is a network fastest, before and after pruning?", "runtimes.runtimes",
+        QUICK),
     "native": Study(
         "Is a compact program as fast as one written small?", "speed.native",
         ("--rounds", "3", "--repetitions", "1")),

@@ -100,9 +100,19 @@ def export(
         return artefact.write(small, folder, args, shapes, runtime)
     _write(small, folder, args, shapes, platforms)
     (Path(folder) / folders.CERTIFICATE).unlink(missing_ok=True)
-    model = functools.cache(functools.partial(load_exported, folder))
-    call = lambda *xs: model().fn(model().params, *xs)  # noqa: E731
+    call = _when_called(folder)
     return artefact.Artefact(folder, runtimes.xla(), call, (small, args))
+
+
+def _when_called(folder: str | Path) -> Callable[..., Any]:
+    """The function of a folder, which is read when it is first called."""
+
+    @functools.cache
+    def model() -> Exported:
+        with jax.ensure_compile_time_eval():  # The first call may be traced.
+            return load_exported(folder)
+
+    return lambda *args: model().fn(model().params, *args)
 
 
 def _write(small: Any, folder: str | Path, args: Any, shapes: Any, platforms: Any) -> None:

@@ -57,6 +57,14 @@ def test_what_is_written_runs_and_says_what_it_is(tmp_path, plain):
         np.testing.assert_allclose(model.fn(model.params, x), small.fn(small.params, x), rtol=1e-5)
 
 
+def test_a_program_of_xla_may_be_read_while_it_is_traced(tmp_path):
+    small = halved()
+    artefact = jp.export(small, tmp_path, X)
+    traced = jax.jit(artefact.fn)(X)
+    np.testing.assert_allclose(traced, small.fn(small.params, X), rtol=1e-6)
+    assert artefact.check(2) < 1e-6 and artefact.benchmark(repeats=1).median > 0
+
+
 def test_digests_tell_params_and_masks_apart(tmp_path, plain):
     def model(params):
         return jp.export(halved(params=params), tmp_path, X, runtime=plain).certificate["model"]
