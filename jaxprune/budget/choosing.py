@@ -86,7 +86,8 @@ class Choices:
     Attributes:
       structure: the structure of the network.
       model: costs as tables over counts; "latency" is added when it is first needed.
-      objective: what is to be large, a function or a name in ``score_tables.OBJECTIVES``.
+      objective: what is to be large, a function or a name in ``score_tables.OBJECTIVES``; None for
+        what fits the kind of scores.
       most: the largest count that may be chosen, by dimension.
       worth: the objective, over counts.
       score: the score that is kept, over counts.
@@ -96,7 +97,7 @@ class Choices:
 
     structure: Structure
     model: Model
-    objective: str | Objective
+    objective: str | Objective | None
     most: Mapping[str, int]
     worth: Total
     score: Total
@@ -109,7 +110,7 @@ class Choices:
         structure: Structure,
         model: Model,
         scores: Any,
-        objective: str | Objective,
+        objective: str | Objective | None,
         most: Mapping[str, int],
         measured: Measurements,
     ) -> Choices:

@@ -29,7 +29,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def score_total(
-    structure: Structure, model: Model, scores: Any, objective: str | Objective = "sum"
+    structure: Structure, model: Model, scores: Any, objective: str | Objective | None = None
 ) -> tuple[Total, dict[str, np.ndarray], Total]:
     """What is to be large, per dimension its units with the best first, and the score kept.
 
@@ -39,11 +39,22 @@ def score_total(
     """
     terms, order = _terms(structure, model, scores)
     total = Total(merged(terms), len(model.names))
-    of = OBJECTIVES[objective] if isinstance(objective, str) else objective
+    of = _objective(structure, scores, objective)
     if of is OBJECTIVES["sum"]:
         return total, order, total
     worth = [_worth(t, of) for t in terms]
     return Total(merged(worth), len(model.names)), order, total
+
+
+def _objective(structure: Structure, scores: Any, given: str | Objective | None) -> Objective:
+    """What is given, or what fits the kind of scores.
+
+    Scores of units, such as a loss's, are of one measure. Leaves of scores of entries, such as
+    magnitudes, can't be compared: a sum goes to leaves of many entries and few FLOPs.
+    """
+    if given is None:
+        given = "balanced" if _of_params(structure, scores) else "sum"
+    return OBJECTIVES[given] if isinstance(given, str) else given
 
 
 def _worth(term: Term, of: Objective) -> Term:
@@ -62,10 +73,10 @@ def check_scores(
     structure: Structure,
     names: Sequence[str],
     scores: Any,
-    objective: str | Objective = "sum",
+    objective: str | Objective | None = None,
 ) -> None:
     """Raises unless the scores are numbers that add up, of entries or of the units of ``names``."""
-    if not (callable(objective) or objective in OBJECTIVES):
+    if not (objective is None or callable(objective) or objective in OBJECTIVES):
         raise ValueError(
             f"objective is {objective!r}; wanted one of {list(OBJECTIVES)}, or a function "
             "(whole, share) -> worth"

@@ -56,13 +56,14 @@ class Search:
       minimum, maximum: {pattern of names or labels: units kept at least, at most}; floats up to 1.0
         are fractions. By default an eighth of each dimension stays; ``minimum={"*": 0}`` lets
         whole branches go.
-      objective: "sum" keeps the most score in total. "proportional" keeps the most of
-        :math:`\\sum_l S_l \\log s_l`, where :math:`S_l` is the score of leaf l (of a dimension for
-        scores of units) and :math:`s_l` the share of it that is kept: the last units of what has
-        shrunk are worth more than the first ones, which holds once a network is tuned. "balanced"
-        keeps the most of :math:`\\sum_l \\sqrt{s_l}`: for scores of entries whose leaves can't be
-        compared, such as magnitudes, for which the sum goes to leaves of many entries and few
-        FLOPs. Or a function ``(whole, share) -> worth`` of S_l, a float, and an array of shares.
+      objective: what is to be large, where :math:`S_l` is the score of leaf l (of a dimension for
+        scores of units) and :math:`s_l` the share of it that is kept. "sum" keeps the most of
+        :math:`\\sum_l S_l s_l`. "balanced" keeps the most of :math:`\\sum_l \\sqrt{s_l}`: for those
+        whose leaves can't be compared, such as magnitudes, for which the sum goes to leaves of many
+        entries and few FLOPs. "proportional" keeps the most of :math:`\\sum_l S_l \\log s_l`. Or a
+        function ``(whole, share) -> worth`` of S_l, a float, and an array of shares. None takes the
+        sum of scores of units, and balances scores of entries
+        (``python -m benchmarks recovery`` compares them).
       round_to: products stay aligned to it: counts are multiples of it, or of less where several
         units fill it together (heads), or in a dimension of less than two steps; None asks the
         device.
@@ -115,7 +116,7 @@ class Search:
         dims: str | Sequence[str] = "*",
         minimum: Limits | None = None,
         maximum: Limits | None = None,
-        objective: str | Objective = "sum",
+        objective: str | Objective | None = None,
         round_to: int | None = None,
         device: str | Device | None = None,
         table: LatencyTable | None = None,

@@ -26,10 +26,9 @@ from benchmarks.common.machine import load_average
 from benchmarks.studies.runtimes.networks import NETWORKS, Network
 
 ENGINES: dict[str, tuple[str, Callable[[], Any]]] = {  # name -> (package, runtime)
-    "xla": ("jax", lambda: jp.runtimes.xla()),
-    "onnx": ("onnxruntime", lambda: jp.runtimes.onnx()),
-    "openvino": ("openvino", lambda: jp.runtimes.openvino()),
-    "litert": ("ai_edge_litert", lambda: jp.runtimes.litert()),
+    "xla": ("jax", jp.runtimes.xla),
+    "onnx": ("onnxruntime", jp.runtimes.onnx),
+    "openvino": ("openvino", jp.runtimes.openvino),
 }
 QUICK = ("LSTM",)
 

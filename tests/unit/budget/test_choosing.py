@@ -124,3 +124,17 @@ def test_a_cliff_is_gone_round():
     found = choices.between(budgets, [base, wide])
     assert any(t.choice[0] == base.choice[0] and t.choice[1] > base.choice[1] for t in found)
     assert all(choices.worth.at(t.choice) > choices.worth.at(base.choice) for t in found)
+
+
+def test_scores_of_entries_are_balanced_and_scores_of_units_summed():
+    fn, params, structure, scores, x = setting("mlp")
+    free = {n: d.size for n, d in structure.dims.items() if not d.frozen}
+    units = {n: 100.0**i * np.arange(1.0, size + 1) for i, (n, size) in enumerate(free.items())}
+    for given, wanted, not_this in ((scores, "balanced", "sum"), (units, "sum", "balanced")):
+        found, named, other = (
+            jp.Search(fn, params, structure, given, x, round_to=1, objective=objective).plan(HALF)
+            for objective in (None, wanted, not_this)
+        )
+        assert found.widths == named.widths != other.widths
+    staged = jp.Search(fn, params, structure, scores, x, round_to=1).stage(units).plan(HALF)
+    assert staged.widths == found.widths

@@ -64,7 +64,9 @@ def test_few_times_are_enough(device, monkeypatch):
     for name in ("few", "all"):
         device.clear()
         table = jp.budget.LatencyTable(False)
-        search = jp.Search(fn, params, structure, scores, x, round_to=4, table=table)
+        search = jp.Search(
+            fn, params, structure, scores, x, round_to=4, table=table, objective="sum"
+        )
         if name == "all":
             search._time()
             every = search.model.times
