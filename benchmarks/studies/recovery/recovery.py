@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     kept = results.continued(path, about["settings"])
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
-    for stage, seed, network in itertools.product(args.stages, seeds, args.networks):
+    for seed, stage, network in itertools.product(seeds, args.stages, args.networks):
         found = kept.setdefault(network, {}).setdefault(str(seed), {})
         case = Case(network, images, settings, seed, args.weights / stem)
         for _ in fill(case, found, stage):
