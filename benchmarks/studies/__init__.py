@@ -30,6 +30,8 @@ STUDIES = {
     "runtimes": Study(
         "In which engine is a network fastest, before and after pruning?", "runtimes.runtimes",
         QUICK),
+    "int8": Study(
+        "What do int8 and pruning cost and bring together?", "runtimes.int8", QUICK),
     "native": Study(
         "Is a compact program as fast as one written small?", "speed.native",
         ("--rounds", "3", "--repetitions", "1")),
