@@ -19,8 +19,8 @@ import jaxprune
 from jaxprune.adapters import _checking
 
 MISSING = (
-    "jaxprune.adapters.torch needs PyTorch and a torchax that imports beside it (0.0.13 does beside "
-    "torch 2.12, not beside 2.13): pip install 'jaxprune[torch]'; here importing them raises "
+    "jaxprune.adapters.torch needs PyTorch and a torchax that imports beside it (0.0.13 does "
+    "beside torch 2.12, not 2.13): pip install 'jaxprune[torch]'; here importing them raises "
     "{kind}: {error}"
 )
 try:

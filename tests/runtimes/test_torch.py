@@ -124,7 +124,7 @@ def test_sizes_that_may_stand_for_several_axes_are_registered():
 
 REFUSED = {
     "heads of torch's attention": (networks.Encoder, TOKENS, ("residual", "hidden", "size"),
-        r"encoder/layers/0/self_attn heads.* 2 of 4 units are left.*self_attn \(MultiheadAttention\)"),
+        r"encoder/layers/0/self_attn heads.* 2 of 4 units.*self_attn \(MultiheadAttention\)"),
     "width of torch's encoder": (networks.Encoder, TOKENS, ("hidden", "head"),
         r"residual width.* 16 of 32 units are left.*\(LayerNorm\).*semantics=\"kept\""),
     "width of a ViT": (networks.Vit, IMAGES, ("hidden", "head"),
