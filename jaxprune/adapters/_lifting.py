@@ -59,6 +59,15 @@ def tensor(x: Any) -> Any:
     return x.long() if x.dtype is torch.int32 else x
 
 
+def check(call: str, module: Any) -> None:
+    """Raises for what is no module."""
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(
+            f"{call} wants a torch.nn.Module, got {type(module).__name__}; write "
+            f"jaxprune.adapters.torch.{call}(module, ...)"
+        )
+
+
 def tensors(module: Any) -> dict[str, Any]:
     """Parameters and buffers by name, each once."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}

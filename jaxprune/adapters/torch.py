@@ -202,6 +202,7 @@ def lift(
       that stands in several places is one leaf, at the first of them.
 
     Raises:
+      TypeError: for what is no module.
       NotImplementedError: for an operation that torchax has not, by name and line.
       ValueError: for a module that JAX can't trace (branches on values), or that gives other
         numbers, as one that draws random ones.
@@ -216,6 +217,7 @@ def lift(
       >>> fn(params, jax.numpy.ones((5, 3))).shape
       (5, 2)
     """
+    _lifting.check("lift", module)
     call, kind = call or _call, type(module).__name__
     fn, params = _lifting.pure(call, module)
     examples = jax.tree.map(lambda x: jnp.asarray(_lifting.array(x)), args)
@@ -263,6 +265,7 @@ def shrink(
       export it as any.
 
     Raises:
+      TypeError: for what is no module.
       ValueError: for a dimension that can't be had so, by its label, name and modules: what a norm
         divides by, heads that ``nn.MultiheadAttention`` ties to its width, sizes in code of the
         user's own. Leave it out of the masks, compact with ``semantics="kept"``, or
@@ -281,6 +284,7 @@ def shrink(
       >>> adapter.shrink(net, small)[0]
       Linear(in_features=3, out_features=4, bias=True)
     """
+    _lifting.check("shrink", module)
     new = _shrinking.shrink(FRAMEWORK, module, small, call)
     if gradients:
         reference = _checking.Reference(small.fn, small.params, small.certificate._checker.args)

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 adapter = pytest.importorskip("jaxprune.adapters.torch", exc_type=ImportError)
 import jaxprune as jp  # noqa: E402
-from tests.runtimes import torch_networks as networks  # noqa: E402
+from benchmarks.models import torch_networks as networks  # noqa: E402
 from tests.unit.adapters.torch_shrinking import count, errors  # noqa: E402
 
 # torch.export says of any recurrent module that it sets its flat weights.
