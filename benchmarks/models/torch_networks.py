@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,7 +52,7 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 class ResNet(nn.Module):
-    def __init__(self, block: type, depths: tuple[int, ...], classes: int = 10):
+    def __init__(self, block: Any, depths: tuple[int, ...], classes: int = 10):
         super().__init__()
         self.inplanes = 64
         self.conv1, self.bn1 = convolution(3, 64, 7, 2), nn.BatchNorm2d(64)
@@ -60,7 +62,7 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(self.inplanes, classes)
 
-    def stage(self, block: type, width: int, depth: int, stride: int) -> nn.Module:
+    def stage(self, block: Any, width: int, depth: int, stride: int) -> nn.Module:
         blocks = []
         for i in range(depth):
             blocks.append(block(self.inplanes, width, stride if i == 0 else 1))

@@ -9,10 +9,13 @@ differently is what the cut changes beside them.
 from __future__ import annotations
 
 import copy
+import datetime
 import importlib.metadata
 import json
+import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,14 +26,30 @@ from torch import nn
 
 from benchmarks.models import torch_networks as networks
 
+torch.manual_seed(0)
 IMAGES, TOKENS = torch.randn(2, 3, 32, 32), torch.randint(0, 50, (2, 7))
-NETWORKS: dict[str, tuple[Callable[[], Any], Any]] = {
-    "resnet18": (networks.resnet18, IMAGES),
-    "resnet50": (networks.resnet50, IMAGES),
-    "vit": (networks.Vit, IMAGES),
-    "encoder": (networks.Encoder, TOKENS),
-    "gpt": (networks.Gpt, TOKENS),
-    "lstm": (networks.Recurrent, torch.randn(2, 6, 12)),
+
+
+def head(model: Any) -> list[Any]:
+    """The layer that gives the outputs."""
+    return [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
+
+
+def width(model: Any) -> list[Any]:
+    """The layers of a ViT that make its residual width, and its head."""
+    ends = [layer for block in model.blocks for layer in (block.attn.proj, block.mlp[3])]
+    return [model.patch_embed, *ends, model.head]
+
+
+# name -> builds it, input, layers whose outputs stay
+NETWORKS: dict[str, tuple[Callable[[], Any], Any, Callable[[Any], list[Any]]]] = {
+    "resnet18": (networks.resnet18, IMAGES, head),
+    "resnet50": (networks.resnet50, IMAGES, head),
+    "vit": (networks.Vit, IMAGES, head),
+    "vit, width stays": (networks.Vit, IMAGES, width),
+    "encoder": (networks.Encoder, TOKENS, head),
+    "gpt": (networks.Gpt, TOKENS, head),
+    "lstm": (networks.Recurrent, torch.randn(2, 6, 12), head),
 }
 COLUMNS = (nn.Linear, nn.modules.conv._ConvNd)  # their second axis counts inputs
 
@@ -69,6 +88,8 @@ def mask(names: dict[Any, str], masked: Any, group: Any) -> list[str]:
                 own = masked.get_parameter(names[layer])
                 own.index_fill_(dep.target.pruning_dim, torch.tensor(places), 0.0)
             continue
+        if name is None:  # an operation of the graph
+            continue
         own = masked.get_submodule(name)
         with torch.no_grad():
             if isinstance(own, nn.Embedding) or (isinstance(own, COLUMNS) and inputs):
@@ -87,18 +108,17 @@ def step(dep: Any) -> str:
     return str(dep.handler.__name__)
 
 
-def cut(build: Callable[[], Any], x: Any) -> dict[str, Any]:
+def cut(build: Callable[[], Any], x: Any, stay: Callable[[Any], list[Any]]) -> dict[str, Any]:
     """Half of each group; parameters, seconds, and the difference from the masked network."""
     torch.manual_seed(0)
     model = build().eval()
     masked, held = copy.deepcopy(model), [*model.named_modules(), *model.named_parameters()]
     names = {x: name for name, x in held}
-    head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
     row: dict[str, Any] = {"params": sum(p.numel() for p in model.parameters())}
     begin = time.perf_counter()
     importance = tp.importance.MagnitudeImportance(p=2)
-    options = {"pruning_ratio": 0.5, "ignored_layers": [head], "num_heads": heads_of(model)}
-    pruner = tp.pruner.BasePruner(model, x, importance, **options)
+    options = {"ignored_layers": stay(model), "num_heads": heads_of(model)}
+    pruner = tp.pruner.BasePruner(model, x, importance, pruning_ratio=0.5, **options)
     unknown = []
     for group in pruner.step(interactive=True):
         unknown += mask(names, masked, group)
@@ -114,14 +134,17 @@ def cut(build: Callable[[], Any], x: Any) -> dict[str, Any]:
 
 def main() -> None:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "torch-pruning")}
+    found: dict[str, Any] = {"job": "torch_pruning", "date": datetime.date.today().isoformat()}
+    found |= {"versions": versions, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
     rows: dict[str, Any] = {}
-    for name, (build, x) in NETWORKS.items():
+    for name, network in NETWORKS.items():
         try:
-            rows[name] = cut(build, x)
+            rows[name] = cut(*network)
         except Exception as error:  # whatever it raises is the finding
+            traceback.print_exc()
             rows[name] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
         print(name, rows[name], flush=True)
-    Path(sys.argv[1]).write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+    Path(sys.argv[1]).write_text(json.dumps(found | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
