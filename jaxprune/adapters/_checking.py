@@ -16,13 +16,13 @@ from jaxprune.compaction import checking
 from jaxprune.typing import Compact
 
 TOLERANCE = 1e-5  # the largest relative error of any output
-FIXED_TYPES = (TypeError, ValueError, jax.errors.JaxRuntimeError)  # of a function that fixes them
+FIXED_TYPES = (TypeError, ValueError, RuntimeError)  # what functions raise that fix their types
 ROUNDINGS = 8  # or so many units of rounding, where parameters are in fewer bits
 
 
 def tolerance(params: Any) -> float:
     """What a folded scale may round."""
-    types = [x.dtype for x in jax.tree.leaves(params) if _floating(x)]
+    types = [x.dtype for x in jax.tree.leaves(params) if floating(x)]
     return max([TOLERANCE, *(ROUNDINGS * float(jnp.finfo(t).eps) for t in types)])
 
 
@@ -34,20 +34,21 @@ class Reference:
     params: Any
     args: Any
 
-    def error(self, pure: Callable[..., Any], arrays: Any) -> float:
-        """The largest relative error of ``pure(arrays, *args)``. Raises what the module raises."""
+    def error(self, run: Callable[..., Any]) -> float:
+        """The largest relative error of ``run(wide, *args)``. Raises what the module raises."""
+        return self.measured(lambda wide, args, expected: _error(run(wide, *args), expected))
+
+    def measured(self, measure: Callable[[bool, Any, Any], float]) -> float:
+        """``measure(wide, args, outputs)``, in float64 if that works, else in the given types."""
         if self._wide is not None:
             with contextlib.suppress(*FIXED_TYPES), jax.enable_x64(True):
-                return _error(
-                    _jit(pure)(jax.tree.map(_widen, arrays), *self._wide[0]), self._wide[1]
-                )
-        args, expected = self._given
-        return _error(_jit(pure)(arrays, *args), expected)
+                return measure(True, *self._wide)
+        return measure(False, *self._given)
 
     @functools.cached_property
     def _wide(self) -> Any:
         with contextlib.suppress(*FIXED_TYPES), jax.enable_x64(True):
-            return self._outputs(jax.tree.map(_widen, self.params), jnp.float64)
+            return self._outputs(widened(self.params), jnp.float64)
         return None
 
     @functools.cached_property
@@ -59,8 +60,8 @@ class Reference:
         given = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(self.args))
         drawn = checking.draw(jax.random.key(0), self.args, dtype)
         for args in (drawn,) if given else (drawn, self.args):
-            outputs = _jit(self.fn)(params, *args)
-            if not any(np.isnan(x).any() for x in jax.tree.leaves(outputs) if _floating(x)):
+            outputs = jit(self.fn)(params, *args)
+            if not any(np.isnan(x).any() for x in jax.tree.leaves(outputs) if floating(x)):
                 return args, outputs
         raise NotNumbers(
             "small.fn gives NaN at random arguments of the example's types, so that no module can "
@@ -68,7 +69,7 @@ class Reference:
         )
 
 
-def _jit(fn: Callable[..., Any]) -> Any:
+def jit(fn: Callable[..., Any]) -> Any:
     """Compiled in a hurry: it runs once."""
     return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -105,9 +106,11 @@ def _shapes(tree: Any) -> Any:
     return [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
 
 
-def _floating(x: Any) -> bool:
+def floating(x: Any) -> bool:
+    """Is it an array of real floats?"""
     return bool(jnp.issubdtype(jnp.result_type(x), jnp.floating))
 
 
-def _widen(x: Any) -> Any:
-    return jnp.asarray(x, jnp.float64) if _floating(x) else x
+def widened(tree: Any) -> Any:
+    """The tree with its floats in float64."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if floating(x) else x, tree)

@@ -31,7 +31,7 @@ class Unequal(ValueError):
 def refusal(small: Compact, name: str, types: Types, why: str, instead: str) -> Unequal:
     """Names the dimension, its modules, the reason and the choice."""
     dim, left = small._structure.dims[name], int(small.keep[name].sum(-1).max())
-    held = dict.fromkeys(module_of(slot.path) for slot in dim.slots)
+    held = dict.fromkeys(_holder(slot.path, types) for slot in dim.slots)
     found = [f"{path} ({types[path]})" if path in types else path for path in held]
     found.sort(key=lambda text: "Norm" not in text)  # what normalizes is to blame more often
     more = ", ..." if len(found) > MOST_MODULES else ""
@@ -39,6 +39,13 @@ def refusal(small: Compact, name: str, types: Types, why: str, instead: str) -> 
         f"no plain module equals small.fn: of {dim.label or name!r} ({name}) {left} of {dim.size} "
         f"units are left, in {', '.join(found[:MOST_MODULES])}{more}; {why}; {instead}"
     )
+
+
+def _holder(path: str, types: Types) -> str:
+    """The module that a leaf lies in."""
+    keys = path.split("/")
+    above = ("/".join(keys[:k]) for k in range(len(keys) - 1, 0, -1))
+    return next((p for p in above if p in types), module_of(path))
 
 
 def carried(small: Compact, types: Types) -> Unequal | None:

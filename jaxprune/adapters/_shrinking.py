@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from jaxprune.adapters import _checking, _heads, _refusing, _sizes
 from jaxprune.adapters._sizes import Leaf, Read, Rows, Size, Table
 from jaxprune.typing import Compact
 
+UNKNOWN = "it isn't known what becomes of"
 Modules = Iterable[tuple[str, Any]]  # each with its path; "" is the whole
 
 
@@ -29,6 +31,8 @@ class Framework:
       assign: sets an attribute of a module.
       bare: (call, module) -> a pure function of (arrays, *args), and the arrays.
       calls: how functions usually call a module, the first that fits is taken; in words.
+      native: (call, module, wide, *args) -> what the module gives where it runs, in float64 if
+        ``wide``; None: JAX runs it.
     """
 
     name: str
@@ -39,6 +43,16 @@ class Framework:
     assign: Callable[[Any, str, Any], None]
     bare: Callable[[Any, Any], tuple[Callable[..., Any], Any]]
     calls: dict[str, Callable[..., Any]]
+    native: Callable[..., Any] | None = None
+
+    def runner(self, call: Any, module: Any) -> Callable[..., Any]:
+        """``(wide, *args) -> outputs`` of the module, for a reference to measure."""
+        if self.native is not None:
+            return functools.partial(self.native, call, module)
+        pure, arrays = self.bare(call, module)
+        return lambda wide, *args: _checking.jit(pure)(
+            _checking.widened(arrays) if wide else arrays, *args
+        )
 
 
 class Built(NamedTuple):
@@ -147,11 +161,9 @@ def _like(stored: Any, read: Read) -> Any:
 def _matching(frame: Framework, name: str, stored: Any, outer: list[Any]) -> Found:
     """A size that no row reads: what axes of that size become, in the module or around it."""
     around = next((found for m in outer if (found := frame.leaves(m))), [])
-    known: dict[int, set[int]] = {}
-    for size in (
-        s for leaf in around for axis in leaf.factors for s in (*axis, _sizes.times(axis))
-    ):
-        known.setdefault(size.full, set()).add(size.small)
+    axes = [axis for leaf in around for axis in leaf.factors]
+    known = _small_of(size for axis in axes for size in (*axis, _sizes.times(axis)))
+    known = _small_of(map(_sizes.times, _runs(axes))) | known
     many = _held(stored)
     options = [known.get(n, {n}) for n in many]
     if any(len(option) > 1 for option in options):
@@ -160,6 +172,20 @@ def _matching(frame: Framework, name: str, stored: Any, outer: list[Any]) -> Fou
     new = [n for option in options for n in option]
     if tuple(new) != tuple(many):
         yield name, tuple(new) if isinstance(stored, tuple) else new[0]
+
+
+def _small_of(sizes: Iterable[Size]) -> dict[int, set[int]]:
+    known: dict[int, set[int]] = {}
+    for size in sizes:
+        known.setdefault(size.full, set()).add(size.small)
+    return known
+
+
+def _runs(axes: Iterable[tuple[Size, ...]]) -> Iterator[tuple[Size, ...]]:
+    """Factors side by side: the heads of groups x queries x head size."""
+    for axis in axes:
+        for begin in range(len(axis)):
+            yield from (axis[begin:end] for end in range(begin + 2, len(axis) + 1))
 
 
 def _fold(frame: Framework, scale: _sizes.Scale, stand_in: Any, layer: Any, rows: Rows) -> None:
@@ -204,9 +230,9 @@ def tried(frame: Framework, module: Any, small: Compact, call: Any, whys: list[s
     reference = _checking.Reference(small.fn, small.params, small.certificate._checker.args)
     tolerance = _checking.tolerance(small.params)
     for new, _, unsure in _attempts(frame, module, small):
-        whys += [f"it isn't known what becomes of {text}" for text in unsure]
+        whys += [f"{UNKNOWN} {text}" for text in unsure]
         try:
-            error = reference.error(*frame.bare(call, new))
+            error = reference.error(frame.runner(call, new))
         except _checking.NotNumbers:
             raise
         except Exception as raised:  # whatever a module raises that is not told its sizes
@@ -235,7 +261,7 @@ def _check_call(frame: Framework, module: Any, small: Compact, call: Any) -> Non
     function: Any = small.fn
     full = small.expand(small.params)
     reference = _checking.Reference(function.fn, full, small.certificate._checker.args)
-    error = reference.error(*frame.bare(call, frame.graft(module, full)))
+    error = reference.error(frame.runner(call, frame.graft(module, full)))
     if not error <= _checking.tolerance(small.params):
         raise ValueError(_NOT_CALLED.format(error=error, file=frame.name))
 
@@ -247,7 +273,8 @@ def _blamed(
     for name, one in _refusing.alone(small):
         its: list[str] = []
         if tried(frame, module, one, call, its) is None:
-            why = f"shrunk alone, {its[-1]}"
+            unknown = [f", and {text}" for text in whys if text.startswith(UNKNOWN)]
+            why = f"shrunk alone, {its[-1]}{''.join(unknown[:1])}"
             return _refusing.refusal(small, name, types, why, _INSTEAD.format(file=frame.name))
     return _refusing.Unequal(f"no plain module equals small.fn: {'; '.join(whys)}")
 

@@ -13,8 +13,11 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+APART = ("torch",)  # extras with an environment of their own, which no constraints pin
+
+
 def requirements():
-    extras = PROJECT["optional-dependencies"]
+    extras = {k: v for k, v in PROJECT["optional-dependencies"].items() if k not in APART}
     lines = [line for group in (PROJECT["dependencies"], *extras.values()) for line in group]
     return [r for r in map(Requirement, lines) if r.name != PROJECT["name"]]
 
@@ -51,5 +54,5 @@ def test_the_readme_opens_with_one_line_for_the_main_job_and_one_for_the_tests()
 def test_the_core_imports_no_framework():
     code = "import sys, jaxprune; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    unwanted = {"flax", "equinox", "chex", "haiku", "matplotlib", "sklearn"}
+    unwanted = {"flax", "equinox", "chex", "haiku", "matplotlib", "sklearn", "torch", "torchax"}
     assert not unwanted & set(done.stdout.split())

@@ -450,3 +450,47 @@ def test_users_register_their_layers():
             adapter.shrink(module, halved(*split(module), ROWS))
     finally:
         del adapter.TABLE[Odd]
+
+
+class Turned(nnx.Module):
+    """Three queries for each key, turned by tables of positions that are given."""
+
+    def __init__(self, rngs: Any):
+        self.groups, self.size = 2, 8
+        self.q = nnx.Linear(16, 48, rngs=rngs)
+        self.k, self.v = nnx.Linear(16, 16, rngs=rngs), nnx.Linear(16, 16, rngs=rngs)
+        self.out = nnx.Linear(48, 16, rngs=rngs)
+
+    def __call__(self, x: Any, cos: Any, sin: Any) -> Any:
+        def turned(y: Any) -> Any:
+            one, two = jnp.split(y, 2, -1)
+            return jnp.concatenate([one * cos - two * sin, two * cos + one * sin], -1)
+
+        b, t, _ = x.shape
+        q = jnp.moveaxis(self.q(x).reshape(b, t, self.groups, -1, self.size), 1, -2)
+        k, v = (f(x).reshape(b, t, self.groups, self.size) for f in (self.k, self.v))
+        k, v = jnp.moveaxis(k, 1, -2), jnp.moveaxis(v, 1, -2)
+        scores = jnp.einsum("bghtd,bgsd->bghts", turned(q), turned(k)) / np.sqrt(q.shape[-1])
+        mixed = jnp.einsum("bghts,bgsd->btghd", jax.nn.softmax(scores), v)
+        return self.out(mixed.reshape(b, t, -1))
+
+
+class TurnedTwice(nnx.Module):
+    def __init__(self, rngs: Any):
+        self.cos, self.sin = (nnx.Param(f(jnp.ones((5, 4)))) for f in (jnp.cos, jnp.sin))
+        self.embed, self.head = nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 3, rngs=rngs)
+        self.one, self.two = Turned(rngs), Turned(rngs)
+
+    def __call__(self, x: Any) -> Any:
+        x = self.embed(x)
+        x = x + self.one(x, self.cos[...], self.sin[...])
+        return self.head(x + self.two(x, self.cos[...], self.sin[...]))
+
+
+@pytest.mark.slow
+def test_attentions_that_share_a_head_size_have_their_scales_folded_each():
+    module, x = TurnedTwice(nnx.Rngs(0)), floats(2, 5, 8)
+    small = halved(*split(module), x, spared=("residual",))
+    new = adapter.shrink(module, small)
+    assert (new.one.groups, new.one.size, new.two.size) == (1, 4, 4)
+    assert_same(*split(new), small, x)

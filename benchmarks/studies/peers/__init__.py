@@ -1,0 +1,1 @@
+"""What other pruning libraries make of the same networks."""
