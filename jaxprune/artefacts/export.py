@@ -86,7 +86,9 @@ def export(
       >>> x = jnp.ones((1, 3))
       >>> masks = jp.infer_structure(fn, params, x).masks({"up:1": jnp.arange(8) < 2})
       >>> folder = tempfile.mkdtemp()
-      >>> jp.export(jp.compact(fn, params, masks, x), folder, x, shapes="b, ...")
+      >>> artefact = jp.export(jp.compact(fn, params, masks, x), folder, x, shapes="b, ...")
+      >>> artefact.check(2) < 1e-6
+      True
       >>> model = jp.load_exported(folder)
       >>> model.fn(model.params, jnp.ones((5, 3))).shape
       (5, 2)

@@ -25,6 +25,11 @@ def engine(name: str) -> Engine:
 
     Raises:
       ValueError: for a name that is none of ``jp.runtimes``' engines.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.runtimes.engine("onnx").file
+      'model.onnx'
     """
     if name not in _FILES:
         raise ValueError(f"is for the engine {name!r}; this version knows {', '.join(_FILES)}")
@@ -60,6 +65,11 @@ def onnx(
 
     Raises:
       ValueError: for another ``quantize``, "static" without calibration, or threads below 1.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.runtimes.onnx(quantize="dynamic", threads=1)
+      <runtime onnx int8 dynamic threads=1>
     """
     return _make(engine("onnx"), quantize, calibration, threads)
 
@@ -77,6 +87,11 @@ def openvino(
 
     Raises:
       ValueError: as :func:`onnx`.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.runtimes.openvino()
+      <runtime openvino>
     """
     return _make(engine("openvino"), quantize, calibration, threads)
 

@@ -47,7 +47,6 @@ def convert(frozen: Frozen) -> Any:
             specs,
             enable_double_precision=wide,
             input_names=[f"input_{i}" for i in range(len(specs))],
-            output_names=[f"output_{i}" for i in range(len(closed.jaxpr.outvars))],
         )
     except Exception as error:
         raise NotImplementedError(_unsupported(error)) from error

@@ -13,7 +13,8 @@ from jaxprune.runtimes._runtime import package
 
 
 def rewrite(model: Any) -> None:
-    """Einsum becomes MatMul, and Gemm loses a bias of zero, in loops too; in place."""
+    """Einsum becomes MatMul, Gemm loses a bias of zero, and so on, in loops too; in place."""
+    _name_results(model.graph)
     for graph in graphs(model.graph):
         _Graph(graph).rewrite()
 
@@ -90,7 +91,9 @@ class _Graph:
             i for i in range(n) if (window[i], strides[i], pads[i], pads[n + i]) != (1, 1, 0, 0)
         ]
         rest = [i for i in range(n) if i not in along]
-        if len(rest) > 2 or not rest or not along:
+        while len(rest) > 2:
+            along = sorted([*along, rest.pop(1)])
+        if not rest or not 0 < len(along) < 4:
             return False
         gone = len(rest)  # So many of the two ones in front make room for the other axes.
         front = [*range(2 - gone)]
@@ -222,6 +225,24 @@ _RULES = {
     "Max": _Graph.max,
     "MaxPool": _Graph.max_pool,
 }
+
+
+def _name_results(graph: Any) -> None:
+    """Names results in their order; what is an argument, a constant or another result is copied."""
+    onnx = package("onnx", "onnx")
+    made = {name for node in graph.node for name in node.output}
+    new: dict[str, str] = {}
+    for i, result in enumerate(graph.output):
+        name = f"output_{i}"
+        if result.name in made and result.name not in new:
+            new[result.name] = name
+        else:
+            source = new.get(result.name, result.name)
+            graph.node.append(onnx.helper.make_node("Identity", [source], [name], name))
+        result.name = name
+    for node in (node for g in graphs(graph) for node in g.node):
+        for names in (node.input, node.output):
+            names[:] = [new.get(name, name) for name in names]
 
 
 def _swapped(rank: int) -> list[int]:

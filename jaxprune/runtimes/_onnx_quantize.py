@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxprune.runtimes._onnx_graph import graphs
 from jaxprune.runtimes._runtime import NothingQuantized, Options, check_arguments, package
 from jaxprune.runtimes.freezing import Frozen
 
 DYNAMIC = ("MatMul", "Gather", "LSTM", "Attention")  # Convolutions in integers take longer so.
+STATIC = (  # Not Where: a range up to the -1e9 of a mask leaves nothing for the rest.
+    "Conv", "ConvTranspose", "MatMul", "Gemm", "Gather", "Relu", "MaxPool", "AveragePool",
+    "Transpose", "Reshape", "Squeeze", "Unsqueeze",
+)  # fmt: skip
+WEIGHTED = {*DYNAMIC, *STATIC[:5], "Einsum", "GRU", "RNN"}
 FEW = 0.01  # Less than this share of the weights' bytes may be left in float without a word.
 
 
@@ -35,8 +39,10 @@ def quantize(frozen: Frozen, path: Path, options: Options, signed: bool) -> None
         )
     else:
         tools.quantize_static(
-            model, path, _reader(frozen, options, tools), per_channel=True,
+            model, path, _reader(frozen, options, tools), op_types_to_quantize=STATIC,
+            per_channel=True,
             activation_type=tools.QuantType.QInt8 if signed else tools.QuantType.QUInt8,
+            extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip
     _tell(onnx.load(os.fspath(path)), onnx, options)
 
@@ -55,23 +61,28 @@ def _reader(frozen: Frozen, options: Options, tools: Any) -> Any:
 
 
 def _tell(model: Any, onnx: Any, options: Options) -> None:
-    """Warns of matrices that are left in float."""
-    every = [w for g in graphs(model.graph) for w in g.initializer]
-    matrices = [w for w in every if sum(n > 1 for n in w.dims) > 1]
-    left = [w for w in matrices if w.data_type == onnx.TensorProto.FLOAT]
-    sizes = {w.name: int(np.prod(w.dims)) for w in matrices}
-    floats = sum(4 * sizes[w.name] for w in left)
-    share = floats / max(floats + sum(sizes[w.name] for w in matrices if w not in left), 1)
-    told = "; ".join(f"{n} {what}" for what, n in _readers(model, left).most_common(6))
-    if len(left) == len(matrices):
+    """Warns of weights that are left in float."""
+    weights = [w for g in graphs(model.graph) for w in g.initializer]
+    done = sum(
+        _size(w) for w in weights if w.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    )
+    floats = {w.name: w for w in weights if w.data_type == onnx.TensorProto.FLOAT}
+    nodes = [n for g in graphs(model.graph) for n in g.node if n.op_type in WEIGHTED]
+    left = [(n.op_type, floats[name]) for n in nodes for name in n.input if name in floats]
+    left = [(kind, w) for kind, w in left if len(w.dims) > 1]
+    counted = Counter(f"{kind} of {tuple(w.dims)}" for kind, w in left).most_common(6)
+    told = "; ".join(f"{n} {what}" for what, n in counted) or "there are none of products"
+    if not done:
         raise NothingQuantized(
-            f"ONNX Runtime's {options.quantize} quantisation quantised nothing, all weights stay "
-            f"in float: {told}; {_WAYS[options.quantize]}"
+            f"ONNX Runtime's {options.quantize} quantisation quantised no weights ({told}); "
+            f"{_WAYS[options.quantize]}"
         )
-    if share > FEW:
+    in_float = sum(4 * _size(w) for _, w in left)
+    if in_float > FEW * (in_float + done):
         warnings.warn(
-            f"ONNX Runtime's {options.quantize} quantisation left {share:.0%} of the file's "
-            f"weights in float: {told}; {_WAYS[options.quantize]}",
+            f"ONNX Runtime's {options.quantize} quantisation left "
+            f"{in_float / (in_float + done):.0%} of the weights' bytes in float: {told}; "
+            f"{_WAYS[options.quantize]}",
             stacklevel=5,
         )
 
@@ -83,8 +94,5 @@ _WAYS = {
 }
 
 
-def _readers(model: Any, left: Any) -> Counter[str]:
-    """How many weights of which shapes which operations read."""
-    of = {w.name: f"of {tuple(w.dims)}" for w in left}
-    nodes = [n for g in graphs(model.graph) for n in g.node]
-    return Counter(f"{n.op_type} {of[name]}" for n in nodes for name in n.input if name in of)
+def _size(weight: Any) -> int:
+    return math.prod(weight.dims) if len(weight.dims) > 1 else 0

