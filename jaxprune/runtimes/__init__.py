@@ -13,6 +13,8 @@ from jaxprune.runtimes._runtime import NothingQuantized as NothingQuantized
 from jaxprune.runtimes._runtime import Options as Options
 from jaxprune.runtimes._runtime import Runtime as Runtime
 from jaxprune.runtimes._runtime import make as _make
+from jaxprune.runtimes._sensitivity import Sensitivity as Sensitivity
+from jaxprune.runtimes._sensitivity import sensitivity as sensitivity
 from jaxprune.runtimes.freezing import Frozen as Frozen
 
 _NAMES = "onnx", "openvino", "litert", "savedmodel"
