@@ -10,7 +10,8 @@ import pytest
 from jaxprune.rules import registry
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ["adapters.md", "artefacts.md", "recover.md", "write_a_rule.md"]
+PAGES = ["adapters.md", "artefacts.md", "quantization.md", "recover.md", "write_a_rule.md"]
+NEEDS = {"quantization.md": "qwix"}  # Other pages need what tests need.
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +30,10 @@ def blocks(page):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'VariableState' was removed:DeprecationWarning")  # in qwix
 @pytest.mark.parametrize("page", PAGES)
 def test_code_prints_what_the_page_shows(page):
+    pytest.importorskip(NEEDS.get(page, "jaxprune"))
     names, seen = {}, 0
     for line, code, shown in blocks(page):
         printed = io.StringIO()
