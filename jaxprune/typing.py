@@ -130,13 +130,16 @@ def path_str(path: tuple[Any, ...]) -> str:
 
 # Where the types of results are defined, for annotations: ``jp.typing.Structure``.
 RESULTS = {
+    "Artefact": "jaxprune.runtimes.artefact",
     "Certificate": "jaxprune.compaction.certificate",
     "Compact": "jaxprune.compaction.model",
     "Comparison": "jaxprune.measuring",
     "Cost": "jaxprune.costs.api",
     "Dimension": "jaxprune.structure.dimensions",
     "Exported": "jaxprune.artefacts.export",
+    "Frozen": "jaxprune.runtimes.freezing",
     "Pruned": "jaxprune.oneshot",
+    "Runtime": "jaxprune.runtimes",
     "Stats": "jaxprune.calibration.api",
     "Structure": "jaxprune.structure.dimensions",
     "Summary": "jaxprune.report",

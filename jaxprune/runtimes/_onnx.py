@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +71,29 @@ def read(path: Path, options: Options) -> Flat:
     config.log_severity_level = 3
     if options.threads:
         config.intra_op_num_threads = options.threads
-    session = ort.InferenceSession(os.fspath(path), config, providers=["CPUExecutionProvider"])
+    with _telling(path):
+        session = ort.InferenceSession(os.fspath(path), config, providers=["CPUExecutionProvider"])
     read = {i.name for i in session.get_inputs()}  # Others have no effect.
 
     def run(*flat: np.ndarray) -> list[np.ndarray]:
         given = {f"input_{i}": x for i, x in enumerate(flat)}
-        return list(session.run(None, {name: given[name] for name in read}))
+        with _telling(path):
+            return list(session.run(None, {name: given[name] for name in read}))
 
     return run
+
+
+@contextlib.contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Says whose error it is.
+
+    Raises:
+      RuntimeError: for a file that ONNX Runtime can't run, though it is written.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"ONNX Runtime can't run {path.name}: {error}") from error
 
 
 def versions() -> dict[str, str]:

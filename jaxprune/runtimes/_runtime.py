@@ -142,6 +142,11 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         args = self._without_held(args)
         leaves, treedef = jax.tree.flatten(args)
+        if any(isinstance(x, jax.core.Tracer) for x in leaves):
+            raise TypeError(
+                f"this function runs in {self.runtime.name}, outside JAX, and can't be traced: "
+                "call it without jit, grad and vmap"
+            )
         flat = [np.asarray(x) for x in leaves]
         key = treedef, tuple((x.shape, x.dtype) for x in flat)
         if key not in self._checked:

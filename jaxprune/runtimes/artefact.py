@@ -16,6 +16,7 @@ from jaxprune._progress import Progress
 from jaxprune.artefacts import files, folders, trees
 from jaxprune.artefacts.checks import Size, conform
 from jaxprune.artefacts.export import FILE as PROGRAM
+from jaxprune.artefacts.export import load_exported
 from jaxprune.compaction.checking import draw
 from jaxprune.measuring import Timing, benchmark, environment
 from jaxprune.runtimes._runtime import Compiled, Engine, Options, Runtime, compiled, parts
@@ -95,8 +96,11 @@ class Artefact:
 
     def benchmark(self, repeats: int = 15, progress: Progress = None) -> Timing:
         """Returns how long one call in the engine takes, from NumPy arrays to NumPy arrays."""
-        args = draw(jax.random.key(0), self._args, None)
-        return benchmark(self.fn, *args, repeats=repeats, progress=progress)
+        fn, args = self.fn, draw(jax.random.key(0), self._args, None)
+        if self.runtime.engine is None:
+            model = load_exported(self.folder)
+            fn, args = model.fn, (model.params, *args)
+        return benchmark(fn, *args, repeats=repeats, progress=progress)
 
     def __repr__(self) -> str:
         return f"<artefact {self.folder} for {self.runtime.name}, {self.size:,} bytes>"

@@ -1,5 +1,6 @@
 """Small networks of the kinds that are served, for engines and artefacts."""
 
+import equinox as eqx
 import flax.linen as nn
 import flax.nnx as nnx
 import jax
@@ -87,6 +88,18 @@ def of_nnx():
     return (lambda p, x: nnx.merge(graph, p)(x)), state, floats(2, 12, 12, 3)
 
 
+def of_equinox():
+    keys = jax.random.split(jax.random.key(0), 3)
+    layers = [
+        eqx.nn.Conv2d(3, 16, 3, padding=1, key=keys[0]), eqx.nn.Lambda(jax.nn.relu),
+        eqx.nn.Conv2d(16, 32, 3, stride=2, key=keys[1]), eqx.nn.Lambda(jax.nn.relu),
+        eqx.nn.Lambda(lambda x: x.mean((1, 2))), eqx.nn.Linear(32, 10, key=keys[2]),
+    ]  # fmt: skip
+    params, static = eqx.partition(eqx.nn.Sequential(layers), eqx.is_inexact_array)
+    fn = lambda p, x: jax.vmap(eqx.combine(p, static))(x)  # noqa: E731
+    return fn, params, floats(2, 3, 12, 12)
+
+
 def causal():
     """A block of a language model: RMSNorm, rotary, grouped queries, a causal mask, a gated MLP."""
     width, heads, groups, size, hidden = 32, 4, 2, 8, 64
@@ -131,6 +144,7 @@ NETWORKS = {
     "cnn": lambda: of_linen(Residual(), floats(2, 16, 16, 3)),
     "depthwise": lambda: of_linen(Depthwise(), floats(2, 16, 16, 3)),
     "nnx": of_nnx,
+    "equinox": of_equinox,
     "encoder": lambda: of_linen(Encoder(), jnp.asarray(RNG.integers(0, 50, (2, 12)), jnp.int32)),
     "lstm": lambda: of_linen(Lstm(), floats(2, 6, 8)),
     "gru": lambda: of_linen(BothWays(), floats(2, 6, 8)),

@@ -150,6 +150,35 @@ def test_an_operation_that_cant_be_written_is_named_with_its_line():
         runtime("onnx")(fn, floats(3))
 
 
+def test_a_file_that_the_engine_cant_run(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from jaxprune.runtimes import _onnx
+
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(RuntimeError, match="ONNX Runtime can't run model.onnx: "):
+        _onnx.read(tmp_path / "model.onnx", jp.runtimes.Options())
+
+
+@pytest.mark.parametrize("name, shapes", [("encoder", "b, t"), ("causal", "b, t, ...")])
+def test_any_length(name, shapes):
+    *_, x, small = network(name)
+    run = runtime("onnx")(small, x, shapes=shapes)
+    for length in (3, 11):
+        given = jnp.concatenate([x, x, x], 1)[:, :length]
+        assert apart(run(given), np.asarray(small.fn(small.params, given))) < EQUAL
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_with_64_bits_switched_on(dtype):
+    with jax.enable_x64(True):
+        p = {"w": jnp.asarray(floats(4, 6), dtype)}
+        x = jnp.asarray(floats(3, 4), dtype)
+        fn = lambda p, x: jnp.tanh(x @ p["w"])[:, jnp.arange(2)]  # noqa: E731
+        got = runtime("onnx")(fn, p, x)(p, x)
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got, fn(p, x), rtol=1e-5 if dtype == "float32" else 1e-12)
+
+
 def test_an_artefact_runs_in_a_process_of_its_own(tmp_path):
     import subprocess
     import sys

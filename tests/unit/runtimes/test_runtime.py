@@ -84,6 +84,12 @@ def test_another_tree():
         run(W, {"x": X})
 
 
+def test_it_cant_be_traced():
+    run = engines.runtime()(net, W, X)
+    with pytest.raises(TypeError, match="runs in plain, outside JAX, and can't be traced: call it"):
+        jax.jit(lambda x: run(W, x))(X)
+
+
 def test_xla_is_jit():
     masks = jp.infer_structure(net, W, X).masks({"up:1": np.arange(4) < 2})
     small = jp.compact(net, W, masks, X)
