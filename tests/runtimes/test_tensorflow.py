@@ -69,6 +69,23 @@ def test_saved_models_give_the_same_at_any_batch(name):
         assert found < EQUAL
 
 
+@pytest.mark.parametrize("engine", ["litert", "savedmodel"])
+def test_several_results_and_arguments(engine):
+    """Among them arguments, constants, truth values, and an argument that has no effect."""
+
+    def fn(p, x, scale, unused):
+        y = jnp.tanh(x @ p["w"])
+        return {"y": y * scale, "rest": (y.argmax(-1), x, jnp.arange(3), y > 0, y.sum(), x)}
+
+    p, x = {"w": floats(4, 6)}, floats(3, 4)
+    run = getattr(jp.runtimes, engine)()(fn, p, x, jnp.float32(2), x)
+    got, wanted = run(p, x, np.float32(3), x), fn(p, x, 3.0, x)
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
 # (network, quantisation) -> the largest relative error of int8 over float results
 INT8 = {(name, how): 0.05 for name in EVERY for how in ("dynamic", "static") if name not in LOOPS}
 INT8 |= {(name, "dynamic"): 0.05 for name in LOOPS}
