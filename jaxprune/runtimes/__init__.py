@@ -13,9 +13,12 @@ from jaxprune.runtimes._runtime import NothingQuantized as NothingQuantized
 from jaxprune.runtimes._runtime import Options as Options
 from jaxprune.runtimes._runtime import Runtime as Runtime
 from jaxprune.runtimes._runtime import make as _make
+from jaxprune.runtimes._sensitivity import Sensitivity as Sensitivity
+from jaxprune.runtimes._sensitivity import sensitivity as sensitivity
 from jaxprune.runtimes.freezing import Frozen as Frozen
 
-_FILES = {name: f"jaxprune.runtimes._{name}" for name in ("onnx", "openvino")}
+_NAMES = "onnx", "openvino", "litert", "savedmodel"
+_FILES = {name: f"jaxprune.runtimes._{name}" for name in _NAMES}
 Calibration = Sequence[tuple[Any, ...]] | None
 
 
@@ -93,3 +96,30 @@ def openvino(
       <runtime openvino>
     """
     return _make(engine("openvino"), quantize, calibration, threads)
+
+
+def litert(
+    *, quantize: str | None = None, calibration: Calibration = None, threads: int | None = None
+) -> Runtime:
+    """Returns the runtime of LiteRT (TensorFlow Lite), on the processor; ``jaxprune[litert]``.
+
+    Sizes are numbers: with names LiteRT runs without its fast kernels.
+
+    Args:
+      quantize: None for float32. "dynamic": int8 weights per channel, activations quantised while
+        it runs, weights within loops too. "static": int8 weights and activations of convolutions
+        and matrix products; what is between them stays in float, loops are refused.
+      calibration, threads: as for :func:`onnx`.
+
+    Raises:
+      ValueError: as :func:`onnx`.
+    """
+    return _make(engine("litert"), quantize, calibration, threads)
+
+
+def savedmodel() -> Runtime:
+    """Returns the runtime of TensorFlow, which reads SavedModels; ``jaxprune[savedmodel]``.
+
+    The file runs on processors, and on what else TensorFlow compiles for.
+    """
+    return _make(engine("savedmodel"), None, None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune.ir import compat
-from jaxprune.runtimes.rewriting import Rules, inner, known, run, without_dead
+from jaxprune.runtimes.rewriting import Rules, known, run, without_dead
 
 
 def _select(eqn: Any, ins: list[Any], rules: Rules) -> list[Any]:
@@ -23,34 +24,50 @@ def _select(eqn: Any, ins: list[Any], rules: Rules) -> list[Any]:
 
 
 def _scan(eqn: Any, ins: list[Any], rules: Rules) -> list[Any]:
-    """Loops forward, with what they read in each turn as constants of the body.
+    """Loops forward, with the constants that they read in each turn in their body.
 
-    Where it is handed on from turn to turn, no quantiser takes it for weights.
+    Where those are handed on from turn to turn, no quantiser takes them for weights.
     """
-    if "num_consts" not in eqn.params:  # JAX 0.12
-        return compat.bind_plain(eqn, ins, lambda param: inner(param, rules))
-    p = eqn.params
-    n, carried = p["num_consts"], p["num_consts"] + p["num_carry"]
-    consts, rows = ins[:n], ins[carried:]
-    free = [x for x in consts if not known(x)]
+    parts = compat.scan_parts(eqn)
+    n, k = parts.num_consts, parts.num_carry
+    turned = _turned if parts.reverse else list
+    consts, rest = ins[:n], [*ins[n : n + k], *turned(ins[n + k :])]
+    loop = _with_constants if "num_consts" in eqn.params else _anew
+    outs = loop(eqn, consts, rest, rules)
+    return [*outs[:k], *turned(outs[k:])]
+
+
+def _turned(rows: Sequence[Any]) -> list[Any]:
+    return [lax.rev(x, (0,)) for x in rows]
+
+
+def _with_constants(eqn: Any, consts: Any, rest: Any, rules: Rules) -> list[Any]:
+    free = [i for i, x in enumerate(consts) if not known(x)]
 
     def body(*xs: Any) -> list[Any]:
-        given = iter(xs)
-        every = [x if known(x) else next(given) for x in consts]
-        return run(p["jaxpr"], [*every, *given], rules)
+        given = dict(zip(free, xs))
+        every = [given.get(i, x) for i, x in enumerate(consts)]
+        return run(eqn.params["jaxpr"], [*every, *xs[len(free) :]], rules)
 
-    invars = compat.open_jaxpr(p["jaxpr"])[0].invars
-    taken: list[Any] = [v for v, x in zip(invars, consts) if not known(x)] + invars[n:]
+    invars: list[Any] = compat.open_jaxpr(eqn.params["jaxpr"])[0].invars
+    taken = [*(invars[i] for i in free), *invars[len(consts) :]]
     types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in taken]
     closed = without_dead(jax.make_jaxpr(body)(*types))
-    params = p | {"jaxpr": closed, "num_consts": len(free), "reverse": False}
-    if "linear" in p:
-        linear = [w for w, x in zip(p["linear"], consts) if not known(x)]
-        params["linear"] = (*linear, *p["linear"][n:])
-    turned = [lax.rev(x, (0,)) for x in rows] if p["reverse"] else rows
-    outs = eqn.primitive.bind(*free, *ins[n:carried], *turned, **params)
-    last, rows = outs[: p["num_carry"]], outs[p["num_carry"] :]
-    return [*last, *((lax.rev(y, (0,)) for y in rows) if p["reverse"] else rows)]
+    params = eqn.params | {"jaxpr": closed, "num_consts": len(free), "reverse": False}
+    return list(eqn.primitive.bind(*(consts[i] for i in free), *rest, **params))
+
+
+def _anew(eqn: Any, consts: Any, rest: Any, rules: Rules) -> list[Any]:
+    """In JAX 0.12, whose equations say otherwise what is a constant: all are operands."""
+    parts = compat.scan_parts(eqn)
+    k = parts.num_carry
+
+    def step(carry: Any, rows: Any) -> Any:
+        outs = run(parts.jaxpr, [*consts, *carry, *rows], rules)
+        return outs[:k], outs[k:]
+
+    last, rows = lax.scan(step, rest[:k], rest[k:], parts.length)
+    return [*last, *rows]
 
 
 def _window_sum(eqn: Any, ins: list[Any], rules: Rules) -> list[Any]:

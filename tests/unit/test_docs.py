@@ -12,8 +12,12 @@ import pytest
 from jaxprune.rules import registry
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ["adapters.md", "artefacts.md", "hugging_face.md", "recover.md", "write_a_rule.md"]
-NEEDS = {"hugging_face.md": "transformers"}  # What isn't a requirement of the tests.
+PAGES = [
+    "adapters.md", "artefacts.md", "hugging_face.md", "quantization.md", "recover.md",
+    "write_a_rule.md",
+]  # fmt: skip
+# Other pages need what tests need.
+NEEDS = {"hugging_face.md": "transformers", "quantization.md": "qwix"}
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +38,7 @@ def blocks(page):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'VariableState' was removed:DeprecationWarning")  # in qwix
 @pytest.mark.parametrize("page", PAGES)
 def test_code_prints_what_the_page_shows(page):
     if page in NEEDS:

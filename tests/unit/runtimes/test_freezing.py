@@ -125,9 +125,10 @@ def test_rule_of_loops(reverse):
     shift = jnp.ones(16)
     closed = _rules(fn, X)
     (loop,) = [eqn for eqn in closed.jaxpr.eqns if eqn.primitive.name == "scan"]
-    assert loop.params["num_consts"] == 0 and not loop.params["reverse"]
+    assert not loop.params["reverse"]
     inner = compat.open_jaxpr(loop.params["jaxpr"])[0].eqns
     assert "concatenate" not in [eqn.primitive.name for eqn in inner]
+    assert loop.params.get("num_consts", 0) == 0  # JAX 0.12 has no such number
     for a, b in zip(core.jaxpr_as_fun(closed)(X), fn(X), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
