@@ -49,6 +49,7 @@ class Settings:
 ENGINES: dict[str, tuple[str, Callable[..., Any]]] = {  # name -> (package, runtime)
     "onnx": ("onnxruntime", jp.runtimes.onnx),
     "openvino": ("openvino", jp.runtimes.openvino),
+    "litert": ("ai_edge_litert", jp.runtimes.litert),
 }
 
 

@@ -29,6 +29,7 @@ ENGINES: dict[str, tuple[str, Callable[[], Any]]] = {  # name -> (package, runti
     "xla": ("jax", jp.runtimes.xla),
     "onnx": ("onnxruntime", jp.runtimes.onnx),
     "openvino": ("openvino", jp.runtimes.openvino),
+    "litert": ("ai_edge_litert", jp.runtimes.litert),
 }
 QUICK = ("LSTM",)
 
