@@ -68,10 +68,11 @@ class Evaluator:
         """Blocks of the outputs from blocks of the inputs."""
         env = {(tape.inputs[i], block): x for (i, block), x in zip(ins, xs, strict=True)}
         for step in tape.steps:
-            if step in self._demand.wires:
-                self._nested(step, env)
-            elif step in self._demand.parts:
-                self._flat(step, env)
+            with compat.at_source(step.eqn):
+                if step in self._demand.wires:
+                    self._nested(step, env)
+                elif step in self._demand.parts:
+                    self._flat(step, env)
         return [self._read(env, tape.outputs[i], block) for i, block in outs]
 
     def _read(self, env: dict[Any, Any], value: Value, block: Block) -> Any:

@@ -70,7 +70,7 @@ class Numbers:
             elif self._is_size(eqn, args):
                 self._sizes[eqn.outvars[0]] = eqn
                 outs = [self._size(eqn, args)]
-            elif _is_cast_to_itself(eqn, args):  # JAX leaves it out of the program
+            elif compat.casts_to_itself(eqn, args):  # JAX leaves it out of the program
                 outs = args
             else:
                 bound.append(eqn)
@@ -134,13 +134,6 @@ class Numbers:
                 self._rename(sub, inner)
             for value, var in zip(step.outs, step.eqn.outvars, strict=True):
                 _resize(value, var.aval)
-
-
-def _is_cast_to_itself(eqn: Any, args: Sequence[Any]) -> bool:
-    """A cast from a weak type, which numbers that were known while tracing have lost."""
-    if eqn.primitive.name != "convert_element_type":
-        return False
-    return bool(jax.typeof(args[0]).dtype == eqn.params["new_dtype"])
 
 
 def _names(leaves: Sequence[Any]) -> set[Any]:

@@ -229,6 +229,28 @@ def size_at(size: Any, numbers: Mapping[str, int]) -> int:
     return int(eval(str(size), {"__builtins__": {}, **functions, **numbers}))
 
 
+def casts_to_itself(eqn: Any, args: Sequence[Any]) -> bool:
+    """A cast from a weak type, which numbers that were known while tracing have lost."""
+    if eqn.primitive.name != "convert_element_type":
+        return False
+    return bool(jax.typeof(args[0]).dtype == eqn.params["new_dtype"])
+
+
+def with_equations(jaxpr: Any, eqns: Sequence[Any], consts: Mapping[Any, Any]) -> Any:
+    """A closed jaxpr of some of a jaxpr's equations, and of those constants that are left."""
+    rest = jaxpr.invars, jaxpr.outvars, list(eqns), jaxpr.effects, jaxpr.debug_info
+    return core.ClosedJaxpr(core.Jaxpr([*consts], *rest), [*consts.values()])
+
+
+@contextlib.contextmanager
+def at_source(eqn: Any) -> Iterator[None]:
+    """What is traced within keeps the equation's place in the user's code."""
+    info = eqn.source_info
+    names = source_info_util.current_name_stack() + info.name_stack
+    with source_info_util.user_context(info.traceback, name_stack=names):
+        yield
+
+
 def source_line(eqn: Any) -> str:
     """``model.py:157 (function)`` of the user's code, or '' where only library code is seen.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
@@ -415,6 +416,11 @@ def of(step: Any) -> Row:
 def kind(step: Any) -> Kind:
     """The family of a step's or an equation's primitive."""
     return ROWS.get(getattr(step, "eqn", step).primitive.name, NO_ROW).kind
+
+
+def entry(step: Any, table: Mapping[str, Any]) -> Any:
+    """What another table has by the name of a step's or an equation's primitive, or None."""
+    return table.get(getattr(step, "eqn", step).primitive.name)
 
 
 def names(*kinds: Kind) -> list[str]:

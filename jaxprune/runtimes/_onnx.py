@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -38,20 +39,51 @@ def convert(frozen: Frozen) -> Any:
     Raises:
       NotImplementedError: for an operation that jax2onnx can't write, with its source line.
     """
-    jax2onnx = package("jax2onnx", "onnx")
     closed = rewritten(frozen.closed, RULES)
+    _check_keys(closed)
     specs = jax.tree.leaves(frozen.args)
     every = [*specs, *(v.aval for v in closed.jaxpr.outvars)]
     wide = any(x.dtype == np.float64 for x in every)
+    names = [f"input_{i}" for i in range(len(specs))]
+    with _as_they_were(jnp, jax.lax, jax.nn, jax.random):
+        to_onnx = package("jax2onnx", "onnx").to_onnx
+        try:
+            fn = core.jaxpr_as_fun(closed)
+            return to_onnx(fn, specs, enable_double_precision=wide, input_names=names)
+        except Exception as error:
+            raise NotImplementedError(_unsupported(error)) from error
+
+
+@contextlib.contextmanager
+def _as_they_were(*modules: Any) -> Iterator[None]:
+    """Modules with the functions that they had: jax2onnx leaves its own jnp.cumsum behind."""
+    before = [(module, dict(vars(module))) for module in modules]
     try:
-        return jax2onnx.to_onnx(
-            core.jaxpr_as_fun(closed),
-            specs,
-            enable_double_precision=wide,
-            input_names=[f"input_{i}" for i in range(len(specs))],
-        )
-    except Exception as error:
-        raise NotImplementedError(_unsupported(error)) from error
+        yield
+    finally:
+        for module, names in before:
+            for name, value in names.items():
+                if vars(module).get(name) is not value:
+                    setattr(module, name, value)
+
+
+def _check_keys(closed: Any) -> None:
+    """Raises for random keys, which ONNX has no type for."""
+    jaxpr = closed.jaxpr
+    for var in (*jaxpr.constvars, *jaxpr.invars):
+        if jax.dtypes.issubdtype(var.aval.dtype, jax.dtypes.extended):
+            reader = next((eqn for eqn in jaxpr.eqns if var in eqn.invars), None)
+            what = _named(reader) if reader else "keys"
+            raise NotImplementedError(
+                f"the runtime onnx can't do {what}: it has no random keys; draw numbers outside, "
+                "and pass them, or freeze the function without dropout"
+            )
+
+
+def _named(eqn: Any) -> str:
+    """``cumsum at model.py:12 (Net.__call__)``"""
+    line = compat.source_line(eqn)
+    return f"{eqn.primitive.name} at {line}" if line else str(eqn.primitive.name)
 
 
 def _unsupported(error: BaseException) -> str:
@@ -60,7 +92,7 @@ def _unsupported(error: BaseException) -> str:
     while at is not None:
         eqn = at.tb_frame.f_locals.get("eqn")
         found, at = eqn if isinstance(eqn, core.JaxprEqn) else found, at.tb_next
-    what = f"{found.primitive.name} at {compat.source_line(found)}" if found else "this function"
+    what = _named(found) if found else "this function"
     return f"the runtime onnx can't do {what}: jax2onnx says {type(error).__name__}: {error}"
 
 

@@ -90,4 +90,32 @@ def _window_sum(eqn: Any, ins: list[Any], rules: Rules) -> list[Any]:
     ]  # fmt: skip
 
 
-RULES: Rules = {"select_n": _select, "scan": _scan, "reduce_window_sum": _window_sum}
+def _dot(eqn: Any, ins: list[Any], rules: Rules) -> list[Any]:
+    """Products as jax2onnx writes them right.
+
+    It reads a matrix on the left as (free, summed), whatever is summed; takes the result to be of
+    the operands' type; and names the batches of an outer product twice.
+    """
+    x, y = ins
+    (left, right), (batch, other) = eqn.params["dimension_numbers"]
+    result = eqn.outvars[0].aval.dtype
+    if not left:
+        ranks = x.ndim - len(batch), y.ndim - len(other)
+        x, y = jnp.moveaxis(x, batch, range(len(batch))), jnp.moveaxis(y, other, range(len(batch)))
+        x = jnp.expand_dims(x, [*range(x.ndim, x.ndim + ranks[1])])
+        y = jnp.expand_dims(y, [*range(len(batch), len(batch) + ranks[0])])
+        return [x.astype(result) * y.astype(result)]
+    if x.dtype == y.dtype == result and (x.ndim, tuple(left)) != (2, (0,)):
+        return compat.bind(eqn, ins)
+    if (x.ndim, tuple(left)) == (2, (0,)) and not batch:
+        x, left = x.T, (1,)
+    numbers = (left, right), (batch, other)
+    return [lax.dot_general(x.astype(result), y.astype(result), numbers)]
+
+
+RULES: Rules = {
+    "dot_general": _dot,
+    "select_n": _select,
+    "scan": _scan,
+    "reduce_window_sum": _window_sum,
+}

@@ -31,7 +31,7 @@ def read(path: Path, options: Options) -> Flat:
     read = {name for port in compiled.inputs for name in port.names}
 
     def run(*flat: np.ndarray) -> list[np.ndarray]:
-        given = {f"input_{i}": np.ascontiguousarray(x) for i, x in enumerate(flat)}
+        given = {f"input_{i}": np.asarray(x, order="C") for i, x in enumerate(flat)}
         found = request.infer({name: given[name] for name in read if name in given})
         return [np.array(found[port]) for port in compiled.outputs]  # The next call reuses these.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core, source_info_util
+from jax.extend import core
 
 from jaxprune.ir import compat, primitives
 from jaxprune.ir.primitives import Kind
@@ -30,7 +30,7 @@ def rewritten(closed: Any, rules: Rules) -> core.ClosedJaxpr:
 def run(closed: Any, xs: Sequence[Any], rules: Rules, around: Any = None) -> list[Any]:
     """The results of a program, while a new one is traced; each equation keeps its source line.
 
-    ``around``: the source of the call that the program is of, for equations without one.
+    ``around``: the call that the program is of, for equations without a line.
     """
     jaxpr, consts = compat.open_jaxpr(closed)
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *xs], strict=True))
@@ -39,21 +39,22 @@ def run(closed: Any, xs: Sequence[Any], rules: Rules, around: Any = None) -> lis
         return atom.val if isinstance(atom, core.Literal) else env[atom]
 
     for eqn in jaxpr.eqns:
-        info = around if around and not compat.source_line(eqn) else eqn.source_info
-        with source_info_util.user_context(info.traceback, name_stack=info.name_stack):
-            outs = _evaluate(eqn, [read(v) for v in eqn.invars], rules, info)
+        source = around if around and not compat.source_line(eqn) else eqn
+        with compat.at_source(source):
+            outs = _evaluate(eqn, [read(v) for v in eqn.invars], rules, source)
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
 
-def _evaluate(eqn: Any, ins: list[Any], rules: Rules, info: Any) -> list[Any]:
+def _evaluate(eqn: Any, ins: list[Any], rules: Rules, source: Any) -> list[Any]:
     if _is_foldable(eqn, ins):
         with jax.ensure_compile_time_eval():
             return compat.bind(eqn, ins)
     if primitives.kind(eqn) in CALLED:
-        return run(compat.sub_jaxprs(eqn)[0], ins, rules, info)
-    if eqn.primitive.name in rules:
-        return rules[eqn.primitive.name](eqn, ins, rules)
+        return run(compat.sub_jaxprs(eqn)[0], ins, rules, source)
+    rule = primitives.entry(eqn, rules)
+    if rule is not None:
+        return rule(eqn, ins, rules)
     if primitives.kind(eqn) in primitives.CONTROL:
         return compat.bind_plain(eqn, ins, lambda param: inner(param, rules))
     return compat.bind(eqn, ins)
@@ -95,8 +96,7 @@ def without_dead(closed: Any) -> core.ClosedJaxpr:
             eqns.append(eqn)
             needed |= {v for v in eqn.invars if not isinstance(v, core.Literal)}
     held = {v: c for v, c in zip(jaxpr.constvars, consts, strict=True) if v in needed}
-    rest = jaxpr.invars, jaxpr.outvars, eqns[::-1], jaxpr.effects, jaxpr.debug_info
-    return core.ClosedJaxpr(core.Jaxpr([*held], *rest), [*map(_array, held.values())])
+    return compat.with_equations(jaxpr, eqns[::-1], {v: _array(c) for v, c in held.items()})
 
 
 def _array(const: Any) -> Any:

@@ -77,7 +77,7 @@ def test_several_results_and_arguments():
 # ------------------------------------------------------------------------------------- int8
 
 # name -> largest relative error of each quantisation over the float results, None: it refuses
-INT8 = {"encoder": (0.1, 0.1), "causal": (0.1, 0.1), "cnn": (0.2, 0.1)}
+INT8 = {"encoder": (0.1, 0.1), "causal": (0.1, 0.3), "cnn": (0.2, 0.1)}
 
 
 @pytest.mark.parametrize("quantize", ["dynamic", "static"])
@@ -85,7 +85,7 @@ INT8 = {"encoder": (0.1, 0.1), "causal": (0.1, 0.1), "cnn": (0.2, 0.1)}
 def test_int8(tmp_path, name, quantize):
     """The file shrinks, results are near; what stays in float is told."""
     *_, x, small = network(name)
-    several = [(floats(*x.shape) if x.dtype == jnp.float32 else x,) for _ in range(8)]
+    several = [(floats(*x.shape, seed=i) if x.dtype == jnp.float32 else x,) for i in range(8)]
     options = {"quantize": quantize, "calibration": several if quantize == "static" else None}
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
@@ -148,6 +148,31 @@ def test_an_operation_that_cant_be_written_is_named_with_its_line():
     match = r"the runtime onnx can't do pure_callback at test_engines.py:\d+ \(.*fn\): jax2onnx"
     with pytest.raises(NotImplementedError, match=match):
         runtime("onnx")(fn, floats(3))
+
+
+def test_random_keys_are_named():
+    def fn(x, key):
+        return x + jax.random.normal(key, x.shape)
+
+    match = r"can't do random_\w+ at test_engines.py:\d+ .*: it has no random keys"
+    with pytest.raises(NotImplementedError, match=match):
+        runtime("onnx")(fn, floats(3), jax.random.key(0))
+
+
+def test_jax_is_what_it_was_after_a_conversion():
+    before = {m: dict(vars(m)) for m in (jnp, jax.lax, jax.nn)}
+    runtime("onnx")(lambda x: jnp.cumsum(x, 0), floats(3, 2))
+    for module, names in before.items():
+        assert all(vars(module)[name] is value for name, value in names.items())
+    code = (
+        "import jax.numpy as jnp, jaxprune as jp; before = jnp.cumsum;"
+        "jp.runtimes.onnx()(jnp.sin, jnp.ones(3)); print(jnp.cumsum is before)"
+    )
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
 
 
 def test_a_file_that_the_engine_cant_run(tmp_path):

@@ -69,6 +69,9 @@ def test_equations_keep_the_line_of_the_user():
     frozen = jp.freeze(lambda x: jax.jit(jnp.sin)(x), X)
     (eqn,) = frozen.closed.jaxpr.eqns
     assert compat.source_line(eqn).startswith("test_freezing.py:")
+    eqns = jp.freeze(halved(), X).closed.jaxpr.eqns
+    assert compat.source_line(eqns[0]).startswith("test_freezing.py:")
+    assert "net.<locals>" in compat.source_line(eqns[0])
 
 
 def test_loops_and_branches_are_rewritten_inside():
@@ -131,6 +134,29 @@ def test_rule_of_loops(reverse):
     assert loop.params.get("num_consts", 0) == 0  # JAX 0.12 has no such number
     for a, b in zip(core.jaxpr_as_fun(closed)(X), fn(X), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+DOTS = {
+    "outer": ((2, 3), (2, 4), (((), ()), ((0,), (0,)))),
+    "outer, batch last": ((3, 2), (4, 5, 2), (((), ()), ((1,), (2,)))),
+    "left is turned": ((4, 4), (4, 4), (((0,), (0,)), ((), ()))),
+    "plain": ((2, 3), (3, 4), (((1,), (0,)), ((), ()))),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+@pytest.mark.parametrize("name", DOTS)
+def test_rule_of_products(name, dtype):
+    *shapes, numbers = DOTS[name]
+    x, y = (jnp.asarray(5 * RNG.normal(size=s), dtype) for s in shapes)
+    wide = jnp.float32 if dtype == jnp.float32 else jnp.int32
+    fn = lambda x, y: jax.lax.dot_general(x, y, numbers, preferred_element_type=wide)  # noqa: E731
+    closed = _rules(fn, x, y)
+    for eqn in closed.jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            assert eqn.params["dimension_numbers"][0][0] == (1,)
+            assert {v.aval.dtype for v in (*eqn.invars, *eqn.outvars)} == {jnp.dtype(wide)}
+    np.testing.assert_allclose(core.jaxpr_as_fun(closed)(x, y)[0], fn(x, y), rtol=1e-5)
 
 
 @pytest.mark.parametrize("window", [(2, 2), (3, 1)])
