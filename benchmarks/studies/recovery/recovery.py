@@ -180,7 +180,8 @@ def fill(case: Case, found: dict[str, Any], stage: str) -> Iterator[None]:
         of = "flops" if stage == "plan" else "speedup"
         yield from plan(case, found.setdefault("rows", []), of)
     if stage == "tune":
-        for row, repair in itertools.product(found["rows"], case.settings.repairs):
+        timed_first = sorted(found["rows"], key=lambda row: row["of"] != "speedup")
+        for repair, row in itertools.product(case.settings.repairs, timed_first):
             if "units" not in row or not _wanted(row, repair, case.settings):
                 continue
             if repair not in row.setdefault("repairs", {}):
