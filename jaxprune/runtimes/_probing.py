@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from jaxprune.ir import compat
+from jaxprune.ir import compat, views
 from jaxprune.runtimes.freezing import Frozen
 
 
@@ -53,7 +53,7 @@ def _unsupported(frozen: Frozen, convert: Callable[[Frozen], Any], error: Except
 
 
 def _kind(eqn: Any) -> tuple[Any, ...]:
-    return eqn.primitive.name, str(eqn.params), *(str(v.aval) for v in eqn.invars)
+    return eqn.primitive.name, str(views.every(eqn)), *(str(v.aval) for v in eqn.invars)
 
 
 def _alone(eqn: Any, known: dict[Any, Any]) -> Frozen:
