@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def convert(frozen: Frozen) -> Any:
     every = [*specs, *(v.aval for v in closed.jaxpr.outvars)]
     wide = any(x.dtype == np.float64 for x in every)
     names = [f"input_{i}" for i in range(len(specs))]
-    with _as_they_were(jnp, jax.lax, jax.nn, jax.random):
+    with _as_they_were(jnp, jax.lax, jax.nn, jax.random), _x64_as_it_was():
         to_onnx = package("jax2onnx", "onnx").to_onnx
         try:
             fn = core.jaxpr_as_fun(closed)
@@ -65,6 +66,23 @@ def _as_they_were(*modules: Any) -> Iterator[None]:
             for name, value in names.items():
                 if vars(module).get(name) is not value:
                     setattr(module, name, value)
+
+
+@contextlib.contextmanager
+def _x64_as_it_was() -> Iterator[None]:
+    """64 bits stay on or off: jax2onnx leaves for all threads what it has found in this one."""
+    before = _x64_of_all_threads()
+    try:
+        yield
+    finally:
+        if _x64_of_all_threads() != before:
+            jax.config.update("jax_enable_x64", before)
+
+
+def _x64_of_all_threads() -> bool:
+    """What a thread finds that no ``with jax.enable_x64`` is around."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: bool(jax.config.jax_enable_x64)).result()
 
 
 def _check_keys(closed: Any) -> None:

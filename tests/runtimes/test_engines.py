@@ -202,6 +202,7 @@ def test_with_64_bits_switched_on(dtype):
         got = runtime("onnx")(fn, p, x)(p, x)
         assert got.dtype == dtype
         np.testing.assert_allclose(got, fn(p, x), rtol=1e-5 if dtype == "float32" else 1e-12)
+    assert not jax.config.jax_enable_x64
 
 
 def test_an_artefact_runs_in_a_process_of_its_own(tmp_path):
