@@ -28,7 +28,7 @@ STUDIES = {
     "recovery": Study(
         "Which score, objective and repair keep most accuracy?", "recovery.recovery", QUICK),
     "runtimes": Study(
-        "In which engine is a network fastest, before and after pruning?", "runtimes.runtimes",
+        "In which engine is a pruned network fastest?", "runtimes.runtimes",
         QUICK),
     "int8": Study(
         "What do int8 and pruning cost and bring together?", "runtimes.int8", QUICK),

@@ -1,1 +1,1 @@
-"""In which engine is a network fastest, before and after pruning?"""
+"""In which engine is a pruned network fastest?"""
