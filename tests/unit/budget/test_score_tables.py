@@ -15,7 +15,7 @@ def test_one_dimension_keeps_its_score_exactly():
     fn, params, structure, scores, x = setting("mlp")
     names = ["mid/kernel:1"]
     built = model.build(fn, params, (x,), structure, names, 1, {})
-    total, order, _ = score_total(structure, built, scores)
+    total, order, _ = score_total(structure, built, scores, "sum")
     for i, count in enumerate(built.counts[0]):
         keep = np.isin(np.arange(48), order[names[0]][:count])
         kept = jp.apply_masks(scores, structure.traced_masks({names[0]: keep}))

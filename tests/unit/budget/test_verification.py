@@ -146,7 +146,7 @@ def test_the_clock_is_unsure_until_rounds_agree():
 def test_the_slack_is_used(monkeypatch, asked, off, pace):
     """Networks are off what their FLOPs say, each by itself or like those near by."""
     fn, params, structure, scores, x = setting("mlp")
-    search = jp.Search(fn, params, structure, scores, x, round_to=1)
+    search = jp.Search(fn, params, structure, scores, x, round_to=1, objective="sum")
     own = lambda t: t * (1 + off * np.sin(pace * t))  # noqa: E731
     on_a_device_of_flops(monkeypatch, search, lambda t, long: own(t))
     plan = search.plan(jp.Target(speedup=asked))
