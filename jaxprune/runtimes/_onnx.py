@@ -82,7 +82,7 @@ def _x64_as_it_was() -> Iterator[None]:
 def _x64_of_all_threads() -> bool:
     """What a thread finds that no ``with jax.enable_x64`` is around."""
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(lambda: bool(jax.config.jax_enable_x64)).result()
+        return pool.submit(lambda: jnp.zeros(0, float).dtype == np.float64).result()
 
 
 def _check_keys(closed: Any) -> None:
