@@ -90,10 +90,10 @@ def norm(x: jax.Array, scale: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + EPSILON) * scale
 
 
-def rotate(x: jax.Array) -> jax.Array:
-    """Rotary positions for (batch, tokens, heads, 64)."""
+def rotate(x: jax.Array, start: jax.Array | int = 0) -> jax.Array:
+    """Rotary positions from ``start`` on for (batch, tokens, heads, 64)."""
     frequency = THETA ** (-jnp.arange(0, HEAD, 2) / HEAD)
-    angle = jnp.arange(x.shape[1])[:, None, None] * frequency
+    angle = (start + jnp.arange(x.shape[1]))[:, None, None] * frequency
     a, b = jnp.split(x, 2, -1)
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
@@ -110,6 +110,25 @@ def attention_inputs(p: dict[str, Any], x: jax.Array) -> jax.Array:
     return jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(*x.shape[:2], -1)
 
 
+def decoding_inputs(
+    p: dict[str, Any], cache: dict[str, jax.Array], x: jax.Array, position: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """As :func:`attention_inputs`, for one token, and the cache with its key and value."""
+    x = norm(x, p["attention_norm"])
+
+    def heads(name: str) -> jax.Array:
+        return (x @ p[name]).reshape(*x.shape[:2], -1, HEAD)
+
+    zero = jnp.zeros_like(position)
+    start = (zero, position, zero, zero)
+    new = {"k": rotate(heads("k"), position), "v": heads("v")}
+    cache = {n: jax.lax.dynamic_update_slice(cache[n], new[n], start) for n in ("k", "v")}
+    seen = (jnp.arange(cache["k"].shape[1]) <= position)[None, None, None]
+    q = rotate(heads("q"), position)
+    read = jax.nn.dot_product_attention(q, cache["k"], cache["v"], mask=seen)
+    return read.reshape(*x.shape[:2], -1), cache
+
+
 def hidden(p: dict[str, Any], x: jax.Array) -> jax.Array:
     """What the MLP of a block gives to its last kernel, from hidden states."""
     x = norm(x, p["mlp_norm"])
@@ -118,7 +137,25 @@ def hidden(p: dict[str, Any], x: jax.Array) -> jax.Array:
 
 def block(p: dict[str, Any], x: jax.Array) -> jax.Array:
     """One layer on hidden states (batch, tokens, 576)."""
-    x = x + attention_inputs(p, x) @ p["o"]
+    return _mixed(p, x, attention_inputs(p, x))
+
+
+def decode(p: dict[str, Any], x: jax.Array, position: jax.Array) -> dict[str, Any]:
+    """One layer on one token's "hidden" states (batch, 1, 576), and the "cache" with it.
+
+    ``p`` is {"block": of a layer, "cache": {"k", "v"}}: keys and values (batch, length, heads, 64).
+    """
+    read, cache = decoding_inputs(p["block"], p["cache"], x, position)
+    return {"hidden": _mixed(p["block"], x, read), "cache": cache}
+
+
+def empty_cache(batch: int, length: int) -> dict[str, jax.Array]:
+    """Keys and values of a layer before the first token."""
+    return {name: jnp.zeros((batch, length, KV_HEADS, HEAD)) for name in ("k", "v")}
+
+
+def _mixed(p: dict[str, Any], x: jax.Array, read: jax.Array) -> jax.Array:
+    x = x + read @ p["o"]
     x = x + hidden(p, x) @ p["down"]
     return x + p["down_bias"] if "down_bias" in p else x  # the mean of hidden units that went
 

@@ -47,6 +47,7 @@ def export(
     shapes: Any = None,
     platforms: Sequence[str] | None = None,
     runtime: Any = None,
+    state: str | Sequence[str] | None = None,
 ) -> Artefact:
     """Writes a model that runs without the code that defined it, for one device or engine.
 
@@ -69,6 +70,8 @@ def export(
         batch of any size in all arguments, or one such string for each. None: the sizes of args.
       platforms: "cpu", "cuda", "tpu", ...; the default is the present one. For XLA only.
       runtime: what it is written for, ``jp.runtimes.onnx()``; None is XLA.
+      state: keys of params whose values each call hands back anew, ``"cache"``, for an engine: its
+        file takes them as its first argument, ``{"cache": ...}``; other params are its constants.
 
     Returns:
       An artefact with ``check(n)``, ``benchmark()``, ``certificate`` and ``size`` in bytes.
@@ -76,7 +79,8 @@ def export(
     Raises:
       ImportError: without flatbuffers, which JAX writes programs with, or the engine's packages.
       NotImplementedError: for an operation that the engine can't do, with its place.
-      ValueError: when the engine gives other results, and for platforms of an engine.
+      ValueError: when the engine gives other results; for params that a call updates and that are
+        no state; for platforms of an engine, or state for XLA, whose program takes all params.
       OSError: when the file can't be written; what was there before is still there.
 
     Example:
@@ -99,7 +103,12 @@ def export(
     if runtime is not None and runtime.engine is not None:
         if platforms is not None:
             raise ValueError(f"platforms are for XLA, and runtime is {runtime}: leave one out")
-        return artefact.write(small, folder, args, shapes, runtime)
+        return artefact.write(small, folder, args, shapes, runtime, state)
+    if state is not None:
+        raise ValueError(
+            f"state={state!r} is for the file of an engine; a program for XLA takes all params at "
+            "each call: leave it out, or pass runtime="
+        )
     _write(small, folder, args, shapes, platforms)
     (Path(folder) / folders.CERTIFICATE).unlink(missing_ok=True)
     call = _when_called(folder)

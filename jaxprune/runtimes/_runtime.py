@@ -23,6 +23,7 @@ from jaxprune._trees import difference
 from jaxprune.compaction.model import Compact
 from jaxprune.ir import compat
 from jaxprune.runtimes.freezing import Frozen, Signature, freeze
+from jaxprune.runtimes.state import Stateful
 from jaxprune.typing import path_str
 
 Flat = Callable[..., list[np.ndarray]]  # flat NumPy arrays in and out
@@ -119,6 +120,8 @@ def compiled(
 
 def parts(fn: Any, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], Any]:
     """The argument that becomes constants, if any; the others; and the function of those."""
+    if isinstance(fn, Stateful):
+        return (), args, fn
     is_tree = bool(args) and not jax.tree_util.treedef_is_leaf(jax.tree.structure(args[0]))
     if isinstance(fn, Compact) or len(args) < 2 or not is_tree:
         return (), args, fn

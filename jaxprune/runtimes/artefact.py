@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from jaxprune.artefacts.checks import Size, conform
 from jaxprune.artefacts.export import FILE as PROGRAM
 from jaxprune.artefacts.export import load_exported
 from jaxprune.compaction.checking import draw
+from jaxprune.compaction.model import Compact
 from jaxprune.measuring import Timing, benchmark, environment
 from jaxprune.runtimes._runtime import Compiled, Engine, Options, Runtime, compiled, parts
 from jaxprune.runtimes.freezing import Signature, freeze
 from jaxprune.runtimes.reference import Reference
+from jaxprune.runtimes.state import check_constant, stateful
 
 Fn = Callable[..., Any]
 FORMAT, VERSION = "jaxprune artefact", 1
@@ -96,23 +98,35 @@ class Artefact:
 
     def benchmark(self, repeats: int = 15, progress: Progress = None) -> Timing:
         """Returns how long one call in the engine takes, from NumPy arrays to NumPy arrays."""
-        fn, args = self.fn, draw(jax.random.key(0), self._args, None)
-        if self.runtime.engine is None:
-            model = load_exported(self.folder)
-            fn, args = model.fn, (model.params, *args)
+        fn, args = self.timed()
         return benchmark(fn, *args, repeats=repeats, progress=progress)
+
+    def timed(self) -> tuple[Fn, tuple[Any, ...]]:
+        """The function and random arguments, an entry of :func:`jp.compare`."""
+        args = draw(jax.random.key(0), self._args, None)
+        if self.runtime.engine is not None:
+            return self.fn, args
+        model = load_exported(self.folder)
+        return model.fn, (model.params, *args)
 
     def __repr__(self) -> str:
         return f"<artefact {self.folder} for {self.runtime.name}, {self.size:,} bytes>"
 
 
-def write(fn: Any, folder: str | Path, args: Any, shapes: Any, runtime: Runtime) -> Artefact:
+def write(
+    fn: Any, folder: str | Path, args: Any, shapes: Any, runtime: Runtime,
+    state: str | Sequence[str] | None = None,
+) -> Artefact:  # fmt: skip
     """Writes a function for an engine, runs it there beside what it must equal, and keeps it.
 
     Raises:
       ValueError: when the engine gives other results.
     """
-    _, rest, bare = parts(fn, args)
+    if state is not None:
+        fn, args = stateful(fn, args, state)
+    held, rest, bare = parts(fn, args)
+    if held or isinstance(fn, Compact):
+        check_constant(fn, args)
     frozen, reference = freeze(bare, *rest, shapes=shapes), Reference.of(fn, args)
 
     def make(parts: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from jaxprune.compaction.checking import draw, error
 from jaxprune.compaction.model import Compact
 from jaxprune.compaction.plan import KEPT_ONLY
 from jaxprune.runtimes._runtime import parts
+from jaxprune.runtimes.state import Stateful
 
 MASKED, SMALL, DENSE = "the masked model", "the compact model", "the function"
 
@@ -39,21 +40,31 @@ class Reference(NamedTuple):
     @classmethod
     def of(cls, fn: Any, args: tuple[Any, ...]) -> Reference:
         """The reference of what is exported."""
-        if not isinstance(fn, Compact):
-            held, _, bare = parts(fn, args)
-            return cls(DENSE, jax.jit(bare), held[0] if held else None)
+        held = fn if isinstance(fn, Stateful) else None
+        small = held.small if held else fn
+        if isinstance(small, Compact):
+            return cls._of_small(small, held)
+        params, _, bare = parts(fn, args)
+        full = held.params if held else params[0] if params else None
+        return cls(DENSE, jax.jit(bare), full)
+
+    @classmethod
+    def _of_small(cls, fn: Compact, held: Stateful | None) -> Reference:
         checker = fn.certificate._checker
         cut, full = checker.cut, checker.source.params(checker.cut.structure)
-        call = jax.jit(lambda *xs: fn.fn(fn.params, *xs))
+        call = jax.jit(held or (lambda *xs: fn.fn(fn.params, *xs)))
         small = cls(SMALL, call, fn.params, fn, full)
         if cut.plan.semantics == KEPT_ONLY or not checker.source.is_there:
             return small
         dense, masked = checker.function.fn, checker.source.masked(cut, full)
         if _is_tuned(fn, masked):
             return small
-        return small._replace(
-            name=MASKED, call=jax.jit(lambda *xs: cut.outputs(dense(masked, *xs)))
-        )
+
+        def whole(*xs: Any) -> Any:
+            params, rest = (masked, xs) if held is None else (_grown(cut, masked, xs[0]), xs[1:])
+            return cut.outputs(dense(params, *rest))
+
+        return small._replace(name=MASKED, call=jax.jit(whole))
 
     def difference(self, fn: Callable[..., Any], args: Any, n: int, seed: int) -> float:
         """The largest relative difference of any result on ``n`` random inputs; NaN wins."""
@@ -83,6 +94,17 @@ class Reference(NamedTuple):
             "dimensions": [dataclasses.asdict(entry) for entry in certificate.entries],
             "hazards": list(certificate.hazards),
         }
+
+
+def _grown(cut: Any, masked: Any, state: Any) -> Any:
+    """The masked parameters with a small state at its full size."""
+    small = jax.tree.unflatten(cut.structure.treedef, cut.structure.paths)  # paths as leaves
+    index = {path: i for i, path in enumerate(cut.structure.paths)}
+    grown = {
+        key: jax.tree.map(lambda path, x: cut.grow(x, index[path]), small[key], given)
+        for key, given in state.items()
+    }
+    return {**masked, **grown}
 
 
 def _is_tuned(small: Compact, masked: Any) -> bool:

@@ -117,9 +117,9 @@ def _attend(
     reader.note(MATCHED, *filter(reader.made, contracted))
     for axis in contracted:
         reader.note(PAIRED, *(a for a, n in Counter(axes.leaves(axis)).items() if n > 1))
+    fact = SHARING if any(map(reader.made, contracted)) else CARRIED
     for axs in free:
-        beside = any(map(reader.made, contracted)) and not all(map(reader.made, axs))
-        reader.note(SHARING if beside else CARRIED, *filter(reader.made, axs))
+        reader.note(fact, *filter(reader.made, axs))
 
 
 def _convolve(reader: _Reader, step: Step) -> None:

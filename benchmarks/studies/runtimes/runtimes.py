@@ -37,20 +37,20 @@ QUICK = ("LSTM",)
 def measured(network: Network, engines: dict[str, Any], asked: float, repeats: int) -> Any:
     """What a network's files are like in each engine."""
     with tempfile.TemporaryDirectory() as folder:
-        dense = _written(network.fn, (network.params, network.x), engines, Path(folder) / "dense")
-        times = _times({f"dense, {n}": a for n, a in dense.items() if not isinstance(a, str)},
-                       network, repeats)  # fmt: skip
+        dense = _written(network, network.fn, engines, Path(folder) / "dense")
+        made = {f"dense, {n}": a for n, a in dense.items() if not isinstance(a, str)}
+        times = _times(made, repeats)
         fastest = min(times.timings, key=lambda name: times.timings[name].median)
         fastest = fastest.removeprefix("dense, ")
         small, plan = _pruned(network, engines[fastest], asked)
-        files = _written(small, (network.x,), engines, Path(folder) / "pruned")
+        files = _written(network, small, engines, Path(folder) / "pruned")
         all_files = {f"dense, {n}": a for n, a in dense.items()}
         all_files |= {f"pruned, {n}": a for n, a in files.items()}
         made = {n: a for n, a in all_files.items() if not isinstance(a, str)}
-        times = _times(made, network, repeats)
+        times = _times(made, repeats)
         rows = {name: _row(a, times, name) for name, a in all_files.items()}
     return {
-        "weights": network.weights, "input": str(jax.typeof(network.x)),
+        "weights": network.weights, "input": ", ".join(str(jax.typeof(x)) for x in network.args),
         "searched in": fastest, "asked": asked, "plan": plan, "load_average": load_average(),
         "rows": rows,
     }  # fmt: skip
@@ -58,29 +58,31 @@ def measured(network: Network, engines: dict[str, Any], asked: float, repeats: i
 
 def _pruned(network: Network, runtime: Any, asked: float) -> tuple[Any, dict[str, Any]]:
     """Half of the time by magnitudes; the score decides which units, not how many fit."""
-    fn, params, x = network.fn, network.params, network.x
-    structure = jp.infer_structure(fn, params, x)
+    fn, params, args = network.fn, network.params, network.args
+    structure = jp.infer_structure(fn, params, *args)
     plan = jp.search(
-        fn, params, structure, jp.magnitude(params), x, target=jp.Target(speedup=asked),
+        fn, params, structure, jp.magnitude(params), *args, target=jp.Target(speedup=asked),
         objective="balanced", runtime=runtime if runtime.engine else None, progress=False,
     )  # fmt: skip
     said = {"measured": plan.measured.get("speedup"), "widths": plan.widths}
-    return jp.compact(fn, params, plan.masks, x), said
+    return jp.compact(fn, params, plan.masks, *args), said
 
 
-def _written(fn: Any, args: tuple[Any, ...], engines: dict[str, Any], folder: Path) -> Any:
+def _written(network: Network, fn: Any, engines: dict[str, Any], folder: Path) -> Any:
     """Of each engine the artefact, or what stands in the way."""
+    args = network.args if isinstance(fn, jp.typing.Compact) else (network.params, *network.args)
     made: dict[str, Any] = {}
     for name, runtime in engines.items():
+        state = network.state if runtime.engine else None
         try:
-            made[name] = jp.export(fn, folder / name, *args, runtime=runtime)
+            made[name] = jp.export(fn, folder / name, *args, runtime=runtime, state=state)
         except Exception as error:  # It is the row's verdict.
             made[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return made
 
 
-def _times(made: dict[str, Any], network: Network, repeats: int) -> Any:
-    entries = {name: (artefact.fn, (network.x,)) for name, artefact in made.items()}
+def _times(made: dict[str, Any], repeats: int) -> Any:
+    entries = {name: artefact.timed() for name, artefact in made.items()}
     return jp.compare(entries, repeats=repeats, progress=False)
 
 

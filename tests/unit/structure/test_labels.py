@@ -8,6 +8,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.structure.labels import numbered
+from tests.models.zoo import states
 
 E, H, K, D, F, V, T = 16, 4, 2, 6, 20, 33, 5
 TOKENS = jax.ShapeDtypeStruct((2, T), jnp.int32)
@@ -148,6 +149,12 @@ class Encoder(nn.Module):
         x = x + nn.MultiHeadDotProductAttention(2, name="self")(nn.LayerNorm()(x))
         query = jnp.tile(query, (x.shape[0], 1, 1))
         return nn.Dense(5)(nn.MultiHeadDotProductAttention(2, name="pool")(query, x))
+
+
+def test_decoding_one_token_has_queries_that_share_a_head():
+    fn, params, args = states.decode_with_cache()
+    found = labels(jp.infer_structure(fn, params, *args))
+    assert found["weights queries per head"] == 2
 
 
 def test_heads_of_kernels_with_axes_of_their_own_and_learned_queries():
