@@ -30,8 +30,13 @@ STUDIES = {
     "runtimes": Study(
         "In which engine is a pruned network fastest?", "runtimes.runtimes",
         QUICK),
+    "runtimes_search": Study(
+        "Are widths that are best in one engine best in another?", "runtimes.searched", QUICK),
     "int8": Study(
         "What do int8 and pruning cost and bring together?", "runtimes.int8", QUICK),
+    "int8_pretrained": Study(
+        "What do int8 and pruning cost in text and speech models?", "runtimes.int8_pretrained",
+        None),
     "native": Study(
         "Is a compact program as fast as one written small?", "speed.native",
         ("--rounds", "3", "--repetitions", "1")),

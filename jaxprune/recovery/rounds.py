@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,13 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune._progress import Progress
 from jaxprune.budget.search import Search, targets_of
 from jaxprune.budget.target import Target
 from jaxprune.compaction.api import compact
 from jaxprune.compaction.model import Compact
 from jaxprune.recovery.api import recover
-from jaxprune.scores.evidence import Batches
+from jaxprune.scores.evidence import Batches, check_batches
 from jaxprune.scores.units import taylor_units
+
+EVIDENCE = 64  # Batches at most that units are scored on in each round.
 
 
 def in_rounds(
@@ -24,7 +29,8 @@ def in_rounds(
     batches: Batches,
     targets: Sequence[float | Target],
     *,
-    score: Callable[..., Any] = taylor_units,
+    score: Callable[..., Any] | None = None,
+    progress: Progress = None,
     **options: Any,
 ) -> Compact:
     """Prunes to each target in turn, and recovers before the next one.
@@ -36,7 +42,9 @@ def in_rounds(
       search: a :class:`jp.Search` for the dense network; times are taken once for all rounds.
       loss, batches: as for :func:`jp.recover`.
       targets: from mild to deep; numbers are speed-ups, ``[1.7, 3.0]``.
-      score: ``(structure, params, loss, batches) -> {dimension: vector}``.
+      score: ``(structure, params, loss, batches) -> {dimension: vector}``, of the first 64 batches;
+        None is :func:`jp.scores.taylor_units`.
+      progress: as for :func:`jp.recover`.
       **options: of :func:`jp.recover`.
 
     Returns:
@@ -68,12 +76,14 @@ def in_rounds(
     """
     if not targets:
         raise ValueError("targets is empty; pass speed-ups from mild to deep, such as [1.7, 3.0]")
-    dense = search.verifier
+    dense, score = search.verifier, score or functools.partial(taylor_units, progress=progress)
+    evidence = list(itertools.islice(check_batches(batches), EVIDENCE))
     params, masks = dense.params, jax.tree.map(lambda _: True, dense.params)
     for target in targets_of(targets):
-        plan = search.stage(score(dense.structure, params, loss, batches)).plan(target)
+        plan = search.stage(score(dense.structure, params, loss, evidence)).plan(target)
         masks = jax.tree.map(jnp.logical_and, masks, plan.masks)
-        small = recover(compact(dense.fn, params, masks, *dense.args), loss, batches, **options)
+        cut = compact(dense.fn, params, masks, *dense.args)
+        small = recover(cut, loss, batches, progress=progress, **options)
         params = small.expand(small.params)
     # The certificate speaks of the dense network's masks, and not of the last round's parameters.
     whole = compact(dense.fn, dense.params, masks, *dense.args)

@@ -111,10 +111,10 @@ def sensitivity(params: Any, metric: Metric, *, bits: int = 8, axis: int = -1) -
         raise ValueError("params hold no floating array of two axes or more to be quantised")
 
     def metric_of(chosen: Collection[str]) -> float:
-        rounded = [
-            _rounded(x, bits, axis) if name in chosen else x for name, (_, x) in zip(paths, leaves)
+        held = [
+            rounded(x, bits, axis) if name in chosen else x for name, (_, x) in zip(paths, leaves)
         ]
-        return value_of(metric, jax.tree.unflatten(treedef, rounded))
+        return value_of(metric, jax.tree.unflatten(treedef, held))
 
     alone = {name: metric_of([name]) for name in matrices}
     by_loss = dict(sorted(alone.items(), key=lambda row: row[1]))
@@ -125,7 +125,7 @@ def _is_matrix(x: Any) -> bool:
     return jnp.ndim(x) > 1 and jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
-def _rounded(x: jax.Array, bits: int, axis: int) -> jax.Array:
+def rounded(x: jax.Array, bits: int, axis: int) -> jax.Array:
     """Weights as integers of so many bits times a scale for each channel hold them."""
     others = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
     largest = jnp.max(jnp.abs(x), axis=others, keepdims=True)

@@ -1,0 +1,225 @@
+"""What do int8 and pruning cost together in text and speech models?
+
+``python -m benchmarks int8_pretrained`` prunes MiniLM, Silero VAD and SmolLM2 as ``pretrained`` and
+``oneshot_structured`` do, without training, and runs each in each engine that is installed, in
+float32 and in int8: dense; pruned; and pruned after its weights were rounded to int8, the other
+order. It saves quality, bytes, and milliseconds of one interleaved run, and resumes by network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import jaxprune as jp
+from benchmarks import studies
+from benchmarks.common import results
+from benchmarks.common.machine import load_average
+from benchmarks.models import smollm2
+from benchmarks.studies import pretrained
+from benchmarks.studies.oneshot import structured, weights
+from benchmarks.studies.runtimes.int8 import BITS, ENGINES
+from jaxprune.runtimes._sensitivity import rounded
+
+SEQUENCES, LENGTH = 32, 128  # of SmolLM2: calibration; tokens of each that is judged
+BATCHES = 4  # of calibration, for an engine
+
+Fn = Callable[..., Any]
+
+
+class Task(NamedTuple):
+    """A network in some forms, and what is measured on it."""
+
+    models: dict[str, tuple[Fn, Any]]
+    measure: Callable[[Fn, Any], dict[str, float]]
+    batches: list[Any]  # of calibration
+    timed: Any
+
+
+def _as_int8(params: Any, held: Callable[[str], bool]) -> Any:
+    """Weights as 8 bits hold them, one scale for each output."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: rounded(x, 8, -1) if held(jp.typing.path_str(path)) else x, params
+    )
+
+
+def _cut(model: pretrained.Model, recipe: pretrained.Recipe, sparsity: float) -> tuple[Fn, Any]:
+    params, masks = pretrained.pruned(model, pretrained.calibrated(model), recipe, sparsity)
+    small = jp.compact(model.fn, params, masks, model.example)
+    return small.fn, small.params
+
+
+def of_pretrained(model: pretrained.Model, recipe: str, sparsity: float) -> Task:
+    """MiniLM or Silero VAD, whose units go by a row of ``pretrained``."""
+    name = pretrained.RECIPES[recipe]
+    held = _as_int8(model.params, lambda path: pretrained.is_pruned(path, None))
+    other = pretrained.Model(
+        model.fn, held, model.batches, model.dims, model.measure, model.timed, model.about
+    )
+    models = {
+        "dense": (model.fn, model.params),
+        "pruned": _cut(model, name, sparsity),
+        "int8, then pruned": _cut(other, name, sparsity),
+    }
+    return Task(models, model.measure, model.batches, list(model.timed.values())[-1])
+
+
+def of_smollm2() -> Task:
+    """SmolLM2 without a fifth of its hidden units, as ``oneshot_structured`` repairs them."""
+    params, tokenizer = smollm2.load()
+    tokens = weights.calibration(tokenizer, True, SEQUENCES)
+    excerpt = weights.corpora(tokenizer)["excerpt"].reshape(-1, LENGTH)
+
+    def pruned(dense: Any) -> tuple[Fn, Any]:
+        keep = structured.ffn("FLAP", 20, structured.scored(dense, tokens))
+        return smollm2.apply, structured.pruned_model(dense, tokens, keep, True, True)[0]
+
+    def measure(fn: Fn, params: Any) -> dict[str, float]:
+        losses = []
+        for row in excerpt:
+            logits = jax.nn.log_softmax(jnp.asarray(fn(params, row[None])[0, :-1]))
+            losses.append(-np.mean(np.take_along_axis(np.asarray(logits), row[1:, None], 1)))
+        return {"perplexity": float(np.exp(np.mean(losses)))}
+
+    models = {
+        "dense": (smollm2.apply, params),
+        "pruned": pruned(params),
+        "int8, then pruned": pruned(_as_int8(params, lambda path: "norm" not in path)),
+    }
+    return Task(models, measure, [tokens[:8, :LENGTH]], excerpt[:1])
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "MiniLM": lambda: of_pretrained(pretrained.text(), "FLAP + refit + bias", 0.25),
+    "Silero VAD": lambda: of_pretrained(pretrained.speech(), "energy + refit + bias", 0.25),
+    "SmolLM2": of_smollm2,
+}
+
+
+@dataclass
+class Served:
+    """A function in an engine, written anew for each shape of its input."""
+
+    fn: Fn
+    params: Any
+    make: Callable[..., Any]
+    bits: str | None
+    batches: list[Any]
+    folder: Path
+    files: dict[Any, Any] = field(default_factory=dict)
+
+    def __call__(self, params: Any, x: Any) -> Any:
+        return self.file(np.asarray(x)).fn(x)
+
+    def file(self, x: Any) -> Any:
+        if x.shape not in self.files:
+            calibration = None
+            if self.bits == "static":
+                calibration = [(_fitted(b, x),) for b in self.batches[:BATCHES]]
+            runtime = self.make(quantize=self.bits, calibration=calibration)
+            where = self.folder / str(len(self.files))
+            self.files[x.shape] = jp.export(self.fn, where, self.params, x, runtime=runtime)
+        return self.files[x.shape]
+
+
+def _fitted(batch: Any, like: Any) -> Any:
+    """A batch in another's shape: rows again, or some; cut, or zeros at the end."""
+    given = np.asarray(batch)
+    rows = np.resize(given, (len(like), *given.shape[1:]))
+    length = min(rows.shape[1], like.shape[1])
+    out = np.zeros(like.shape, like.dtype)
+    out[:, :length] = rows[:, :length]
+    return out
+
+
+def measured(task: Task, engines: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """Rows of quality, bytes and milliseconds."""
+    rows: list[dict[str, Any]] = []
+    calls: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for row, served in _each(task, engines, Path(folder)):
+            rows.append(row)
+            try:
+                row |= task.measure(served, None)
+                file = served.file(np.asarray(task.timed))
+                row |= {"bytes": file.size, "residual": file.certificate["residual"]["relative"]}
+                calls[str(len(rows) - 1)] = (file.fn, (task.timed,))
+            except Exception as error:  # It is the row's verdict.
+                row["refused"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            print("  ", row, flush=True)
+        times = jp.compare(calls, repeats=repeats, progress=False)
+    for key, timing in times.timings.items():
+        rows[int(key)] |= {"milliseconds": 1e3 * timing.median, "runtime": timing.runtime,
+                           "quartiles": [1e3 * q for q in timing.quartiles]}  # fmt: skip
+    xla = {n: task.measure(jax.jit(fn), params) for n, (fn, params) in task.models.items()}
+    return {"float32 in XLA": xla, "load_average": load_average(), "rows": rows}
+
+
+def _each(
+    task: Task, engines: dict[str, Any], folder: Path
+) -> Iterator[tuple[dict[str, Any], Served]]:
+    for model, (fn, params) in task.models.items():
+        for engine, make in engines.items():
+            for bits in BITS:
+                if bits is None or bits in jp.runtimes.engine(engine).quantize:
+                    row = {"model": model, "engine": engine, "int8": bits}
+                    where = folder / f"{model}-{engine}-{bits}"
+                    yield row, Served(fn, params, make, bits, task.batches, where)
+
+
+# ------------------------------------------------------------------------------------- results
+
+
+def table(found: dict[str, Any]) -> Table:
+    """A row for each network, engine and number of bits."""
+    shown = Table("network", "model", "engine", "int8", "quality", "ms", "MB")
+    for network, each in found.items():
+        for model, qualities in each["float32 in XLA"].items():
+            shown.add_row(network, model, "xla", "-", _said(qualities), "", "")
+        for row in each["rows"]:
+            cells = [row.get("refused", ""), "", ""]
+            if "milliseconds" in row:
+                known = {k: row[k] for k in next(iter(each["float32 in XLA"].values()))}
+                cells = [_said(known), f"{row['milliseconds']:.3g}", f"{row['bytes'] / 1e6:.2f}"]
+            shown.add_row(network, row["model"], row["engine"], row["int8"] or "-", *cells)
+    return shown
+
+
+def _said(qualities: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in qualities.items())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser: argparse.ArgumentParser = studies.parser("int8_pretrained", __doc__)
+    parser.add_argument("--networks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--results", type=Path, default=results.FOLDER)
+    args = parser.parse_args(argv)
+    engines = {name: make for name, (package, make) in ENGINES.items()
+               if name in args.engines and importlib.util.find_spec(package)}  # fmt: skip
+    if not engines:
+        parser.error("no engine is installed: pip install 'jaxprune[onnx]'")
+    settings = {"repeats": args.repeats, "engines": list(engines)}
+    path = results.folder(args.results) / "int8_pretrained.json"
+    found = results.continued(path, settings)
+    for name in args.networks:
+        if name not in found:
+            found[name] = measured(TASKS[name](), engines, args.repeats)
+            header = results.header("int8_pretrained")
+            results.save(header | {"settings": settings, "networks": found}, path)
+            print(name, flush=True)
+            jax.clear_caches()
+    Console(width=140).print(table(found))
+    print(path)
