@@ -72,7 +72,8 @@ def _widths(
 ) -> dict[int, Measured]:
     """Step -> (name of a time, its measurement, the work that is done in it)."""
     found: dict[int, Measured] = {}
-    steps = [step for step in STEPS if LEAST * step <= dim.size]
+    # Finer steps than that would make too many candidates.
+    steps = [step for step in STEPS if LEAST * step <= dim.size <= CANDIDATES * step]
     for step in steps if len(steps) > 1 else []:
         counts = {d: full[d] for d in group.dims} | {dim: largest_odd_multiple(step, dim.size)}
         name, measured = table.timed(group, counts)

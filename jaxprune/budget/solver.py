@@ -123,9 +123,9 @@ def solve(problem: Problem) -> np.ndarray | None:
         found = [least] if problem.fits(least) else []
     best = sorted(found, key=problem.score.at, reverse=True)[:FILLED]
     filled = [fill(problem, choice) for choice in best]
-    if len(problem.sizes) <= EXCHANGED:
-        filled = [exchange(problem, choice) for choice in filled]
-    return max(filled, key=problem.score.at, default=None)
+    chosen = max(filled, key=problem.score.at, default=None)
+    many = len(problem.sizes) > EXCHANGED
+    return chosen if chosen is None or many else exchange(problem, chosen)
 
 
 def uniform(problem: Problem) -> Iterator[np.ndarray]:

@@ -45,8 +45,8 @@ def recover(
     1. Refit, when ``dense`` is given: kept weights are solved for the dense layers' outputs
        (:func:`jp.oneshot.refit`). It is kept if the loss on held-out batches falls.
     2. Tuning by Adam along :func:`jp.recovery.recipe_for`, at the one of four rates that a short
-       trial chooses. It ends early when looks at the held-out loss in the second half find
-       nothing better, and the best parameters that were seen are taken.
+       trial chooses, from where that trial ended. It ends early when looks at the held-out loss in
+       the second half find nothing better, and the best parameters that were seen are taken.
     3. Running statistics are measured anew, when the loss updates them
        (:func:`jp.recovery.estimate_statistics`).
 

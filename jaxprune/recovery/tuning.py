@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -93,23 +93,29 @@ class Tuner:
         start = Tuned(params, loss, 0)
         if self.given:
             return self._along(start, recipe, 1.0, progress)
-        tried = tuple((rate, self._trial(params, recipe, rate, progress)) for rate in recipe.rates)
-        finite = [(loss, rate) for rate, loss in tried if np.isfinite(loss)]
-        if not finite:
+        tried, best = [], None
+        for rate in recipe.rates:
+            found = self._trial(params, recipe, rate, progress)
+            tried.append((rate, found.loss))
+            if np.isfinite(found.loss) and (best is None or found.loss < best.loss):
+                best = found
+        if best is None:
             raise FloatingPointError(
                 f"the loss is not finite after a few steps at any rate of {recipe.rates}; pass "
                 "optimizer=optax.adam(...) with a smaller one, and look for NaN in the batches"
             )
-        rate = min(finite)[1]
-        tuned = self._along(start, recipe, rate, progress)
-        tuned.rate, tuned.rates = rate, tried
+        rate = best.rate
+        assert rate is not None
+        # Tuning goes on from the trial: its steps are not lost.
+        tuned = self._along(min(start, best, key=lambda t: t.loss), recipe, rate, progress)
+        tuned.rate, tuned.rates = rate, tuple(tried)
         return tuned
 
-    def _trial(self, params: Any, recipe: Recipe, rate: float, progress: Progress) -> float:
+    def _trial(self, params: Any, recipe: Recipe, rate: float, progress: Progress) -> Tuned:
         short = Recipe(recipe.trial, min(recipe.warmup, recipe.trial // 4), 0, ())
         steps = self._steps(params, short, rate, progress, f"a trial at the rate {rate:g}")
         *_, last = steps
-        return self.loss(last)
+        return Tuned(last, self.loss(last), 0, rate)
 
     def _along(self, best: Tuned, recipe: Recipe, rate: float, progress: Progress) -> Tuned:
         """The best at any look; what was there before tuning is the first one."""
@@ -126,8 +132,7 @@ class Tuner:
             if done < recipe.steps and (since == PATIENCE or not np.isfinite(loss)):
                 best.stopped = f"after {done} of {recipe.steps} steps: it no longer pays"
                 break
-        best.steps = done
-        return best
+        return replace(best, steps=done)
 
     def _steps(
         self, params: Any, recipe: Recipe, rate: float, progress: Progress, what: str

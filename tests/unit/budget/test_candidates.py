@@ -39,7 +39,10 @@ def test_odd_multiples(size, step):
 
 
 def test_each_dimension_gets_the_step_of_its_own_products(monkeypatch):
-    """A device that is slow unless the rows of what has 48 columns are multiples of 4."""
+    """A device that is slow unless the rows of what has 48 columns are multiples of 4.
+
+    Where it doesn't matter, the step is the finest that leaves few enough candidates.
+    """
     made = built("mlp")
     tiles = {64: 1, 48: 4}
 
@@ -49,7 +52,7 @@ def test_each_dimension_gets_the_step_of_its_own_products(monkeypatch):
 
     monkeypatch.setattr(clock, "time_group", timed)
     steps = candidates.fastest_steps(made.groups, made.axes, jp.budget.LatencyTable(False), False)
-    assert dict(zip((d.size for d in made.axes), steps)) == tiles
+    assert dict(zip((d.size for d in made.axes), steps)) == {64: 2, 48: 4}
 
 
 def test_wide_dimensions_get_coarser_steps():
