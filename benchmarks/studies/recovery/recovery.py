@@ -171,18 +171,20 @@ def _wanted(row: dict[str, Any], repair: str, settings: Settings) -> bool:
     return repair == "tuned" or f"{row['score']}, {row['objective']}" == settings.likely[0]
 
 
-def fill(case: Case, found: dict[str, Any], stage: str) -> Iterator[None]:
+def fill(
+    case: Case, found: dict[str, Any], stage: str, of: Sequence[str], repairs: Sequence[str]
+) -> Iterator[None]:
     """Does what is missing of a stage; yields whenever something new is worth saving."""
     if "dense" not in found:
         found["dense"] = case.accuracy(case.fn, case.dense)
         yield
     if stage in ("plan", "time"):
-        of = "flops" if stage == "plan" else "speedup"
-        yield from plan(case, found.setdefault("rows", []), of)
+        budget = "flops" if stage == "plan" else "speedup"
+        yield from plan(case, found.setdefault("rows", []), budget)
     if stage == "tune":
         timed_first = sorted(found["rows"], key=lambda row: row["of"] != "speedup")
-        for repair, row in itertools.product(case.settings.repairs, timed_first):
-            if "units" not in row or not _wanted(row, repair, case.settings):
+        for repair, row in itertools.product(repairs, timed_first):
+            if "units" not in row or row["of"] not in of or not _wanted(row, repair, case.settings):
                 continue
             if repair not in row.setdefault("repairs", {}):
                 row["repairs"][repair] = tune(case, row, repair)
@@ -229,6 +231,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     names = list(networks.NETWORKS)
     parser.add_argument("--networks", nargs="+", choices=names, default=names)
+    parser.add_argument("--of", nargs="+", default=["speedup", "flops"], help="budgets to tune at")
+    parser.add_argument("--repairs", nargs="+", choices=Settings().repairs, help="to tune by")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     parser.add_argument("--weights", type=Path, default=Path.home() / ".cache" / "jaxprune")
     args = parser.parse_args(argv)
@@ -246,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed, stage, network in itertools.product(seeds, args.stages, args.networks):
         found = kept.setdefault(network, {}).setdefault(str(seed), {})
         case = Case(network, images, settings, seed, args.weights / stem)
-        for _ in fill(case, found, stage):
+        for _ in fill(case, found, stage, args.of, args.repairs or settings.repairs):
             summaries = {name: summary(each) for name, each in kept.items()}
             results.save(about | {"networks": kept, "summary": summaries}, path)
         print(f"{stage}: {network}, seed {seed}", flush=True)
