@@ -104,12 +104,11 @@ class Tuner:
                 f"the loss is not finite after a few steps at any rate of {recipe.rates}; pass "
                 "optimizer=optax.adam(...) with a smaller one, and look for NaN in the batches"
             )
-        rate = best.rate
-        assert rate is not None
+        assert best.rate is not None
         # Tuning goes on from the trial: its steps are not lost.
-        tuned = self._along(min(start, best, key=lambda t: t.loss), recipe, rate, progress)
-        tuned.rate, tuned.rates = rate, tuple(tried)
-        return tuned
+        start = min(start, best, key=lambda t: t.loss)
+        tuned = self._along(start, recipe, best.rate, progress)
+        return replace(tuned, rate=best.rate, rates=tuple(tried))
 
     def _trial(self, params: Any, recipe: Recipe, rate: float, progress: Progress) -> Tuned:
         short = Recipe(recipe.trial, min(recipe.warmup, recipe.trial // 4), 0, ())

@@ -7,7 +7,9 @@ import optax
 import pytest
 
 import jaxprune as jp
-from jaxprune.recovery.tuning import held_out, training
+from jaxprune.recovery.objective import objective_of
+from jaxprune.recovery.recipe import Recipe
+from jaxprune.recovery.tuning import Tuner, held_out, training
 
 KEEP = np.arange(12) < 6
 
@@ -135,6 +137,18 @@ def test_what_makes_it_worse_is_not_kept(case):
     assert "not kept" in tuned.recovery.stages[1].said
     assert "no longer pays" in tuned.recovery.stages[-1].said
     jax.tree.map(np.testing.assert_array_equal, tuned.params, small.params)
+
+
+def test_tuning_goes_on_from_the_trial_that_won(case):
+    """One step from the start would lose what forty steps of the trial have won."""
+    _, batches, small = case
+    held = held_out(batches)
+    objective = objective_of(small, loss, None, held[0])
+    tuner = Tuner(objective, batches, held, None)
+    recipe = Recipe(steps=1, warmup=0, trial=40, rates=(1e-4, 1e-2))
+    found = tuner.run(small.params, tuner.loss(small.params), recipe, False)
+    assert found.rate == 1e-2
+    assert found.loss <= dict(found.rates)[1e-2] < 0.9 * tuner.loss(small.params)
 
 
 def test_one_compilation_of_the_step(case):
