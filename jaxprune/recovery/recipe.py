@@ -11,7 +11,7 @@ import optax
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # Adam's, of which a short trial picks one.
 PASSES = 4.0  # Passes over the data times the share that is gone: two at a half.
-LEAST, WARMUP = 100, 100  # Steps.
+LEAST, WARMUP, FINAL = 100, 100, 0.1  # Steps, steps, and the last rate over the highest.
 TRIAL, LEAST_TRIAL = 0.05, 10  # Of the steps, for each rate on trial, and steps at least.
 
 
@@ -33,7 +33,7 @@ class Recipe(NamedTuple):
     def shares_of_rate(self) -> np.ndarray:
         """The rate over the highest one, (steps,): a rise, then half a cosine."""
         end = max(self.steps, self.warmup + 1)
-        schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, self.warmup, end)
+        schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, self.warmup, end, FINAL)
         return np.asarray(schedule(jnp.arange(1, self.steps + 1)))
 
 
@@ -57,10 +57,9 @@ def recipe_for(
 
     References:
       Muralidharan et al., `Minitron <https://arxiv.org/abs/2407.14679>`__, 2024, distill pruned
-      language models along a cosine after 100 steps of warm-up, to a tenth of the rate; here it
-      goes to zero, which Bergsma et al., `Straight to Zero <https://arxiv.org/abs/2502.15938>`__,
-      2025, find best. NVIDIA's Model Optimizer advises a fifth of the first training's rate at a
-      half. The first training's rate is not known here, so a short trial of four stands for it.
+      language models along a cosine to a tenth of the rate after 100 steps of warm-up; NVIDIA's
+      Model Optimizer advises a fifth of the first training's rate at a half. The first training's
+      rate is not known here, so a short trial of four stands for it.
 
     Example:
       >>> import jaxprune as jp
