@@ -32,6 +32,7 @@ STUDIES = {
         QUICK),
     "int8": Study(
         "What do int8 and pruning cost and bring together?", "runtimes.int8", QUICK),
+    "browser": Study("How fast is a pruned network in a browser?", "browser.browser", QUICK),
     "native": Study(
         "Is a compact program as fast as one written small?", "speed.native",
         ("--rounds", "3", "--repetitions", "1")),

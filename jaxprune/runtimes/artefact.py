@@ -19,13 +19,21 @@ from jaxprune.artefacts.export import FILE as PROGRAM
 from jaxprune.artefacts.export import load_exported
 from jaxprune.compaction.checking import draw
 from jaxprune.measuring import Timing, benchmark, environment
-from jaxprune.runtimes._runtime import Compiled, Engine, Options, Runtime, compiled, parts
-from jaxprune.runtimes.freezing import Signature, freeze
+from jaxprune.runtimes._runtime import (
+    SAME,
+    Compiled,
+    Engine,
+    Options,
+    Runtime,
+    compiled,
+    frozen_for,
+    parts,
+)
+from jaxprune.runtimes.freezing import Signature
 from jaxprune.runtimes.reference import Reference
 
 Fn = Callable[..., Any]
 FORMAT, VERSION = "jaxprune artefact", 1
-SAME = 1e-4  # A float program whose results are further off, relatively, is not written.
 INPUTS = 3  # So many random inputs does an export compare on.
 SCHEMA = {
     "format": str,
@@ -112,8 +120,8 @@ def write(fn: Any, folder: str | Path, args: Any, shapes: Any, runtime: Runtime)
     Raises:
       ValueError: when the engine gives other results.
     """
-    _, rest, bare = parts(fn, args)
-    frozen, reference = freeze(bare, *rest, shapes=shapes), Reference.of(fn, args)
+    rest = parts(fn, args)[1]
+    frozen, reference = frozen_for(runtime, fn, args, shapes), Reference.of(fn, args)
 
     def make(parts: Path) -> dict[str, Any]:
         run = compiled(runtime, frozen, parts)

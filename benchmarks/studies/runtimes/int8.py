@@ -31,8 +31,6 @@ from benchmarks.studies.recovery.recovery import QUICK as QUICKLY
 from benchmarks.studies.recovery.recovery import Case
 from benchmarks.studies.recovery.recovery import Settings as Training
 
-BITS = (None, "dynamic", "static")
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -99,7 +97,8 @@ def _artefacts(
     calibration = [(jnp.asarray(x),) for x, _ in case.batches[: settings.calibration]]
     for name, (fn, args) in models.items():
         for engine, (package, make) in ENGINES.items():
-            for bits in BITS if importlib.util.find_spec(package) else ():
+            known = (None, *jp.runtimes.engine(engine).quantize)
+            for bits in known if importlib.util.find_spec(package) else ():
                 try:
                     runtime = make(
                         quantize=bits, calibration=calibration if bits == "static" else None
