@@ -123,10 +123,10 @@ _RECIPES: dict[str | None, Callable[[bytes, Any, Collection[str]], bytes]] = {
 def _run(quantizer: Any, model: bytes, ranges: dict[str, Any], floats: Collection[str]) -> bytes:
     """Quantises a model, tables of embeddings too: the range of what they give is their own."""
     for read in _matrices(model):
-        for by, name in read.readers if read.values is not None else ():
-            if by in ("GATHER", "GATHER_ND"):
-                low, high = ([[f(read.values)]] for f in (np.min, np.max))
-                ranges[name] = {"min": np.array(low), "max": np.array(high)}
+        for by, name in read.readers:
+            if by in ("GATHER", "GATHER_ND") and read.values is not None:
+                low, high = np.min(read.values), np.max(read.values)
+                ranges[name] = {"min": np.array([[low]]), "max": np.array([[high]])}
                 quantizer.add_static_config(
                     f"^{re.escape(name)};$", by, activation_num_bits=8, weight_num_bits=8
                 )
@@ -194,7 +194,7 @@ def _matrices(model: bytes) -> Iterator[Read]:
     small = schema.TensorType.INT8, schema.TensorType.INT4
     for g, graph in enumerate(file.subgraphs):
         for i, tensor in enumerate(graph.tensors):
-            data, shape = file.buffers[tensor.buffer].data, tuple(map(int, _listed(tensor.shape)))
+            data, shape = _data(model, file, tensor), tuple(map(int, _listed(tensor.shape)))
             is_float = tensor.type == schema.TensorType.FLOAT32
             readers = [op for op in graph.operators if i in op.inputs]
             if readers and _is_matrix(shape, data) and (is_float or tensor.type in small):
@@ -204,6 +204,14 @@ def _matrices(model: bytes) -> Iterator[Read]:
                 ]
                 values = np.frombuffer(bytes(data), np.float32) if is_float else None
                 yield Read((g, i), tuple(by), shape, values)
+
+
+def _data(model: bytes, file: Any, tensor: Any) -> Any:
+    """What a tensor holds: within the file's tables, or behind them, where a model is large."""
+    buffer = file.buffers[tensor.buffer]
+    if buffer.offset > 1:  # 0 and 1 are no places.
+        return np.frombuffer(model, np.uint8, buffer.size, buffer.offset)
+    return buffer.data
 
 
 def _listed(found: Any) -> Any:

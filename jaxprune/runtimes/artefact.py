@@ -41,6 +41,7 @@ SCHEMA = {
     "engine": str,
     "quantize": {"", "dynamic", "static"},
     "threads": Size,
+    "keep_float": [str],
     "versions": {str: str},
 }
 
@@ -148,6 +149,7 @@ def _certificate(runtime: Runtime, frozen: Any, reference: Reference, found: flo
         "engine": runtime.engine.name,
         "quantize": runtime.options.quantize or "",
         "threads": runtime.options.threads or 0,
+        "keep_float": list(runtime.options.keep_float),
         "versions": runtime.engine.versions(),
         "arguments": trees.describe(frozen.args, "the arguments"),
         "results": trees.describe(frozen.results, "the results"),
@@ -185,11 +187,12 @@ def _read(folder: str | Path) -> tuple[Engine, Options, Signature, dict[str, Any
     """What a certificate says, once it and the files are found to be what was written."""
     text = folders.read(folder)
     with files.naming(Path(folder) / folders.CERTIFICATE):
-        known = {key: text.get(key) for key in SCHEMA}
+        known = {"keep_float": []} | {key: text[key] for key in SCHEMA if key in text}
         conform(known, SCHEMA, "its certificate")
         if (text["format"], text["version"]) != (FORMAT, VERSION):
             raise ValueError(f"is {text['format']} {text['version']}, wanted {FORMAT} {VERSION}")
         results = jax.tree.structure(trees.restore(text["results"]))
         signature = Signature(trees.restore(text["arguments"]), results)
-        options = Options(text["quantize"] or None, None, text["threads"] or None)
+        kept = tuple(known["keep_float"])
+        options = Options(text["quantize"] or None, None, text["threads"] or None, kept)
         return runtimes.engine(text["engine"]), options, signature, text
