@@ -10,7 +10,6 @@ import contextlib
 import importlib
 import importlib.metadata
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,15 +20,14 @@ import jax
 import numpy as np
 
 from jaxprune._trees import difference
-from jaxprune.compaction.checking import error
 from jaxprune.compaction.model import Compact
 from jaxprune.ir import compat
+from jaxprune.runtimes.comparing import tell_difference
 from jaxprune.runtimes.freezing import Frozen, Signature, freeze
 from jaxprune.runtimes.keeping import changed
 from jaxprune.typing import path_str
 
 Flat = Callable[..., list[np.ndarray]]  # flat NumPy arrays in and out
-SAME = 1e-4  # A float program whose results are further off, relatively, is not what it should be.
 
 
 class Options(NamedTuple):
@@ -120,7 +118,7 @@ class Runtime:
         with tempfile.TemporaryDirectory() as folder:
             run = compiled(self, frozen, Path(folder), held)
         if check and self.options.quantize is None:
-            _tell_difference(run, bare, (*held, *rest), rest)
+            tell_difference(self.name, lambda *xs: run(*held, *xs), bare, rest)
         return run
 
 
@@ -142,23 +140,6 @@ def frozen_for(runtime: Runtime, fn: Any, args: tuple[Any, ...], shapes: Any = N
     params, call = (held[0], fn) if held else (fn.params, fn.fn)
     other = freeze(partial(call, changed(params, names)), *rest, shapes=shapes)
     return frozen._replace(other=other.closed)
-
-
-def _tell_difference(run: Any, fn: Any, args: tuple[Any, ...], rest: tuple[Any, ...]) -> None:
-    """Warns where an engine gives other results than JAX on the example arguments."""
-    if not all(isinstance(x, np.ndarray | np.generic | jax.Array) for x in jax.tree.leaves(rest)):
-        return
-    call = partial(fn.fn, fn.params) if isinstance(fn, Compact) else fn
-    with jax.default_matmul_precision("highest"):  # Accelerators round inputs unless told not to.
-        wanted = jax.tree.leaves(jax.jit(call)(*rest))
-    found = [error(a, b) for a, b in zip(wanted, jax.tree.leaves(run(*args)), strict=True)]
-    furthest = float(np.max([0.0, *(x for x in found if not np.isnan(x))]))
-    if not furthest <= SAME:
-        warnings.warn(
-            f"{run.runtime.name} gives other results than JAX on these arguments: they differ by "
-            f"{furthest:.2g} of the largest one; jp.export would not write this program",
-            stacklevel=3,
-        )
 
 
 def compiled(

@@ -20,7 +20,6 @@ from jaxprune.artefacts.export import load_exported
 from jaxprune.compaction.checking import draw
 from jaxprune.measuring import Timing, benchmark, environment
 from jaxprune.runtimes._runtime import (
-    SAME,
     Compiled,
     Engine,
     Options,
@@ -29,6 +28,7 @@ from jaxprune.runtimes._runtime import (
     frozen_for,
     parts,
 )
+from jaxprune.runtimes.comparing import SAME
 from jaxprune.runtimes.freezing import Signature
 from jaxprune.runtimes.reference import Reference
 

@@ -32,7 +32,7 @@ def net(p, x):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """(folder, artefacts, samples): a network of random weights, images of noise."""
+    """(folder, what is in it, samples): a network of random weights, images of noise."""
     params = {"conv": floats(3, 3, 1, 16), "out": floats(8, 8, 16, 10)}
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16)).astype(np.uint8)
     samples = folder.Samples("noise", tuple("abcdefghij"), images, [*range(6)], -1.3, 0.01)
@@ -47,7 +47,8 @@ def built(tmp_path_factory):
         "pruned + int8": folder.Network("half", small, (one,), "static", calibration),
     }
     out = tmp_path_factory.mktemp("page")
-    return out, folder.write(out, networks, samples, lambda fn: 0.5), samples
+    folder.write(out, networks, samples, lambda fn: 0.5)
+    return out, folder.Folder.read(out), samples
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def report(built):
 def test_predictions_are_those_of_onnx_runtime_in_python(built, report, name):
     """The oracle runs each file in ONNX Runtime, one image at a time."""
     _, made, samples = built
-    here = np.concatenate([made[name].fn(x[None]) for x in samples.inputs])
+    here = np.concatenate([made.functions[name](x[None]) for x in samples.inputs])
     there = np.array(report["networks"][name]["logits"], np.float32)
     print(f"{name}: {np.abs(here - there).max() / np.abs(here).max():.1e}")
     np.testing.assert_array_equal(there.argmax(-1), here.argmax(-1))
@@ -74,12 +75,14 @@ def test_times_are_of_all_networks(report):
     assert [row["calls"] >= 1 for row in report["networks"].values()] == [True] * 3
 
 
-def test_agreement_counts(built, report):
-    _, made, samples = built
-    rows = browser.agreement(report, made, samples.inputs)
-    assert [row["same class"] for row in rows.values()] == [6, 6, 6]
-    off = {"networks": {name: {"logits": [[0] * 9 + [9]] * 6} for name in made}}
-    assert browser.agreement(off, made, samples.inputs)["dense"]["same class"] < 6
+def test_what_was_measured_is_saved_with_how_it_agrees(built, tmp_path):
+    rows = browser.save(built[0], tmp_path / "browser.json")
+    assert [row["agreement"]["same class"] for row in rows.values()] == [6, 6, 6]
+    saved = json.loads((tmp_path / "browser.json").read_text())
+    assert saved["rows"] == json.loads(json.dumps(rows)) and saved["chromium"].startswith("Chrome")
+    assert (tmp_path / "browser.png").read_bytes().startswith(b"\x89PNG")
+    off = {"networks": {name: {"logits": [[0] * 9 + [9]] * 6} for name in NAMES}}
+    assert browser.agreement(off, built[1])["dense"]["same class"] < 6
 
 
 def test_a_person_picks_and_draws(built):
@@ -91,14 +94,15 @@ def test_a_person_picks_and_draws(built):
         page.evaluate("report")
         page.evaluate("document.querySelectorAll('#samples button')[3].click()")
         page.evaluate("new Promise((done) => setTimeout(done, 500))")
-        found = [samples.classes[int(a.fn(samples.inputs[3:4]).argmax())] for a in made.values()]
+        functions = made.functions.values()
+        found = [samples.classes[int(fn(samples.inputs[3:4]).argmax())] for fn in functions]
         assert page.evaluate(answers) == found
         assert "labelled “d”" in page.evaluate("document.getElementById('label').textContent")
         page.evaluate("document.getElementById('clear').click()")
         page.evaluate("new Promise((done) => setTimeout(done, 500))")
         black = np.full((1, 16, 16, 1), samples.low, np.float32)
         assert page.evaluate(answers) == [
-            samples.classes[int(a.fn(black).argmax())] for a in made.values()
+            samples.classes[int(f(black).argmax())] for f in functions
         ]
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.evaluate(
@@ -132,6 +136,10 @@ def test_without_chromium_it_says_so(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         browser.main([])
     assert "--out FOLDER keeps the page to serve" in capsys.readouterr().err
+    monkeypatch.undo()
+    with pytest.raises(SystemExit):
+        browser.main(["--again"])
+    assert "--again measures a folder that is there" in capsys.readouterr().err
 
 
 def test_what_chromium_cant_do_is_told():

@@ -80,17 +80,35 @@ def measured(out: Path, picture: Path | None = None) -> dict[str, Any]:
         return {"chromium": page.version, **found}
 
 
-def agreement(report: dict[str, Any], made: dict[str, Any], inputs: np.ndarray) -> dict[str, Any]:
+def agreement(report: dict[str, Any], here: folder.Folder) -> dict[str, Any]:
     """By network: images of the same class as in this process, the largest relative difference."""
     rows = {}
-    for name, artefact in made.items():
-        here = np.concatenate([artefact.fn(x[None]) for x in inputs])
-        there = np.array(report["networks"][name]["logits"], np.float32)
+    for name, fn in here.functions.items():
+        wanted = np.concatenate([fn(x[None]) for x in here.inputs])
+        got = np.array(report["networks"][name]["logits"], np.float32)
         rows[name] = {
-            "images": len(inputs),
-            "same class": int((here.argmax(-1) == there.argmax(-1)).sum()),
-            "relative": float(np.abs(here - there).max() / np.abs(here).max()),
+            "images": len(wanted),
+            "same class": int((wanted.argmax(-1) == got.argmax(-1)).sum()),
+            "relative": float(np.abs(wanted - got).max() / np.abs(wanted).max()),
         }
+    return rows
+
+
+def save(out: Path, path: Path) -> dict[str, Any]:
+    """Opens a folder in Chromium, and saves the numbers and a picture; returns the rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    load, here = load_average(), folder.Folder.read(out)
+    report = measured(out, path.with_suffix(".png"))
+    same = agreement(report, here)
+    about = {row["name"]: row for row in here.about["networks"]}
+    rows = {}
+    for name, found in report.pop("networks").items():
+        del found["logits"]
+        facts = {key: about[name][key] for key in ("bytes", "accuracy")}
+        rows[name] = facts | found | {"agreement": same[name]}
+    said = {"settings": here.about["settings"], "dataset": here.about["dataset"],
+            "runtime": here.runtime, "load_average": load, **report}  # fmt: skip
+    results.save(results.header("browser") | said | {"rows": rows}, path)
     return rows
 
 
@@ -114,46 +132,36 @@ def table(rows: dict[str, Any]) -> Table:
 def main(argv: Sequence[str] | None = None) -> None:
     parser: argparse.ArgumentParser = studies.parser("browser", __doc__)
     parser.add_argument("--out", type=Path, help="the folder to serve; else it is not kept")
+    parser.add_argument("--again", action="store_true", help="measure that folder as it is")
     parser.add_argument("--quick", action="store_true", help="a look: hardly trained")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     parser.add_argument("--weights", type=Path, default=Path.home() / ".cache" / "jaxprune")
     args = parser.parse_args(argv)
     if args.out is None and chromium.path() is None:
         parser.error("no Chromium is here to measure in: --out FOLDER keeps the page to serve")
-    stem = "-quick" if args.quick else ""
-    training = QUICKLY if args.quick else Training()
-    settings = Settings(test_images=500) if args.quick else Settings()
-    case = Case(NETWORK, data.load(), training, settings.seed, args.weights / f"recovery{stem}")
-    samples = folder.Samples.of(case.images, settings.each)
-    n = min(settings.test_images, len(case.images.test_x))
+    if args.again and args.out is None:
+        parser.error("--again measures a folder that is there: --out FOLDER")
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
-        made = folder.write(out, networks(case, settings), samples,
-                            lambda fn: accuracy(fn, case.images, n))  # fmt: skip
+        if not args.again:
+            write(out, args.weights, args.quick)
         if args.out:
             print(f"python -m http.server --directory {out}")
         if chromium.path():
-            path = results.folder(args.results) / f"browser{stem}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            rows = save(out, made, samples, path, settings)
-            Console(width=110).print(table(rows))
+            stem = "browser-quick" if args.quick else "browser"
+            path = results.folder(args.results) / f"{stem}.json"
+            Console(width=110).print(table(save(out, path)))
             print(path)
 
 
-def save(
-    out: Path, made: dict[str, Any], samples: folder.Samples, path: Path, settings: Settings
-) -> dict[str, Any]:
-    """Measures in Chromium, and saves the numbers and a picture; returns the rows."""
-    load = load_average()
-    report = measured(out, path.with_suffix(".png"))
-    same = agreement(report, made, samples.inputs)
-    about = {row["name"]: row for row in json.loads((out / "about.json").read_text())["networks"]}
-    rows = {}
-    for name, found in report.pop("networks").items():
-        del found["logits"]
-        facts = {key: about[name][key] for key in ("bytes", "accuracy")}
-        rows[name] = facts | found | {"agreement": same[name]}
-    said = {"settings": dataclasses.asdict(settings), "dataset": samples.dataset,
-            "runtime": made["dense"].runtime.key, "load_average": load, **report}  # fmt: skip
-    results.save(results.header("browser") | said | {"rows": rows}, path)
-    return rows
+def write(out: Path, weights: Path, quick: bool) -> None:
+    """Trains, unless that was done, prunes, and writes the folder."""
+    training = QUICKLY if quick else Training()
+    settings = Settings(test_images=500) if quick else Settings()
+    stem = "recovery-quick" if quick else "recovery"
+    case = Case(NETWORK, data.load(), training, settings.seed, weights / stem)
+    n = min(settings.test_images, len(case.images.test_x))
+    folder.write(
+        out, networks(case, settings), folder.Samples.of(case.images, settings.each),
+        lambda fn: accuracy(fn, case.images, n), dataclasses.asdict(settings),
+    )  # fmt: skip

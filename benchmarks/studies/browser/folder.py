@@ -66,8 +66,12 @@ class Network(NamedTuple):
 
 
 def write(
-    out: Path, networks: dict[str, Network], samples: Samples, accuracy: Callable[[Any], float]
-) -> dict[str, Any]:
+    out: Path,
+    networks: dict[str, Network],
+    samples: Samples,
+    accuracy: Callable[[Any], float],
+    settings: dict[str, Any] | None = None,
+) -> None:
     """Writes the folder.
 
     Args:
@@ -75,9 +79,7 @@ def write(
       networks: by name; the first one is what others are compared with.
       samples: the images that a person picks from.
       accuracy: of a function of images, in this process, from 0 to 1.
-
-    Returns:
-      By name what ``jp.export`` gave.
+      settings: how the networks were made, kept in the folder.
 
     Raises:
       FileNotFoundError: where onnxruntime-web is not installed.
@@ -88,24 +90,44 @@ def write(
     for name in ENGINE:
         shutil.copy(DIST / name, out / "engine" / name)
     shutil.copytree(HERE / "page", out, dirs_exist_ok=True)
-    made, rows = {}, []
+    rows = []
     for name, network in networks.items():
         runtime = jp.runtimes.onnx(quantize=network.quantize, calibration=network.calibration)
         stem = name.replace(" + ", "-")
-        made[name] = jp.export(
-            network.fn, out / stem, *network.args, shapes="b, ...", runtime=runtime
-        )
+        made = jp.export(network.fn, out / stem, *network.args, shapes="b, ...", runtime=runtime)
         rows.append(
             {"name": name, "what": network.what, "file": f"{stem}/model.onnx",
-             "bytes": made[name].size, "accuracy": accuracy(made[name].fn)}
+             "bytes": made.size, "accuracy": accuracy(made.fn)}
         )  # fmt: skip
     about = samples._asdict() | {
         "images": samples.images.reshape(len(samples.images), -1).tolist(),
         "size": samples.images.shape[1:],
         "networks": rows,
+        "settings": settings or {},
     }
     (out / "about.json").write_text(json.dumps(about))
-    return made
+
+
+class Folder(NamedTuple):
+    """A folder that was written."""
+
+    about: dict[str, Any]
+    runtime: str  # what its files are for, with versions
+    functions: dict[str, Callable[[Any], Any]]  # of a batch of images, in ONNX Runtime
+    inputs: np.ndarray
+
+    @classmethod
+    def read(cls, out: Path) -> Folder:
+        """What the page of a folder shows, to be run in this process."""
+        about = json.loads((out / "about.json").read_text())
+        fields = {name: about[name] for name in Samples._fields}
+        images = np.array(about["images"], np.uint8).reshape(-1, *about["size"])
+        models = {
+            row["name"]: jp.load_exported((out / row["file"]).parent) for row in about["networks"]
+        }
+        functions = {name: functools.partial(m.fn, m.params) for name, m in models.items()}
+        runtime = next(iter(models.values())).fn.runtime.key
+        return cls(about, runtime, functions, Samples(**fields | {"images": images}).inputs)
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
