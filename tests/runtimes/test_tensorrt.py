@@ -21,10 +21,14 @@ PAGE = (DOCS / "tensorrt.md").read_text()
 LISTED = set(re.findall(r"`(\w+)`", re.search(r"\| operations \|(.*?)\|", PAGE)[1]))
 
 
-def nodes(model):
+def graphs(model):
     from jaxprune.runtimes import _onnx_graph
 
-    return [node for graph in _onnx_graph.graphs(model.graph) for node in graph.node]
+    return list(_onnx_graph.graphs(model.graph))
+
+
+def nodes(model):
+    return [node for graph in graphs(model) for node in graph.node]
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +69,22 @@ def test_names_and_types(models):
         assert {w.data_type for w in model.graph.initializer} <= allowed, name
 
 
-def test_loops_have_a_number_of_turns(models):
-    """TensorRT: results of all turns have a length that is known when the engine is built."""
-    for name in ("lstm", "gru"):
-        graph = models[name].graph
-        loops = [node for node in nodes(models[name]) if node.op_type == "Loop"]
-        known = {w.name for w in graph.initializer}
-        assert loops and all(loop.input[0] in known for loop in loops)
+def test_what_tensorrt_restricts(models):
+    """Axes and numbers of turns are known when an engine is built; windows have 2 or 3 axes."""
+    seen = set()
+    for name, model in models.items():
+        known = {w.name for g in graphs(model) for w in g.initializer}
+        for node in nodes(model):
+            if node.op_type.startswith("Reduce") or "squeeze" in node.op_type.lower():
+                assert all(axes in known for axes in node.input[1:]), (name, node)
+            if node.op_type == "Loop":
+                assert node.input[0] in known, (name, node)
+            if node.op_type == "MaxPool":
+                given = {a.name: [*a.ints] for a in node.attribute}
+                assert len(given["kernel_shape"]) in (2, 3) and len(node.output) == 1
+                assert set(given.get("dilations", [1])) == {1}
+            seen.add(node.op_type)
+    assert {"ReduceSum", "Squeeze", "Loop", "MaxPool"} <= seen
 
 
 def test_the_int8_file_is_symmetric(tmp_path, monkeypatch):
@@ -81,8 +94,7 @@ def test_the_int8_file_is_symmetric(tmp_path, monkeypatch):
         exec(compile("\n" * (line - 1) + code, "tensorrt.md", "exec"), names)
     model = onnx.load("served/int8.onnx")
     weights = {w.name: onnx.numpy_helper.to_array(w) for w in model.graph.initializer}
-    both = [node for node in nodes(model) if node.op_type.endswith("quantizeLinear")]
-    both += [node for node in nodes(model) if node.op_type == "QuantizeLinear"]
+    both = [node for node in nodes(model) if node.op_type.lower().endswith("quantizelinear")]
     points = [weights[node.input[2]] for node in both]
     assert len(points) > 4 and all(p.dtype == np.int8 and not p.any() for p in points)
     others = {n.op_type for n in nodes(model)} - LISTED
