@@ -125,9 +125,13 @@ class Folder(NamedTuple):
         models = {
             row["name"]: jp.load_exported((out / row["file"]).parent) for row in about["networks"]
         }
-        functions = {name: functools.partial(m.fn, m.params) for name, m in models.items()}
-        runtime = next(iter(models.values())).fn.runtime.key
-        return cls(about, runtime, functions, Samples(**fields | {"images": images}).inputs)
+        functions: dict[str, Callable[[Any], Any]] = {
+            name: functools.partial(m.fn, m.params) for name, m in models.items()
+        }
+        first: Any = next(iter(models.values())).fn
+        return cls(
+            about, first.runtime.key, functions, Samples(**fields | {"images": images}).inputs
+        )
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
