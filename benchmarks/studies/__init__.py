@@ -37,6 +37,7 @@ STUDIES = {
     "int8_pretrained": Study(
         "What do int8 and pruning cost in text and speech models?", "runtimes.int8_pretrained",
         None),
+    "browser": Study("How fast is a pruned network in a browser?", "browser.browser", QUICK),
     "native": Study(
         "Is a compact program as fast as one written small?", "speed.native",
         ("--rounds", "3", "--repetitions", "1")),

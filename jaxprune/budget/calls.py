@@ -75,15 +75,15 @@ def time_group(runtime: Any, group: Group, counts: Mapping[Axis, int]) -> Callab
 
 def _compiled(runtime: Any, fn: Callable[..., Any], xs: list[Any]) -> Callable[..., Any]:
     """In the runtime; in float where the group has nothing that it quantises."""
-    options = runtime.options._replace(calibration=[tuple(xs)])
+    options = runtime.options._replace(calibration=[tuple(xs)], keep_float=())
     from jaxprune.runtimes import NothingQuantized
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return runtime.replace(options)(fn, *xs)
+            return runtime.replace(options)(fn, *xs, check=False)
         except NothingQuantized:
-            return runtime.replace(options._replace(quantize=None))(fn, *xs)
+            return runtime.replace(options._replace(quantize=None))(fn, *xs, check=False)
 
 
 @functools.cache
@@ -92,7 +92,10 @@ def _call(runtime: Any) -> float:
     x = np.ones(1, np.float32)
     calls = Calls(
         lambda: functools.partial(
-            runtime.replace(runtime.options._replace(quantize=None))(lambda x: x + 1, x), x
+            runtime.replace(runtime.options._replace(quantize=None, keep_float=()))(
+                lambda x: x + 1, x, check=False
+            ),
+            x,
         ),
         lambda: 0.0,
     )

@@ -52,7 +52,11 @@ def xla() -> Runtime:
 
 
 def onnx(
-    *, quantize: str | None = None, calibration: Calibration = None, threads: int | None = None
+    *,
+    quantize: str | None = None,
+    calibration: Calibration = None,
+    threads: int | None = None,
+    keep_float: str | Sequence[str] = (),
 ) -> Runtime:
     """Returns the runtime of ONNX Runtime, on the processor; ``pip install "jaxprune[onnx]"``.
 
@@ -64,20 +68,27 @@ def onnx(
       calibration: for "static", a list of arguments as the function takes them after params, on
         which the ranges of activations are measured. Evaluate on other data.
       threads: how many an operation takes; None: all cores.
+      keep_float: weights that are not quantised, by the paths of leaves or layers: what
+        ``jp.runtimes.sensitivity(params, metric).keep_float(floor)`` gives.
 
     Raises:
-      ValueError: for another ``quantize``, "static" without calibration, or threads below 1.
+      ValueError: for another ``quantize``, "static" without calibration, threads below 1, or
+        ``keep_float`` without ``quantize``.
 
     Example:
       >>> import jaxprune as jp
       >>> jp.runtimes.onnx(quantize="dynamic", threads=1)
       <runtime onnx int8 dynamic threads=1>
     """
-    return _make(engine("onnx"), quantize, calibration, threads)
+    return _make(engine("onnx"), quantize, calibration, threads, keep_float)
 
 
 def openvino(
-    *, quantize: str | None = None, calibration: Calibration = None, threads: int | None = None
+    *,
+    quantize: str | None = None,
+    calibration: Calibration = None,
+    threads: int | None = None,
+    keep_float: str | Sequence[str] = (),
 ) -> Runtime:
     """Returns the runtime of OpenVINO, on the processor; ``pip install "jaxprune[openvino]"``.
 
@@ -85,7 +96,7 @@ def openvino(
 
     Args:
       quantize: None for float32; "static": int8 weights and activations.
-      calibration, threads: as for :func:`onnx`.
+      calibration, threads, keep_float: as for :func:`onnx`.
 
     Raises:
       ValueError: as :func:`onnx`.
@@ -95,11 +106,15 @@ def openvino(
       >>> jp.runtimes.openvino()
       <runtime openvino>
     """
-    return _make(engine("openvino"), quantize, calibration, threads)
+    return _make(engine("openvino"), quantize, calibration, threads, keep_float)
 
 
 def litert(
-    *, quantize: str | None = None, calibration: Calibration = None, threads: int | None = None
+    *,
+    quantize: str | None = None,
+    calibration: Calibration = None,
+    threads: int | None = None,
+    keep_float: str | Sequence[str] = (),
 ) -> Runtime:
     """Returns the runtime of LiteRT (TensorFlow Lite), on the processor; ``jaxprune[litert]``.
 
@@ -109,12 +124,12 @@ def litert(
       quantize: None for float32. "dynamic": int8 weights per channel, activations quantised while
         it runs, weights within loops too. "static": int8 weights and activations of convolutions
         and matrix products; what is between them stays in float, loops are refused.
-      calibration, threads: as for :func:`onnx`.
+      calibration, threads, keep_float: as for :func:`onnx`.
 
     Raises:
       ValueError: as :func:`onnx`.
     """
-    return _make(engine("litert"), quantize, calibration, threads)
+    return _make(engine("litert"), quantize, calibration, threads, keep_float)
 
 
 def savedmodel() -> Runtime:

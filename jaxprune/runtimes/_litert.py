@@ -32,7 +32,8 @@ def write(frozen: Frozen, path: Path, options: Options) -> None:
     _litert_quantize.check(frozen, options)
     model: bytes = _probing.converted("litert", frozen, _running)
     if options.quantize:
-        model = _litert_quantize.quantized(model, frozen, options, interpreter)
+        twin = _probing.converted("litert", frozen.twin, _running) if frozen.twin else None
+        model = _litert_quantize.quantized(model, frozen, options, interpreter, twin)
     path.write_bytes(model)
 
 

@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from jaxprune.ir import compat, primitives
 from jaxprune.runtimes import _tensorflow
 from jaxprune.runtimes._runtime import Flat, NothingQuantized, Options, check_arguments, package
 from jaxprune.runtimes.freezing import Frozen
+from jaxprune.runtimes.keeping import differing
 
 # What is calibrated. Between them activations are floats: softmax, norms and masks of attention
 # have ranges that 8 bits can't hold (a mask of -1e9 beside scores of 1).
@@ -49,33 +50,52 @@ def _batches(frozen: Frozen, options: Options) -> list[list[np.ndarray]]:
 
 
 def quantized(
-    model: bytes, frozen: Frozen, options: Options, run: Callable[[bytes, int | None], Flat]
+    model: bytes,
+    frozen: Frozen,
+    options: Options,
+    run: Callable[[bytes, int | None], Flat],
+    twin: bytes | None = None,
 ) -> bytes:
     """The int8 version of a model; warns of what stays in float, and of results that are far off.
+
+    Args:
+      model: in float.
+      frozen, options: what it is, and what was asked for.
+      run: makes a function of a model.
+      twin: the model in which the constants differ that stay in float, if any do.
 
     Raises:
       NothingQuantized: a ValueError, when no weight could be quantised.
     """
     batches = _batches(frozen, options) if options.quantize == "static" else []
+    floats = _in_float(model, twin, options) if twin else set[str]()
     with _tensorflow.quiet():
-        found = _RECIPES[options.quantize](model, batches)
-    _tell(found, options)
+        found = _RECIPES[options.quantize](model, batches, floats)
+    _tell(found, options, floats)
     if batches:
         _compare(run(model, options.threads), run(found, options.threads), batches)
     return found
 
 
-def _dynamic(model: bytes, batches: Any) -> bytes:
+def _in_float(model: bytes, twin: bytes, options: Options) -> set[str]:
+    """What the operations give that read constants which differ in the twin."""
+    mine, other = ({read.place: read for read in _matrices(x)} for x in (model, twin))
+    values = [{place: read.values for place, read in each.items()} for each in (mine, other)]
+    places = differing(values[0], values[1], options.keep_float)
+    return {name for place in places for name in mine[place].gives}
+
+
+def _dynamic(model: bytes, batches: Any, floats: Collection[str]) -> bytes:
     quantizer = package("ai_edge_quantizer.quantizer", "litert").Quantizer(model)
     quantizer.add_dynamic_config(regex=".*", operation_name="*", num_bits=8)
-    return _run(quantizer, model, {})
+    return _run(quantizer, model, {}, floats)
 
 
-def _static(model: bytes, batches: list[list[np.ndarray]]) -> bytes:
+def _static(model: bytes, batches: list[list[np.ndarray]], floats: Collection[str]) -> bytes:
     quantizer = package("ai_edge_quantizer.quantizer", "litert").Quantizer(model)
     for name in CALIBRATED:
         quantizer.add_static_config(".*", name, activation_num_bits=8, weight_num_bits=8)
-    return _run(quantizer, model, _ranges(quantizer, batches))
+    return _run(quantizer, model, _ranges(quantizer, batches), floats)
 
 
 def _ranges(quantizer: Any, batches: list[list[np.ndarray]]) -> dict[str, Any]:
@@ -94,21 +114,26 @@ def _ranges(quantizer: Any, batches: list[list[np.ndarray]]) -> dict[str, Any]:
     return found
 
 
-_RECIPES: dict[str | None, Callable[[bytes, Any], bytes]] = {
+_RECIPES: dict[str | None, Callable[[bytes, Any, Collection[str]], bytes]] = {
     "dynamic": _dynamic,
     "static": _static,
 }
 
 
-def _run(quantizer: Any, model: bytes, ranges: dict[str, Any]) -> bytes:
+def _run(quantizer: Any, model: bytes, ranges: dict[str, Any], floats: Collection[str]) -> bytes:
     """Quantises a model, tables of embeddings too: the range of what they give is their own."""
     for read in _matrices(model):
-        if read.by in ("GATHER", "GATHER_ND") and read.values is not None:
-            low, high = ([[f(read.values)]] for f in (np.min, np.max))
-            ranges[read.gives] = {"min": np.array(low), "max": np.array(high)}
-            quantizer.add_static_config(
-                f"^{re.escape(read.gives)};$", read.by, activation_num_bits=8, weight_num_bits=8
-            )
+        for by, name in read.readers:
+            if by in ("GATHER", "GATHER_ND") and read.values is not None:
+                low, high = np.min(read.values), np.max(read.values)
+                ranges[name] = {"min": np.array([[low]]), "max": np.array([[high]])}
+                quantizer.add_static_config(
+                    f"^{re.escape(name)};$", by, activation_num_bits=8, weight_num_bits=8
+                )
+    for name in floats:  # The last recipe of an operation counts.
+        quantizer.update_quantization_recipe(
+            f"^{re.escape(name)};", "*", algorithm_key="no_quantize"
+        )
     done = quantizer.quantize(
         ranges or None, enable_progress_bar=False, enable_progress_report=False
     )
@@ -118,12 +143,12 @@ def _run(quantizer: Any, model: bytes, ranges: dict[str, Any]) -> bytes:
 # ------------------------------------------------------------------------------- what is told
 
 
-def _tell(model: bytes, options: Options) -> None:
-    """Warns of matrices that are left in float."""
-    every = list(_matrices(model))
+def _tell(model: bytes, options: Options, asked: Collection[str]) -> None:
+    """Warns of matrices that are left in float, though they were not asked to be."""
+    every = [read for read in _matrices(model) if not read.gives <= set(asked)]
     left = [read for read in every if read.values is not None]
     share = sum(4 * read.size for read in left) / max(sum(read.bytes for read in every), 1)
-    told = Counter(f"{read.by} of {read.shape}" for read in left).most_common(6)
+    told = Counter(f"{read.readers[-1][0]} of {read.shape}" for read in left).most_common(6)
     named = "; ".join(f"{n} {what}" for what, n in told)
     if len(left) == len(every):
         raise NothingQuantized(
@@ -139,12 +164,17 @@ def _tell(model: bytes, options: Options) -> None:
 
 
 class Read(NamedTuple):
-    """A constant with several axes, and the operation that reads it."""
+    """A constant with several axes, and what reads it."""
 
-    by: str
-    gives: str  # the name of the operation's first result
+    place: tuple[int, int]  # of the graph, and of the constant in it
+    readers: tuple[tuple[str, str], ...]  # operations, and the names of their first results
     shape: tuple[int, ...]
     values: np.ndarray | None  # None where it is quantised
+
+    @property
+    def gives(self) -> set[str]:
+        """The names of the first results of all that read it."""
+        return {name for _, name in self.readers}
 
     @property
     def size(self) -> int:
@@ -162,15 +192,26 @@ def _matrices(model: bytes) -> Iterator[Read]:
     codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in file.operatorCodes]
     names = {n: name for name, n in vars(schema.BuiltinOperator).items() if isinstance(n, int)}
     small = schema.TensorType.INT8, schema.TensorType.INT4
-    for graph in file.subgraphs:
-        reads = {i: op for op in graph.operators for i in op.inputs}
+    for g, graph in enumerate(file.subgraphs):
         for i, tensor in enumerate(graph.tensors):
-            data, shape = file.buffers[tensor.buffer].data, tuple(map(int, _listed(tensor.shape)))
+            data, shape = _data(model, file, tensor), tuple(map(int, _listed(tensor.shape)))
             is_float = tensor.type == schema.TensorType.FLOAT32
-            if i in reads and _is_matrix(shape, data) and (is_float or tensor.type in small):
-                gives = graph.tensors[reads[i].outputs[0]].name.decode()
+            readers = [op for op in graph.operators if i in op.inputs]
+            if readers and _is_matrix(shape, data) and (is_float or tensor.type in small):
+                by = [
+                    (names[codes[op.opcodeIndex]], graph.tensors[op.outputs[0]].name.decode())
+                    for op in readers
+                ]
                 values = np.frombuffer(bytes(data), np.float32) if is_float else None
-                yield Read(names[codes[reads[i].opcodeIndex]], gives, shape, values)
+                yield Read((g, i), tuple(by), shape, values)
+
+
+def _data(model: bytes, file: Any, tensor: Any) -> Any:
+    """What a tensor holds: within the file's tables, or behind them, where a model is large."""
+    buffer = file.buffers[tensor.buffer]
+    if buffer.offset > 1:  # 0 and 1 are no places.
+        return np.frombuffer(model, np.uint8, buffer.size, buffer.offset)
+    return buffer.data
 
 
 def _listed(found: Any) -> Any:

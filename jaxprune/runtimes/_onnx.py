@@ -20,6 +20,7 @@ from jaxprune.runtimes._onnx_rules import RULES
 from jaxprune.runtimes._runtime import Engine, Flat, Options, package
 from jaxprune.runtimes._runtime import versions as versions_of
 from jaxprune.runtimes.freezing import Frozen
+from jaxprune.runtimes.keeping import differing
 from jaxprune.runtimes.rewriting import rewritten
 
 PACKAGES = "jax2onnx", "onnx", "onnxruntime"
@@ -27,11 +28,20 @@ PACKAGES = "jax2onnx", "onnx", "onnxruntime"
 
 def write(frozen: Frozen, path: Path, options: Options, signed: bool = False) -> None:
     """Writes an ONNX file, quantised if that was asked for, with signed activations or not."""
-    model = convert(frozen)
-    _onnx_graph.rewrite(model)
+    model = _rewritten(frozen)
+    floats = set[str]()
+    if frozen.twin:
+        twin = _onnx_graph.weights(_rewritten(frozen.twin))
+        floats = differing(_onnx_graph.weights(model), twin, options.keep_float)
     package("onnx", "onnx").save(model, os.fspath(path))
     if options.quantize:
-        _onnx_quantize.quantize(frozen, path, options, signed)
+        _onnx_quantize.quantize(frozen, path, options, signed, floats)
+
+
+def _rewritten(frozen: Frozen) -> Any:
+    model = convert(frozen)
+    _onnx_graph.rewrite(model)
+    return model
 
 
 def convert(frozen: Frozen) -> Any:

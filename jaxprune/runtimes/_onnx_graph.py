@@ -28,6 +28,12 @@ def graphs(graph: Any) -> Iterator[Any]:
                 yield from graphs(attribute.g)
 
 
+def weights(model: Any) -> dict[str, np.ndarray]:
+    """The constants of all graphs, by name."""
+    to_array = package("onnx", "onnx").numpy_helper.to_array
+    return {w.name: to_array(w) for graph in graphs(model.graph) for w in graph.initializer}
+
+
 class _Graph:
     """One graph that is being rewritten."""
 

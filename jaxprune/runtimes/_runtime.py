@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,9 @@ import numpy as np
 from jaxprune._trees import difference
 from jaxprune.compaction.model import Compact
 from jaxprune.ir import compat
+from jaxprune.runtimes.comparing import tell_difference
 from jaxprune.runtimes.freezing import Frozen, Signature, freeze
+from jaxprune.runtimes.keeping import changed
 from jaxprune.runtimes.state import Stateful
 from jaxprune.typing import path_str
 
@@ -35,6 +37,7 @@ class Options(NamedTuple):
     quantize: str | None = None  # "dynamic" or "static"
     calibration: Sequence[tuple[Any, ...]] | None = None  # tuples of arguments
     threads: int | None = None  # None: as many as the engine takes
+    keep_float: tuple[str, ...] = ()  # paths of weights that are not quantised
 
 
 class NothingQuantized(ValueError):
@@ -70,7 +73,9 @@ class Runtime:
         """The engine with what was asked for: "onnx int8 dynamic"."""
         bits = f"int8 {self.options.quantize}" if self.options.quantize else ""
         threads = f"threads={self.options.threads}" if self.options.threads else ""
-        return " ".join(filter(None, [self.engine.name if self.engine else "xla", bits, threads]))
+        kept = ",".join(self.options.keep_float)
+        engine = self.engine.name if self.engine else "xla"
+        return " ".join(filter(None, [engine, bits, kept and f"but {kept}", threads]))
 
     @property
     def key(self) -> str:
@@ -85,8 +90,13 @@ class Runtime:
     def __repr__(self) -> str:
         return f"<runtime {self.name}>"
 
-    def __call__(self, fn: Compact | Callable[..., Any], *args: Any, shapes: Any = None) -> Any:
+    def __call__(
+        self, fn: Compact | Callable[..., Any], *args: Any, shapes: Any = None, check: bool = True
+    ) -> Any:
         """Returns ``fn`` compiled for the engine; it takes and gives arrays like ``fn``.
+
+        In float it runs once beside JAX on the example arguments, where those are arrays; results
+        that are further off than 1e-4 of the largest one are told in a warning.
 
         Args:
           fn: a pure function of arrays, or what ``jp.compact`` gave, which is then called without
@@ -94,18 +104,46 @@ class Runtime:
           *args: example arguments. The first one becomes part of the program where it is a tree of
             arrays and others follow it, as in ``fn(params, x)``; calls take the same one.
           shapes: symbolic sizes of the other arguments, as for ``jp.freeze``.
+          check: False leaves the comparison with JAX out.
 
         Raises:
           ImportError: for a missing package, with the line that installs it.
           NotImplementedError: for an operation that the engine can't do, with its place.
-          ValueError: where compiled functions are called with other shapes or another params.
+          ValueError: for a name in ``keep_float`` that is no weight; where compiled functions are
+            called with other shapes or another params.
         """
         if self.engine is None:
             return jax.jit(partial(fn.fn, fn.params) if isinstance(fn, Compact) else fn)
         held, rest, bare = parts(fn, args)
-        frozen = freeze(bare, *rest, shapes=shapes)
+        frozen = frozen_for(self, fn, args, shapes)
         with tempfile.TemporaryDirectory() as folder:
-            return compiled(self, frozen, Path(folder), held)
+            run = compiled(self, frozen, Path(folder), held)
+        if check and self.options.quantize is None:
+            tell_difference(self.name, lambda *xs: run(*held, *xs), bare, rest)
+        return run
+
+
+def frozen_for(runtime: Runtime, fn: Any, args: tuple[Any, ...], shapes: Any = None) -> Frozen:
+    """The program of a function with what it holds, and its twin where weights stay in float.
+
+    Raises:
+      ValueError: for a name in ``keep_float`` that is no weight, or a function that holds none.
+    """
+    held, rest, bare = parts(fn, args)
+    frozen, names = freeze(bare, *rest, shapes=shapes), runtime.options.keep_float
+    if not names:
+        return frozen
+    if isinstance(fn, Stateful):
+        other = freeze(replace(fn, params=changed(fn.params, names)), *rest, shapes=shapes)
+        return frozen._replace(other=other.closed)
+    if not (held or isinstance(fn, Compact)):
+        raise ValueError(
+            f"{runtime} leaves {', '.join(names)} in float, and this function holds no weights: "
+            "pass fn(params, *args) with the tree of its params and the arguments after them"
+        )
+    params, call = (held[0], fn) if held else (fn.params, fn.fn)
+    other = freeze(partial(call, changed(params, names)), *rest, shapes=shapes)
+    return frozen._replace(other=other.closed)
 
 
 def compiled(
@@ -247,13 +285,20 @@ def versions(*names: str) -> dict[str, str]:
     return found
 
 
-def make(engine: Engine, quantize: str | None, calibration: Any, threads: int | None) -> Runtime:
+def make(
+    engine: Engine,
+    quantize: str | None,
+    calibration: Any,
+    threads: int | None,
+    keep_float: str | Sequence[str] = (),
+) -> Runtime:
     """A runtime of checked options.
 
     Raises:
       ValueError: for a way to quantise that the engine doesn't know, "static" without calibration
-        data, or threads below 1.
+        data, threads below 1, or weights that stay in float where all do.
     """
+    kept = (keep_float,) if isinstance(keep_float, str) else tuple(keep_float)
     who = f"jp.runtimes.{engine.name}"
     if quantize not in (None, *engine.quantize):
         known = ", ".join(map(repr, engine.quantize)) or "None only"
@@ -265,4 +310,9 @@ def make(engine: Engine, quantize: str | None, calibration: Any, threads: int | 
         )
     if threads is not None and threads < 1:
         raise ValueError(f"{who} wants threads >= 1, got {threads}")
-    return Runtime(engine, Options(quantize, calibration, threads))
+    if kept and quantize is None:
+        raise ValueError(
+            f"{who}(keep_float={kept!r}) quantises nothing, so that all weights stay in float: "
+            f'pass quantize="{engine.quantize[0]}", too, or leave keep_float out'
+        )
+    return Runtime(engine, Options(quantize, calibration, threads, kept))

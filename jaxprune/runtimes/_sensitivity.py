@@ -32,7 +32,8 @@ class Sensitivity(Shown):
     def keep_float(self, floor: float) -> tuple[str, ...]:
         """Returns the paths to leave in float so that the metric of the rest is at the floor.
 
-        The most sensitive leaf is left in float first, until the metric is reached.
+        They are what ``jp.runtimes.onnx(keep_float=...)`` and the other engines take. The most
+        sensitive leaf is left in float first, until the metric is reached.
 
         Raises:
           ValueError: when the metric is below the floor without any rounding.

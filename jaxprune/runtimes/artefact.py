@@ -20,14 +20,22 @@ from jaxprune.artefacts.export import load_exported
 from jaxprune.compaction.checking import draw
 from jaxprune.compaction.model import Compact
 from jaxprune.measuring import Timing, benchmark, environment
-from jaxprune.runtimes._runtime import Compiled, Engine, Options, Runtime, compiled, parts
-from jaxprune.runtimes.freezing import Signature, freeze
+from jaxprune.runtimes._runtime import (
+    Compiled,
+    Engine,
+    Options,
+    Runtime,
+    compiled,
+    frozen_for,
+    parts,
+)
+from jaxprune.runtimes.comparing import SAME
+from jaxprune.runtimes.freezing import Signature
 from jaxprune.runtimes.reference import Reference
 from jaxprune.runtimes.state import check_constant, stateful
 
 Fn = Callable[..., Any]
 FORMAT, VERSION = "jaxprune artefact", 1
-SAME = 1e-4  # A float program whose results are further off, relatively, is not written.
 INPUTS = 3  # So many random inputs does an export compare on.
 SCHEMA = {
     "format": str,
@@ -35,6 +43,7 @@ SCHEMA = {
     "engine": str,
     "quantize": {"", "dynamic", "static"},
     "threads": Size,
+    "keep_float": [str],
     "versions": {str: str},
 }
 
@@ -124,10 +133,10 @@ def write(
     """
     if state is not None:
         fn, args = stateful(fn, args, state)
-    held, rest, bare = parts(fn, args)
+    held, rest, _ = parts(fn, args)
     if held or isinstance(fn, Compact):
         check_constant(fn, args)
-    frozen, reference = freeze(bare, *rest, shapes=shapes), Reference.of(fn, args)
+    frozen, reference = frozen_for(runtime, fn, args, shapes), Reference.of(fn, args)
 
     def make(parts: Path) -> dict[str, Any]:
         run = compiled(runtime, frozen, parts)
@@ -154,6 +163,7 @@ def _certificate(runtime: Runtime, frozen: Any, reference: Reference, found: flo
         "engine": runtime.engine.name,
         "quantize": runtime.options.quantize or "",
         "threads": runtime.options.threads or 0,
+        "keep_float": list(runtime.options.keep_float),
         "versions": runtime.engine.versions(),
         "arguments": trees.describe(frozen.args, "the arguments"),
         "results": trees.describe(frozen.results, "the results"),
@@ -191,11 +201,12 @@ def _read(folder: str | Path) -> tuple[Engine, Options, Signature, dict[str, Any
     """What a certificate says, once it and the files are found to be what was written."""
     text = folders.read(folder)
     with files.naming(Path(folder) / folders.CERTIFICATE):
-        known = {key: text.get(key) for key in SCHEMA}
+        known = {"keep_float": []} | {key: text[key] for key in SCHEMA if key in text}
         conform(known, SCHEMA, "its certificate")
         if (text["format"], text["version"]) != (FORMAT, VERSION):
             raise ValueError(f"is {text['format']} {text['version']}, wanted {FORMAT} {VERSION}")
         results = jax.tree.structure(trees.restore(text["results"]))
         signature = Signature(trees.restore(text["arguments"]), results)
-        options = Options(text["quantize"] or None, None, text["threads"] or None)
+        kept = tuple(known["keep_float"])
+        options = Options(text["quantize"] or None, None, text["threads"] or None, kept)
         return runtimes.engine(text["engine"]), options, signature, text

@@ -28,12 +28,14 @@ class Frozen(NamedTuple):
       args: trees of ``jax.ShapeDtypeStruct``, one for each argument; sizes may be names.
       in_tree: how ``args`` were flattened.
       out_tree: how the results were.
+      other: the same program with the weights that stay in float changed; None: none does.
     """
 
     closed: core.ClosedJaxpr
     args: tuple[Any, ...]
     in_tree: Any
     out_tree: Any
+    other: core.ClosedJaxpr | None = None
 
     def __call__(self, *args: Any) -> Any:
         """Runs the program; where sizes are names, at any of these types, retraced by JAX."""
@@ -46,6 +48,11 @@ class Frozen(NamedTuple):
         if self.named and not _named(leaves):
             run = jax.export.export(jax.jit(run))(*jax.tree.leaves(self.args)).call
         return list(run(*leaves))
+
+    @property
+    def twin(self) -> Frozen | None:
+        """The program of which the constants differ that stay in float."""
+        return None if self.other is None else self._replace(closed=self.other, other=None)
 
     @property
     def signature(self) -> Signature:

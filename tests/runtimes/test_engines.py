@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import io
 import os
 import warnings
@@ -24,8 +25,14 @@ pytestmark = [
 ]
 
 
+def needs(package):
+    """Skips without a package, which is not imported: OpenVINO's telemetry may fork then."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not here")
+
+
 def runtime(engine, **options):
-    pytest.importorskip(ENGINES[engine])
+    needs(ENGINES[engine])
     return getattr(jp.runtimes, engine)(**options)
 
 
@@ -114,6 +121,77 @@ def test_a_quantiser_that_leaves_weights_in_float_says_so():
         runtime("onnx", quantize="dynamic")(lambda x: x * floats(4, 4) + 1, floats(4, 4))
 
 
+KEPT = [("onnx", "dynamic"), ("onnx", "static"), ("openvino", "static")]
+
+
+def in_float(folder):
+    """The float weights of products and convolutions of an ONNX file, those in loops too."""
+    import onnx
+
+    from jaxprune.runtimes import _onnx_graph
+
+    model = onnx.load(folder / "model.onnx")
+    nodes = [node for graph in _onnx_graph.graphs(model.graph) for node in graph.node]
+    read = {n for node in nodes if node.op_type in ("MatMul", "Conv") for n in node.input[:2]}
+    found = _onnx_graph.weights(model)
+    return [w for name, w in found.items() if name in read and w.dtype == np.float32]
+
+
+def quantized(folder, engine, quantize, fn, args, x, **options):
+    """The artefact, and the float matrices in it."""
+    calibration = [(x,)] if quantize == "static" else None
+    where = runtime(engine, quantize=quantize, calibration=calibration, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="ONNX Runtime's .* quantisation left")
+        return jp.export(fn, folder, *args, runtime=where), in_float(folder)
+
+
+@pytest.mark.parametrize("engine, quantize", KEPT)
+def test_weights_that_are_named_stay_in_float(tmp_path, engine, quantize):
+    """Each column of ``rough`` has an entry that leaves nothing for the others in 8 bits."""
+    rough = floats(32, 8).at[jnp.arange(8), jnp.arange(8)].set(1e4)
+    p, x = {"fine": floats(16, 32), "rough": rough}, floats(64, 16)
+    fn = lambda p, x: (jnp.tanh(x @ p["fine"]) * (jnp.arange(32) > 7)) @ p["rough"]  # noqa: E731
+    wanted = fn(p, x)
+    plain, left = quantized(tmp_path / "all", engine, quantize, fn, (p, x), x)
+    assert not left
+    kept, left = quantized(
+        tmp_path / "kept", engine, quantize, fn, (p, x), x, keep_float=("rough",)
+    )
+    np.testing.assert_array_equal(*left, rough)
+    print(apart(plain.fn(x), wanted), apart(kept.fn(x), wanted))
+    assert apart(kept.fn(x), wanted) < 0.05 < apart(plain.fn(x), wanted)
+    assert kept.certificate["keep_float"] == ["rough"] and plain.certificate["keep_float"] == []
+    assert "but rough" in jp.load_exported(tmp_path / "kept").fn.runtime.name
+
+
+@pytest.mark.parametrize("engine, quantize", [row for row in KEPT if row[1] == "static"])
+def test_a_convolution_and_the_norm_within_it_stay_in_float(tmp_path, engine, quantize):
+    *_, x, small = network("cnn")
+    kernel = small.params["params"]["Conv_1"]["kernel"]
+    _, left = quantized(
+        tmp_path, engine, quantize, small, (x,), x, keep_float="params/Conv_1/kernel"
+    )
+    assert [w.size for w in left] == [kernel.size]
+
+
+def test_weights_within_loops_stay_in_float(tmp_path):
+    """Gates lie side by side in one matrix: all of that stays."""
+    *_, x, small = network("lstm")
+    gate = "params/OptimizedLSTMCell_0/hi/kernel"
+    assert gate in jp.runtimes.sensitivity(small.params, lambda p: 0.0).leaves
+    _, left = quantized(tmp_path, "onnx", "dynamic", small, (x,), x, keep_float=gate)
+    width = small.params["params"]["OptimizedLSTMCell_0"]["hi"]["kernel"].shape
+    assert [w.shape for w in left] == [(width[0], 4 * width[1])]
+
+
+def test_nothing_is_left_to_quantise():
+    *_, x, small = network("encoder")
+    where = runtime("onnx", quantize="dynamic", keep_float="params")
+    with pytest.raises(ValueError, match="quantised no weights"):
+        where(small, x)
+
+
 def test_calibration_data_that_doesnt_fit():
     *_, x, small = network("encoder")
     wrong = runtime("onnx", quantize="static", calibration=[(x[:, :3],)])
@@ -127,7 +205,7 @@ def test_openvino_starts_no_process_to_report_its_import():
     import subprocess
     import sys
 
-    pytest.importorskip("openvino")
+    needs("openvino")
     code = (
         "import os, sys, jaxprune as jp, jax.numpy as jnp;"
         "os.register_at_fork(before=lambda: print('forked'));"

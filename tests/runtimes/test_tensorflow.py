@@ -123,7 +123,78 @@ def test_loops_are_not_calibrated(name):
         where(small, x)
 
 
+def in_float(folder):
+    from jaxprune.runtimes import _litert_quantize
+
+    found = _litert_quantize._matrices((folder / "model.tflite").read_bytes())
+    return [read for read in found if read.values is not None]
+
+
+def quantized(folder, how, fn, args, x, **options):
+    """The artefact, and the float matrices in it."""
+    calibration = [(x,)] if how == "static" else None
+    where = jp.runtimes.litert(quantize=how, calibration=calibration, **options)
+    return jp.export(fn, folder, *args, runtime=where), in_float(folder)
+
+
+@pytest.mark.parametrize("how", ["dynamic", "static"])
+def test_weights_that_are_named_stay_in_float(tmp_path, how):
+    """Each column of ``rough`` has an entry that leaves nothing for the others in 8 bits."""
+    rough = floats(32, 8).at[jnp.arange(8), jnp.arange(8)].set(1e4)
+    p, x = {"fine": floats(16, 32), "rough": rough}, floats(64, 16)
+    fn = lambda p, x: (jnp.tanh(x @ p["fine"]) * (jnp.arange(32) > 7)) @ p["rough"]  # noqa: E731
+    wanted = np.asarray(fn(p, x))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the int8 model differs")
+        plain, left = quantized(tmp_path / "all", how, fn, (p, x), x)
+    assert not left
+    kept, left = quantized(tmp_path / "kept", how, fn, (p, x), x, keep_float=("rough",))
+    np.testing.assert_array_equal(left[0].values.reshape(left[0].shape), rough.T)
+    assert len(left) == 1
+    print(apart(plain.fn(x), wanted), apart(kept.fn(x), wanted))
+    assert apart(kept.fn(x), wanted) < 0.05 < apart(plain.fn(x), wanted)
+
+
+@pytest.mark.parametrize("how", ["dynamic", "static"])
+def test_a_convolution_and_the_norm_within_it_stay_in_float(tmp_path, how):
+    small, x, _ = network("cnn")
+    kernel = small.params["params"]["Conv_1"]["kernel"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, left = quantized(tmp_path, how, small, (x,), x, keep_float="params/Conv_1/kernel")
+    assert [read.size for read in left] == [kernel.size]
+
+
+def test_tables_and_weights_within_loops_stay_in_float(tmp_path):
+    table, ids = floats(500, 16), jnp.arange(6)
+    fn = lambda p, ids: jnp.take(p["t"], ids, axis=0) @ p["w"]  # noqa: E731
+    p = {"t": table, "w": floats(16, 64)}
+    _, left = quantized(tmp_path / "table", "dynamic", fn, (p, ids), ids, keep_float="t")
+    assert [read.shape for read in left] == [(500, 16)]
+    small, x, _ = network("lstm")
+    gate = "params/OptimizedLSTMCell_0/hi/kernel"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LiteRT's dynamic quantisation left")
+        _, every = quantized(tmp_path / "all", "dynamic", small, (x,), x)
+        _, left = quantized(tmp_path / "kept", "dynamic", small, (x,), x, keep_float=gate)
+    n, width = small.params["params"]["OptimizedLSTMCell_0"]["hi"]["kernel"].shape
+    assert len(left) == len(every) + 1 and (4 * width, n) in [read.shape for read in left]
+
+
 # ----------------------------------------------------------------------------- what is told
+
+
+def test_weights_of_large_files_are_seen(tmp_path):
+    """Beyond 256 kB the quantiser puts them behind the tables of the file."""
+
+    def fn(p, x):
+        return x @ p["a"] + p["b"]
+
+    p, x = {"a": floats(640, 640), "b": floats(8, 640)}, floats(8, 640)
+    with pytest.warns(UserWarning, match=r"left 5% .* in float: 1 ADD of \(8, 640\)"):
+        artefact = jp.export(fn, tmp_path, p, x, runtime=jp.runtimes.litert(quantize="dynamic"))
+    assert artefact.size < 0.3 * 4 * 640 * 640
+    assert [read.shape for read in in_float(tmp_path)] == [(8, 640)]
 
 
 def test_weights_that_stay_in_float_are_told():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -31,8 +32,6 @@ from benchmarks.studies.recovery.recovery import QUICK as QUICKLY
 from benchmarks.studies.recovery.recovery import Case
 from benchmarks.studies.recovery.recovery import Settings as Training
 
-BITS = (None, "dynamic", "static")
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -50,6 +49,7 @@ ENGINES: dict[str, tuple[str, Callable[..., Any]]] = {  # name -> (package, runt
     "onnx": ("onnxruntime", jp.runtimes.onnx),
     "openvino": ("openvino", jp.runtimes.openvino),
     "litert": ("ai_edge_litert", jp.runtimes.litert),
+    "litert, one thread": ("ai_edge_litert", functools.partial(jp.runtimes.litert, threads=1)),
 }
 
 
@@ -99,7 +99,8 @@ def _artefacts(
     calibration = [(jnp.asarray(x),) for x, _ in case.batches[: settings.calibration]]
     for name, (fn, args) in models.items():
         for engine, (package, make) in ENGINES.items():
-            for bits in BITS if importlib.util.find_spec(package) else ():
+            known = (None, *make().engine.quantize)
+            for bits in known if importlib.util.find_spec(package) else ():
                 try:
                     runtime = make(
                         quantize=bits, calibration=calibration if bits == "static" else None

@@ -29,7 +29,7 @@ from benchmarks.common.machine import load_average
 from benchmarks.models import smollm2
 from benchmarks.studies import pretrained
 from benchmarks.studies.oneshot import structured, weights
-from benchmarks.studies.runtimes.int8 import BITS, ENGINES
+from benchmarks.studies.runtimes.int8 import ENGINES
 from jaxprune.runtimes._sensitivity import rounded
 
 SEQUENCES, LENGTH = 32, 128  # of SmolLM2: calibration; tokens of each that is judged
@@ -171,11 +171,10 @@ def _each(
 ) -> Iterator[tuple[dict[str, Any], Served]]:
     for model, (fn, params) in task.models.items():
         for engine, make in engines.items():
-            for bits in BITS:
-                if bits is None or bits in jp.runtimes.engine(engine).quantize:
-                    row = {"model": model, "engine": engine, "int8": bits}
-                    where = folder / f"{model}-{engine}-{bits}"
-                    yield row, Served(fn, params, make, bits, task.batches, where)
+            for bits in (None, *make().engine.quantize):
+                row = {"model": model, "engine": engine, "int8": bits}
+                where = folder / f"{model}-{engine}-{bits}"
+                yield row, Served(fn, params, make, bits, task.batches, where)
 
 
 # ------------------------------------------------------------------------------------- results
@@ -203,7 +202,12 @@ def _said(qualities: dict[str, float]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser: argparse.ArgumentParser = studies.parser("int8_pretrained", __doc__)
     parser.add_argument("--networks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        choices=list(ENGINES),
+        default=[n for n in ENGINES if "thread" not in n],
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     args = parser.parse_args(argv)

@@ -98,6 +98,35 @@ def test_xla_is_jit():
     assert jp.runtimes.xla().name == "xla" and "jax" in jp.runtimes.xla().key
 
 
+def off_by(relative):
+    """An engine whose results are so far off."""
+
+    def read(path, options):
+        run = engines.read(path, options)
+        return lambda *flat: [y * np.asarray(1 + relative, y.dtype) for y in run(*flat)]
+
+    return _runtime.Runtime(engines.ENGINE._replace(read=read))
+
+
+def test_other_results_than_in_jax_are_told():
+    with pytest.warns(UserWarning, match="plain gives other results than JAX .* differ by 0.01 of"):
+        off_by(0.01)(net, W, X)
+    masks = jp.infer_structure(net, W, X).masks({"up:1": np.arange(4) < 2})
+    small = jp.compact(net, W, masks, X)
+    with pytest.warns(UserWarning, match="differ by 0.01 of the largest one; jp.export would not"):
+        off_by(0.01)(small, X, shapes="b, ...")
+
+
+@pytest.mark.filterwarnings("error")
+def test_when_results_are_not_compared():
+    off_by(1e-6)(net, W, X)
+    off_by(0.01)(net, W, X, check=False)
+    off_by(0.01)(net, W, jax.ShapeDtypeStruct(X.shape, X.dtype))
+    off_by(0.01)(lambda x: x * jnp.nan, X)
+    int8 = off_by(0.01).replace(_runtime.Options("dynamic"))
+    int8(net, W, X)
+
+
 def test_names_and_keys():
     run = engines.runtime(quantize="dynamic", threads=2)
     assert repr(run) == "<runtime plain int8 dynamic threads=2>"

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.runtimes._runtime import frozen_for
+from jaxprune.runtimes.state import stateful
 from tests.helpers import engines
 from tests.models.zoo import states
 
@@ -88,3 +90,13 @@ def test_state_that_isnt_there(tmp_path, plain, small):
 def test_programs_of_xla_take_all_params(tmp_path, small):
     with pytest.raises(ValueError, match="is for the file of an engine.*leave it out"):
         jp.export(small, tmp_path, *ARGS, state="cache")
+
+
+def test_weights_of_a_model_with_state_stay_in_float(plain, small):
+    """The twin of such a program has other constants, and takes the same state."""
+    kept = plain.replace(plain.options._replace(keep_float=("weights/proj",)))
+    taken, args = stateful(small, ARGS, "cache")
+    frozen = frozen_for(kept, taken, args)
+    mine, twin = frozen(*args), frozen.twin(*args)
+    assert np.abs(mine["logits"] - twin["logits"]).max() > 1e-3
+    np.testing.assert_array_equal(mine["cache"]["k"], twin["cache"]["k"])
