@@ -97,8 +97,9 @@ def made_of(
     """The plan that drafts and the evaluation that they lead to are; nothing of it changes."""
     decisions = {name: _decided(draft, demand) for name, draft in drafts.items()}
     hazards = () if semantics == KEPT_ONLY else tuple(demand.flow.hazards)
+    split = Split(demand.split.kept, demand.split.removed)  # one that remembers no program
     return Plan(
-        decisions, demand.split, zero_slices, semantics, dict(orders), dict(apart), leftovers,
+        decisions, split, zero_slices, semantics, dict(orders), dict(apart), leftovers,
         hazards,
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ from jaxprune.rules.registry import KEPT
 from jaxprune.sharding import at_full_size, explicit_mesh
 from jaxprune.structure import infer as _infer
 from jaxprune.structure.dimensions import Structure
-from jaxprune.structure.parents import obstacle
+from jaxprune.structure.parents import Obstacles
 
 MOST_TRACES = 64  # Eager calls remember so many traces, the latest ones.
 NEW_ARGUMENTS = (
@@ -120,9 +120,10 @@ class SmallFunction:
             leaf = fresh[axes.find(old)]
             if axes.find(leaf) is not leaf or leaf.reasons:
                 self._refuse("; ".join(map(str, leaf.reasons)) or "tied")
+        obstacles = Obstacles(program.tape)
         for order in self._plan.orders.values():
             pair = (fresh[axes.find(axis)] for axis in (order.dimension, order.parent))
-            where = obstacle(program.tape, *pair)
+            where = obstacles.between(*pair)
             if where is not None:
                 self._refuse(f"its units differ under a parent: {where}")
 
