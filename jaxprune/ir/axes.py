@@ -332,7 +332,7 @@ def fold(axis: Axis, of: Callable[[Axis, list[Any]], Any], known: dict[Axis, Any
     ``known`` keeps the results, for axes that share nodes: a concatenation and a longer one.
     """
     root = find(axis)
-    rest = [root]
+    rest = [] if root in known else [root]
     while rest:
         node = rest[-1]
         kids = [find(kid) for kid in node.kids]

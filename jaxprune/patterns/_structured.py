@@ -110,7 +110,8 @@ def _step(structure: Structure, dim: Dimension, round_to: int | Mesh | AbstractM
     if not any(structure.layouts):
         return round_to.size
     steps = [1]
-    for axs, layout in zip(structure.param_axes, structure.layouts, strict=True):
+    for i in structure.owners(dim.name):
+        axs, layout = structure.param_axes[i], structure.layouts[i]
         for axis, (_, count) in zip(axs, parts(layout, len(axs)) if layout else ()):
             if dim.axis in axes.leaves(axis):
                 alone = axes.find(axis).kind == axes.PROD

@@ -120,7 +120,11 @@ class Structure(Shown):
         Whether its units may differ under each of a parent's units is for ``compact`` to prove.
         """
         own = self._named(name)
-        near = set.intersection(*(self._near(slot) for slot in own.slots))
+        near = self._near(own.slots[0])
+        for slot in own.slots[1:] if near else ():
+            near &= self._near(slot)
+            if not near:
+                return []
         beside = [self._names[axis] for axis in near if axis in self._names]
         owned = [self.param_axes[i] for i in self.owners(name)]
         found = [

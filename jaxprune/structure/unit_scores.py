@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,13 +39,13 @@ def unit_scores(
     numbers = Numbering(dimensions)
     places = list(_places(numbers, param_axes, silent))
     total: Any = jnp.zeros(numbers.total)
-    lines: list[Any] = [_line(leaves[p.leaf], p.axis, total.dtype) for p in places]
-    if all(map(known, lines)):
-        total, lines = np.array(total), list(map(host, lines))
+    lines = _sums(places, leaves, total.dtype)
+    if all(map(known, lines.values())):
+        total, lines = np.array(total), {place: host(line) for place, line in lines.items()}
     count = np.zeros(numbers.total)
-    for (i, k, units), line in zip(places, lines, strict=True):
+    for i, k, units in places:
         inside = units >= 0
-        total = _added(total, units[inside], line[inside])
+        total = _added(total, units[inside], lines[i, k][inside])
         others = [axis.size for j, axis in enumerate(param_axes[i]) if j != k]
         np.add.at(count, units[inside], np.prod(others, initial=1))
     found = [numbers.of(dimension) for dimension in dimensions]
@@ -73,9 +74,22 @@ def _places(
                     yield _Place(i, k, units)
 
 
-def _line(leaf: Any, k: int, dtype: Any) -> jax.Array:
-    """The sums of a leaf's slices along one axis."""
-    return jnp.sum(jnp.asarray(leaf, dtype), axis=[j for j in range(np.ndim(leaf)) if j != k])
+def _sums(
+    places: Sequence[_Place], leaves: Sequence[Any], dtype: Any
+) -> dict[tuple[int, int], Any]:
+    """(leaf, axis) -> the sums of the leaf's slices, where the axis has a place."""
+    wanted: dict[int, dict[int, None]] = {}
+    for i, k, _ in places:
+        wanted.setdefault(i, {})[k] = None
+    each = {i: _lines(leaves[i], tuple(ks), dtype) for i, ks in wanted.items()}
+    return {(i, k): line for i, ks in wanted.items() for k, line in zip(ks, each[i])}
+
+
+@functools.partial(jax.jit, static_argnames=("ks", "dtype"))
+def _lines(leaf: Any, ks: tuple[int, ...], dtype: Any) -> list[jax.Array]:
+    """The sums of a leaf's slices along some axes."""
+    wide = jnp.asarray(leaf, dtype)
+    return [jnp.sum(wide, [j for j in range(wide.ndim) if j != k]) for k in ks]
 
 
 def _added(total: Any, units: np.ndarray, line: Any) -> Any:
