@@ -323,6 +323,20 @@ def keep_largest(scores: jax.Array, k: Any, *, entries: int | None = None) -> ja
     return (above | (tied & (back >= ~last))) & (k > 0)
 
 
+def keep_largest_at_hand(scores: np.ndarray, k: int) -> np.ndarray:
+    """As :func:`keep_largest` for a vector on this host, by sorting: compiles nothing.
+
+    Example:
+      >>> keep_largest_at_hand(np.array([1.0, np.nan, 3.0, 3.0, 3.0]), 2).astype(int)
+      array([0, 0, 1, 1, 0])
+    """
+    wide = scores.astype(np.float64)  # exact for all types of floats
+    order = np.lexsort((np.where(np.isnan(wide), 0, -wide), np.isnan(wide)))
+    kept = np.zeros(len(wide), bool)
+    kept[order[: max(k, 0)]] = True
+    return kept
+
+
 @jax.jit
 def keep_counts(scores: Sequence[jax.Array], shares: Any, least: Any) -> list[jax.Array]:
     """How many entries each array keeps when the largest of all arrays are kept.

@@ -68,12 +68,15 @@ def compact(
     if semantics not in (plan.MASKED, plan.KEPT_ONLY):
         raise ValueError(f'semantics is {semantics!r}; wanted "masked" or "kept"')
     _check_arrays(params)
-    (program,) = _infer.infer([(fn, args)], params)
-    structure = from_program(program, params)
-    masked = Masked.of(structure, params, masks)
-    planned = plan.decide(program, masked, semantics)
-    small = Cut(structure, planned).masked(masked)
-    return assemble(fn, structure, planned, args, small, params, Source.of(masked))
+    with _infer.collecting_later():
+        (program,) = _infer.infer([(fn, args)], params)
+        structure = from_program(program, params)
+        masked = Masked.of(structure, params, masks)
+        planned, demand = plan.decide(program, masked, semantics)
+        small = Cut(structure, planned).masked(masked)
+        made = assemble(fn, structure, planned, args, small, params, Source.of(masked))
+        made.fn.stage(small, args, program, demand)  # type: ignore[attr-defined]
+    return made
 
 
 def _check_arrays(params: Any) -> None:

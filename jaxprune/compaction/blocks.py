@@ -8,13 +8,15 @@ other positions.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.numbering import Numbering
 from jaxprune.ir.tape import Value
 from jaxprune.rules.registry import KEPT, Block
 
@@ -23,18 +25,58 @@ class View:
     """Sizes and positions of axes when the leaves in ``chosen`` are restricted."""
 
     def __init__(self, chosen: Mapping[Axis, np.ndarray]):
-        self.chosen = dict(chosen)
-        self._sizes = {leaf: len(index) for leaf, index in chosen.items()}
+        self._chosen, self._lengths = chosen, _Lengths(chosen)
+        self._sizes: dict[Axis, int] = {}  # of every node that was asked for
+        self._indices: dict[Axis, np.ndarray] = {}
 
     def size(self, axis: Axis) -> int:
-        return axes.size_of(axis, self._sizes)
+        axis = axes.find(axis)
+        if axis not in self._sizes:
+            self._sizes[axis] = axes.size_of(axis, self._lengths, self._sizes)
+        return self._sizes[axis]
 
     def shape(self, axs: Sequence[Axis]) -> tuple[int, ...]:
-        return tuple(axes.size_of(a, self._sizes) for a in axs)
+        return tuple(self.size(a) for a in axs)
 
     def index(self, axis: Axis) -> np.ndarray:
         """Positions, as int32 whether or not 64 bits are enabled: jax caches by the type."""
-        return axes.index_of(axis, self.chosen).astype(np.int32)
+        return axes.index_of(axis, self._chosen, self._indices).astype(np.int32)
+
+
+class _Lengths(Mapping[Axis, int]):
+    """How many positions of each dimension are chosen."""
+
+    def __init__(self, chosen: Mapping[Axis, np.ndarray]):
+        self._chosen = chosen
+
+    def __getitem__(self, dimension: Axis) -> int:
+        return len(self._chosen[dimension])
+
+    def __iter__(self) -> Iterator[Axis]:
+        return iter(self._chosen)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+
+class _Blockwise(Mapping[Axis, np.ndarray]):
+    """The positions of each pruned dimension in a block: of removed units in it, else of kept.
+
+    A view of two tables: a copy for each block would be a table of all dimensions for each.
+    """
+
+    def __init__(self, split: Split, block: Block):
+        self._split, self._block = split, block
+
+    def __getitem__(self, dimension: Axis) -> np.ndarray:
+        table = self._split.removed if dimension in self._block else self._split.kept
+        return table[dimension]
+
+    def __iter__(self) -> Iterator[Axis]:
+        return iter(self._split.kept)
+
+    def __len__(self) -> int:
+        return len(self._split.kept)
 
 
 class Split:
@@ -49,25 +91,47 @@ class Split:
         self.kept, self.removed = dict(kept), dict(removed)
         self._views: dict[Block, View] = {}
         self._pruned: dict[Axis, Block] = {}
+        self._dims: dict[Value, Block] = {}
+        self._branches: dict[Axis, tuple[set[Block], Block]] = {}
         self._positions: dict[tuple[Axis, Block, Block], tuple[np.ndarray, np.ndarray]] = {}
 
     def view(self, block: Block) -> View:
         if block not in self._views:
-            chosen = {d: self.removed[d] if d in block else k for d, k in self.kept.items()}
-            self._views[block] = View(chosen)
+            self._views[block] = View(_Blockwise(self, block))
         return self._views[block]
 
     def pruned(self, axis: Axis) -> Block:
         """The pruned dimensions in an axis."""
         if axis not in self._pruned:
-            self._pruned[axis] = frozenset(d for d in axes.leaves(axis) if d in self.kept)
+            axes.fold(axis, self._dimensions, self._pruned)
+            self._pruned[axis] = self._pruned[axes.find(axis)]
         return self._pruned[axis]
 
+    def _dimensions(self, node: Axis, of_kids: list[Block]) -> Block:
+        return KEPT.union(*of_kids) if node.kids else frozenset({node} & self.kept.keys())
+
     def dims(self, value: Value) -> Block:
-        found = KEPT
-        for axis in value.axes:
-            found |= self.pruned(axis)
-        return found
+        if value not in self._dims:
+            self._dims[value] = KEPT.union(*map(self.pruned, value.axes))
+        return self._dims[value]
+
+    def not_kept(self, axis: Axis, where: np.ndarray) -> Block:
+        """The dimensions of which a unit that is not kept stands at one of these positions."""
+        numbers, gone = self._gone
+        found = set[int]()
+        for row in numbers.along(axis):
+            there = row[where & (row >= 0)]
+            found.update(numbers.owner[there[gone[there]]].tolist())
+        return frozenset(numbers.dimensions[i] for i in found)
+
+    @functools.cached_property
+    def _gone(self) -> tuple[Numbering, np.ndarray]:
+        """All pruned units, and which of them are not kept."""
+        numbers = Numbering(self.kept)
+        gone = np.ones(numbers.total, bool)
+        for dimension, index in self.kept.items():
+            gone[numbers.of(dimension)][index] = False
+        return numbers, gone
 
     def positions(self, axis: Axis, block: Block, own_by: Block) -> tuple[np.ndarray, np.ndarray]:
         """Positions along an axis in a block, and which of them pass all dimensions ``own_by``.
@@ -100,32 +164,39 @@ class Split:
 
     def _marks(self, axis: Axis, bits: dict[Axis, int], view: View) -> np.ndarray:
         """Per position the set of dimensions that lead to it, as bits."""
-        axis = axes.find(axis)
-        if axis.kind == axes.LEAF:
-            return np.full(view.size(axis), bits.get(axis, 0))
-        kids = [self._marks(kid, bits, view) for kid in axis.kids]
-        if axis.kind == axes.SUM:
-            return np.concatenate(kids)
-        if axis.kind == axes.PERM:
-            whole = np.zeros(axis.size, int)
-            whole[view.index(axis.kids[0])] = kids[0]
-            return whole[axis.index][view.index(axis)]
-        flat = np.zeros(1, int)
-        for kid in kids:
-            flat = (flat[:, None] | kid).reshape(-1)
-        return flat
+
+        def marks(node: Axis, of_kids: list[np.ndarray]) -> np.ndarray:
+            if node.kind is axes.LEAF:
+                return np.full(view.size(node), bits.get(node, 0))
+            if node.kind is axes.SUM:
+                return np.concatenate(of_kids)
+            if node.kind is axes.PERM:
+                whole = np.zeros(node.size, int)
+                whole[view.index(node.kids[0])] = of_kids[0]
+                return whole[node.index][view.index(node)]
+            flat = np.zeros(1, int)
+            for kid in of_kids:
+                flat = (flat[:, None] | kid).reshape(-1)
+            return flat
+
+        found: np.ndarray = axes.fold(axis, marks, {})
+        return found
 
     def branches(self, axis: Axis) -> tuple[set[Block], Block]:
         """The sets of dimensions that meet at some position, and those that meet themselves."""
-        axis = axes.find(axis)
-        if axis.kind == axes.LEAF:
-            return {frozenset([axis]) & frozenset(self.kept)}, KEPT
-        kids = [self.branches(kid) for kid in axis.kids]
-        twice = frozenset().union(*(t for _, t in kids))
-        if axis.kind in (axes.SUM, axes.PERM):
-            return set().union(*(b for b, _ in kids)), twice
+        found: tuple[set[Block], Block] = axes.fold(axis, self._branches_of, self._branches)
+        return found
+
+    def _branches_of(
+        self, node: Axis, of_kids: list[tuple[set[Block], Block]]
+    ) -> tuple[set[Block], Block]:
+        if node.kind is axes.LEAF:
+            return {self.pruned(node)}, KEPT
+        twice = KEPT.union(*(t for _, t in of_kids))
+        if node.kind is not axes.PROD:
+            return set().union(*(b for b, _ in of_kids)), twice
         found = set()
-        for combination in itertools.product(*(b for b, _ in kids)):
+        for combination in itertools.product(*(b for b, _ in of_kids)):
             met = frozenset().union(*combination)
             found.add(met)
             twice |= {d for d in met if sum(d in part for part in combination) > 1}

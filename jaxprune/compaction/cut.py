@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxprune.rules.registry import KEPT
 from jaxprune.sharding import reshaped
 from jaxprune.structure import infer
 from jaxprune.structure.dimensions import Structure
+from jaxprune.structure.parents import Order
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,24 @@ class Cut:
     def view(self) -> View:
         return self.plan.split.view(KEPT)
 
+    @functools.cached_property
+    def _orders(self) -> dict[int, list[Order]]:
+        """The orders that each leaf's units are put in."""
+        found: dict[int, list[Order]] = {}
+        for name, order in self.plan.orders.items():
+            for i in self.structure.owners(name):
+                found.setdefault(i, []).append(order)
+        return found
+
     def slice(self, leaf: Any, i: int) -> Any:
         """The kept slices; axes along which the leaf repeats stay as they are."""
         axs, shape = self.structure.param_axes[i], self.structure.shapes[i]
+        orders = self._orders.get(i, ())
 
         def cut(leaf: Any) -> Any:
-            if np.shape(leaf) != shape and self.plan.orders:
+            if np.shape(leaf) != shape and orders:
                 leaf = jnp.broadcast_to(leaf, shape)
-            for order in self.plan.orders.values():
+            for order in orders:
                 leaf = order.apply(leaf, axs)
             for k, axis in enumerate(axs):
                 if self.view.size(axis) != axis.size and np.shape(leaf)[k] == axis.size:
@@ -57,10 +69,11 @@ class Cut:
         """Slices the results that are updated parameters; others are full size already."""
         leaves, treedef = jax.tree.flatten(outputs)
         paths = self.structure.paths
+        at = {path: i for i, path in enumerate(paths)}
         known = list(zip(paths, self.structure.shapes, strict=True))
         given = list(zip(infer.paths_of(outputs), map(np.shape, leaves), strict=True))
         small = [
-            leaf if name is None else self.slice(leaf, paths.index(name))
+            leaf if name is None else self.slice(leaf, at[name])
             for leaf, name in zip(leaves, infer.followed(given, known), strict=True)
         ]
         return jax.tree.unflatten(treedef, small)
@@ -79,7 +92,7 @@ class Cut:
 
         def grow(leaf: Any) -> Any:
             full = jnp.zeros(self.structure.shapes[i], leaf.dtype).at[index].set(leaf)
-            for order in reversed(list(self.plan.orders.values())):
+            for order in reversed(self._orders.get(i, ())):
                 full = order.apply(full, axs, back=True)
             return full
 

@@ -8,7 +8,9 @@ branches which add zero.
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -107,20 +109,31 @@ class Demand:
 
     def evaluates(self, dimension: Axis) -> bool:
         """Whether some equation is evaluated at the kept units of a dimension."""
+        return dimension in self._evaluated
+
+    @functools.cached_property
+    def _evaluated(self) -> set[Axis]:
+        found = set[Axis]()
         for step, plan in self.parts.items():
-            touching = any(dimension in self.split.dims(v) for v in [*step.ins, *step.outs])
-            if touching and any(dimension not in p.block for ps in plan.values() for p in ps):
-                return True
-        return any(
-            dimension in self.split.dims(v) and any(dimension not in b for b in blocks)
-            for step in self.wires
-            for v, blocks in ((v, self.needed.get(v, set())) for v in [*step.ins, *step.outs])
-        )
+            blocks = [part.block for parts in plan.values() for part in parts]
+            if blocks:
+                touching = KEPT.union(*(self.split.dims(v) for v in [*step.ins, *step.outs]))
+                found |= touching - blocks[0].intersection(*blocks)
+        for step in self.wires:
+            for value in [*step.ins, *step.outs]:
+                blocks = list(self.needed.get(value, ()))
+                if blocks:
+                    found |= self.split.dims(value) - blocks[0].intersection(*blocks)
+        return found
 
     def evaluations(self, dimension: Axis) -> int:
         """How many equations are evaluated at the removed units of a dimension."""
+        return self._evaluations[dimension]
+
+    @functools.cached_property
+    def _evaluations(self) -> Counter[Axis]:
         parts = (part for plan in self.parts.values() for ps in plan.values() for part in ps)
-        return sum(dimension in part.block for part in parts)
+        return Counter(dimension for part in parts for dimension in part.block)
 
     def remember(self, step: Step, ins: list[set[Block]], outs: list[set[Block]]) -> None:
         """Keeps the operand and result wires of a nested step, in a fixed order."""
@@ -178,7 +191,8 @@ class Demand:
             if mix.combine == "none":
                 self._refuse_dirty(step, mix, self.split.pruned(mix.axis), block)
                 branches = set()
-            sets = {s for b in branches for s in subsets(b - blocked)} | {KEPT}
+            free = self.split.not_kept(mix.axis, ~mix.zero) - blocked
+            sets = {s for b in branches if free & b for s in subsets(free & b)} | {KEPT}
             options.append(sorted(sets, key=len))
         return options
 
@@ -296,7 +310,7 @@ class Demand:
     def _refuse_dirty(self, step: Step, mix: Mix, dimensions: Block, block: Block) -> None:
         """Units whose contribution can't be told apart from others: they may not contribute."""
         why = f"its masked value is not zero where {step.name} at {step.where} reads it"
-        for dimension in dimensions:
+        for dimension in dimensions & (block | self.split.not_kept(mix.axis, ~mix.zero)):
             dirty, kept = self._dirty(mix, dimension), self.split.kept[dimension]
             if dimension in block:
                 if dirty[kept].any() or self._shows_others(mix, block, dimension):

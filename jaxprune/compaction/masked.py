@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -44,7 +45,9 @@ class Masked(NamedTuple):
 
 def in_order(structure: Structure, orders: Mapping[str, Order], leaves: list[Any]) -> list[Any]:
     """Leaves at full shapes, with what is to be removed last under each parent."""
-    for order in orders.values():
-        pairs = zip(leaves, structure.param_axes, strict=True)
-        leaves = [reshaped(lambda x: order.apply(x, axs), leaf) for leaf, axs in pairs]  # noqa: B023
+    leaves = list(leaves)
+    for name, order in orders.items():
+        for i in structure.owners(name):
+            move = functools.partial(order.apply, axs=structure.param_axes[i])
+            leaves[i] = reshaped(move, leaves[i])
     return leaves

@@ -154,12 +154,10 @@ class Compact:
           ValueError: for a leaf that belongs to a parameter and has another shape, such as
             factored moments, accumulators per axis, or all parameters in one vector; names it.
         """
-        structure = self._structure
+        structure, cut = self._structure, self._cut
         places = placing.places(tree, structure.treedef, structure.paths, structure.shapes)
         leaves, treedef = jax.tree.flatten(tree)
-        small = [
-            x if i is None else self._cut.slice(x, i) for x, i in zip(leaves, places, strict=True)
-        ]
+        small = [x if i is None else cut.slice(x, i) for x, i in zip(leaves, places, strict=True)]
         return jax.tree.unflatten(treedef, small)
 
     def restrict_masked(self, params: Any, masks: Any) -> Any:
@@ -183,4 +181,6 @@ class Compact:
                 f"expand got another structure than small.params: the tree "
                 f"{difference(treedef, self._structure.treedef)}"
             )
-        return jax.tree.unflatten(treedef, [self._cut.grow(x, i) for i, x in enumerate(leaves)])
+        cut = self._cut
+        small = [cut.grow(x, i) for i, x in enumerate(leaves)]
+        return jax.tree.unflatten(treedef, small)

@@ -12,7 +12,7 @@ from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
 from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.infer import Program
-from jaxprune.structure.parents import Order, OwnedMask, kept_under, obstacle, order_of
+from jaxprune.structure.parents import Obstacles, Order, OwnedMask, kept_under, order_of
 
 
 class Apart(NamedTuple):
@@ -28,13 +28,14 @@ def find_orders(program: Program, masked: Masked, idle: Mapping[str, str]) -> di
     Each order is looked for among masks that those before it have moved.
     """
     structure, leaves, found = masked.structure, masked.full_masks(), dict[str, Order]()
+    obstacles = Obstacles(program.tape)
     for name, above in _under(structure):
         if name in found or name in idle:
             continue
         own, parent = _leaves_of(structure, name, above)
         kept = kept_under(_owned(structure, leaves, name), own, parent)
         order = order_of(kept, own, parent)
-        if order and obstacle(program.tape, own, parent) is None:
+        if order and obstacles.between(own, parent) is None:
             found[name] = order
             leaves = in_order(structure, {name: order}, leaves)
     return found
@@ -71,6 +72,7 @@ def find_apart(
     A unit under a parent is more than one entry: what masks an entry masks no unit.
     """
     structure, leaves, found = masked.structure, masked.masks, dict[str, Apart]()
+    obstacles = Obstacles(program.tape)
     for name, above in sorted(_under(structure), key=lambda pair: pair[0] not in orders):
         own, parent = _leaves_of(structure, name, above)
         units = kept_under(_owned(structure, leaves, name), own, parent, entries=2)
@@ -79,7 +81,7 @@ def find_apart(
         whole = left.any(axis=1, keepdims=True) & left.any(axis=0, keepdims=True)
         if above not in found and name not in found and (whole & ~left).any():
             gone = (~units[units.any(axis=1)]).sum(axis=1)
-            why = idle.get(name) or obstacle(program.tape, own, parent)
+            why = idle.get(name) or obstacles.between(own, parent)
             found[name] = Apart(int(gone.max()), _why_apart(above, gone, why))
     return found
 

@@ -97,8 +97,9 @@ def made_of(
     """The plan that drafts and the evaluation that they lead to are; nothing of it changes."""
     decisions = {name: _decided(draft, demand) for name, draft in drafts.items()}
     hazards = () if semantics == KEPT_ONLY else tuple(demand.flow.hazards)
+    split = Split(demand.split.kept, demand.split.removed)  # one that remembers no program
     return Plan(
-        decisions, demand.split, zero_slices, semantics, dict(orders), dict(apart), leftovers,
+        decisions, split, zero_slices, semantics, dict(orders), dict(apart), leftovers,
         hazards,
     )  # fmt: skip
 
@@ -127,10 +128,11 @@ def decide(
     masked: Masked,
     semantics: str = MASKED,
     idle: Mapping[str, str] = MappingProxyType({}),
-) -> Plan:
+) -> tuple[Plan, Demand]:
     """Removes candidates, then takes back those that a result would miss, until none is left.
 
-    ``idle`` names dimensions of which nothing can go under an order for each parent, and why.
+    Returns the plan, and the evaluation of the program that it leads to. ``idle`` names dimensions
+    of which nothing can go under an order for each parent, and why.
     """
     orders = find_orders(program, masked, idle)
     moved = masked.in_order(orders)
@@ -142,7 +144,8 @@ def decide(
     kept = {name: draft.kept for name, draft in drafts.items()}
     apart = find_apart(program, moved, kept, orders, idle)
     leftovers = _leftovers(demand, program, moved)
-    return made_of(drafts, demand, zero_slices, semantics, orders, leftovers, apart)
+    planned = made_of(drafts, demand, zero_slices, semantics, orders, leftovers, apart)
+    return planned, demand
 
 
 def _draft(

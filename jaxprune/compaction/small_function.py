@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -19,14 +19,13 @@ from jaxprune.compaction.demand import Demand
 from jaxprune.compaction.evaluate import Evaluator
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
-from jaxprune.ir.tape import Value, holds_tracers
+from jaxprune.ir.tape import Value
 from jaxprune.rules.registry import KEPT
-from jaxprune.sharding import at_full_size, explicit_mesh
+from jaxprune.sharding import at_full_size
 from jaxprune.structure import infer as _infer
 from jaxprune.structure.dimensions import Structure
-from jaxprune.structure.parents import obstacle
+from jaxprune.structure.parents import Obstacles
 
-MOST_TRACES = 64  # Eager calls remember so many traces, the latest ones.
 NEW_ARGUMENTS = (
     "these arguments tie or freeze a pruned dimension that the arguments given to compact left "
     "free ({why}); call compact with arguments like these"
@@ -38,7 +37,10 @@ OTHER_FUNCTION = (
 
 
 class SmallFunction:
-    """``fn`` at small sizes; it holds no parameters."""
+    """``fn`` at small sizes; it holds no parameters.
+
+    JAX remembers what it has traced: a later trace of the same types costs what its equations do.
+    """
 
     def __init__(
         self,
@@ -47,40 +49,67 @@ class SmallFunction:
         planned: plan.Plan,
         refusal: str = NEW_ARGUMENTS,
     ):
-        self.fn, self._structure, self._plan, self._refusal = fn, structure, planned, refusal
-        self._known: OrderedDict[Any, _Traced] = OrderedDict()  # latest last
-        self.traced_for: Any = None  # types of (params, args) that compact was given
+        self.fn, self._structure, self._plan = fn, structure, planned
+        self._staged = _Staged(fn, structure, planned, refusal)
         self.__name__ = getattr(fn, "__name__", "compact")
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the traces, which are made again when they are needed."""
-        return vars(self) | {"_known": OrderedDict()}
+    @property
+    def traced_for(self) -> Any:
+        """Types of (params, args) that compact was given."""
+        return self._staged.traced_for
+
+    @traced_for.setter
+    def traced_for(self, types: Any) -> None:
+        self._staged.traced_for = types
 
     def __call__(self, small_params: Any, *args: Any) -> Any:
-        leaves, treedef = jax.tree.flatten(small_params)
+        closed, shape = self._stage(small_params, args)
+        xs = jax.tree.leaves((small_params, args))
+        results = jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *xs)
+        return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+    def _stage(self, params: Any, args: Any) -> Any:
+        leaves, treedef = jax.tree.flatten(params)
         check_params(self._structure, self._plan.split.view(KEPT), leaves, treedef)
-        program, demand, counts, leftovers = self._traced(leaves, args)
+        return jax.make_jaxpr(self._staged, return_shape=True)(leaves, *args)
+
+    def check(self, params: Any, args: Any) -> None:
+        """Raises what a call would raise, without computing anything."""
+        self._stage(params, args)
+
+    def stage(self, params: Any, args: Any, program: _infer.Program, demand: Demand) -> None:
+        """Traces it for the arguments that it was decided for, from what that has found."""
+        with self._staged.known(program, demand):
+            self._stage(params, args)
+
+
+class _Staged:
+    """The function that JAX traces: leaves of the small parameters and the arguments -> results."""
+
+    def __init__(
+        self, fn: Callable[..., Any], structure: Structure, planned: plan.Plan, refusal: str
+    ):
+        self.fn, self._structure, self._plan, self._refusal = fn, structure, planned, refusal
+        self.traced_for: Any = None
+        self._known: _Traced | None = None  # while it is traced for what it was decided for
+
+    def __call__(self, leaves: list[Any], *args: Any) -> Any:
+        program, demand, counts, leftovers = self._known or self._trace(leaves, args)
         xs = [*leaves, *jax.tree.leaves(args)]
         ins = [(i, KEPT) for i in range(len(xs))]
         outs = [(i, KEPT) for i in range(len(program.tape.outputs))]
         results = Evaluator(demand, counts, leftovers).run(program.tape, ins, xs, outs)
         return jax.tree.unflatten(program.out_tree, results)
 
-    def _traced(self, leaves: list[Any], args: Any) -> _Traced:
-        """Eager calls remember their traces; a trace inside a trace may hold its tracers."""
-        inputs, treedef = jax.tree.flatten((leaves, args))
-        if any(isinstance(x, jax.core.Tracer) for x in inputs):
-            return self._trace(leaves, args)
-        key = treedef, tuple(map(_signature, inputs))
-        if key not in self._known:
-            traced = self._trace(leaves, args)
-            if holds_tracers(traced[0].tape):
-                return traced
-            self._known[key] = traced
-            if len(self._known) > MOST_TRACES:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
+    @contextlib.contextmanager
+    def known(self, program: _infer.Program, demand: Demand) -> Iterator[None]:
+        """While a trace for the arguments of the plan may use what the plan was made by."""
+        own = {leaf: leaf for leaf in (axes.find(d.axis) for d in self._structure.dims.values())}
+        self._known = self._completed(program, demand, own)
+        try:
+            yield
+        finally:
+            self._known = None
 
     def _trace(self, leaves: list[Any], args: Any) -> _Traced:
         full = self._full(leaves)
@@ -110,6 +139,11 @@ class SmallFunction:
         for dimension, index in demand.split.kept.items():
             if not len(index) and demand.evaluates(dimension):
                 self._refuse(f"dimension of {dimension.size}: all of its units are gone")
+        return self._completed(program, demand, fresh)
+
+    def _completed(
+        self, program: _infer.Program, demand: Demand, fresh: Mapping[Axis, Axis]
+    ) -> _Traced:
         absent = self._plan.semantics == plan.KEPT_ONLY
         counts = _counts.find(program.tape, demand.split) if absent else {}
         return program, demand, counts, self._leftovers(program, demand, fresh)
@@ -120,9 +154,10 @@ class SmallFunction:
             leaf = fresh[axes.find(old)]
             if axes.find(leaf) is not leaf or leaf.reasons:
                 self._refuse("; ".join(map(str, leaf.reasons)) or "tied")
+        obstacles = Obstacles(program.tape)
         for order in self._plan.orders.values():
             pair = (fresh[axes.find(axis)] for axis in (order.dimension, order.parent))
-            where = obstacle(program.tape, *pair)
+            where = obstacles.between(*pair)
             if where is not None:
                 self._refuse(f"its units differ under a parent: {where}")
 
@@ -188,12 +223,6 @@ class SmallFunction:
     def _refuse(self, why: str) -> NoReturn:
         raise ValueError(self._refusal.format(why=why))
 
-    def check(self, params: Any, args: Any) -> None:
-        """Raises what a call would raise, without computing anything."""
-        leaves, treedef = jax.tree.flatten(params)
-        check_params(self._structure, self._plan.split.view(KEPT), leaves, treedef)
-        self._trace(leaves, args)
-
 
 _Traced = tuple[_infer.Program, Demand, _counts.Counts, dict[Any, Any]]
 
@@ -208,12 +237,6 @@ def _placed(array: Any, k: int, has: np.ndarray, needs: np.ndarray, size: int) -
 def _types(args: Any) -> Any:
     leaves = jax.tree.leaves(args)
     return jax.tree.structure(args), [(np.shape(x), jnp.result_type(x)) for x in leaves]
-
-
-def _signature(x: Any) -> Any:
-    aval = jax.typeof(x)
-    lies = getattr(aval, "sharding", None) if explicit_mesh(x) else None
-    return aval.shape, aval.dtype, getattr(aval, "weak_type", False), lies
 
 
 def check_params(structure: Structure, view: View, leaves: list[Any], treedef: Any) -> None:

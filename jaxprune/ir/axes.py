@@ -12,9 +12,10 @@ This module knows nothing of programs, arrays or masks.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod as _product
 from typing import Any
 
@@ -100,12 +101,13 @@ def find(axis: Axis) -> Axis:
 
 
 def _flat(axis: Axis, kind: str) -> Iterator[Axis]:
-    axis = find(axis)
-    if axis.kind is not kind:
-        yield axis
-        return
-    for kid in axis.kids:
-        yield from _flat(kid, kind)
+    rest = [axis]
+    while rest:
+        node = find(rest.pop())
+        if node.kind is kind:
+            rest += reversed(node.kids)
+        else:
+            yield node
 
 
 def factors(axis: Axis) -> list[Axis]:
@@ -120,23 +122,26 @@ def parts(axis: Axis) -> list[Axis]:
 
 def leaves(axis: Axis) -> Iterator[Axis]:
     """The leaves in order, with repetitions."""
-    axis = find(axis)
-    if axis.kind is LEAF:
-        yield axis
-    for kid in axis.kids:
-        yield from leaves(kid)
+    rest = [axis]
+    while rest:
+        node = find(rest.pop())
+        if node.kind is LEAF:
+            yield node
+        rest += reversed(node.kids)
 
 
-def leaves_of(axs: list[Axis]) -> list[Axis]:
-    """The leaves of several axes, in no order and with repetitions."""
-    found, rest = [], axs
+def distinct_leaves(axs: Iterable[Axis]) -> list[Axis]:
+    """The leaves of several axes, each once, in the order in which they come first."""
+    found, seen, rest = [], set[Axis](), list(axs)[::-1]
     while rest:
         axis = rest.pop()
-        if axis.link is not None:
-            axis = find(axis)
-        if axis.kind is LEAF:
-            found.append(axis)
-        rest.extend(axis.kids)
+        node = find(axis) if axis.link is not None else axis
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.kind is LEAF:
+            found.append(node)
+        rest += reversed(node.kids)
     return found
 
 
@@ -241,6 +246,22 @@ def _unify_prods(a: Axis, b: Axis, reason: Any) -> None:
 
 
 def _unify_sums(a: Axis, b: Axis, reason: Any) -> None:
+    """Part by part where both are cut at the same places, as far as they differ."""
+    rest, alike = [(a, b)], []
+    while rest:
+        x, y = map(find, rest.pop())
+        if x is y or not x.kind is y.kind is SUM:
+            unify(x, y, reason)
+        elif [kid.size for kid in x.kids] == [kid.size for kid in y.kids]:
+            alike.append((x, y))
+            rest += zip(reversed(x.kids), reversed(y.kids))
+        else:
+            _unify_parts(x, y, reason)
+    for x, y in reversed(alike):
+        _link_compound(x, y)
+
+
+def _unify_parts(a: Axis, b: Axis, reason: Any) -> None:
     pa, pb = parts(a), parts(b)
     ends = [list(itertools.accumulate(p.size for p in ps)) for ps in (pa, pb)]
     cuts = sorted({0, *ends[0], *ends[1]})
@@ -248,7 +269,8 @@ def _unify_sums(a: Axis, b: Axis, reason: Any) -> None:
     def pieces(ps: list[Axis], stops: list[int]) -> list[Axis]:
         out: list[Axis] = []
         for part, stop in zip(ps, stops, strict=True):
-            inside = [c for c in cuts if stop - part.size <= c <= stop]
+            first, last = (bisect.bisect_left(cuts, c) for c in (stop - part.size, stop))
+            inside = cuts[first : last + 1]
             out += _cut(part, [y - x for x, y in itertools.pairwise(inside)], sum_, reason)
         return out
 
@@ -304,32 +326,67 @@ _UNIFY_COMPOUND = {
 # ---------------------------------------------------------------------------- reading an axis
 
 
-def size_of(axis: Axis, sizes: dict[Axis, int]) -> int:
-    """The size of ``axis`` when the leaves in ``sizes`` have those sizes, numbers or arrays."""
-    axis = find(axis)
-    if axis.kind is LEAF:
-        return sizes.get(axis, axis.size)
-    of_kids = [size_of(kid, sizes) for kid in axis.kids]
-    if all(n is find(kid).size for n, kid in zip(of_kids, axis.kids)):
-        return axis.size  # untouched; may be a name, where those of its parts are numbers
-    return _product(of_kids) if axis.kind is PROD else sum(of_kids)
+def fold(axis: Axis, of: Callable[[Axis, list[Any]], Any], known: dict[Axis, Any]) -> Any:
+    """What ``of(node, results of its kids)`` gives at ``axis``, each node once.
+
+    ``known`` keeps the results, for axes that share nodes: a concatenation and a longer one.
+    """
+    root = find(axis)
+    rest = [] if root in known else [root]
+    while rest:
+        node = rest[-1]
+        kids = [find(kid) for kid in node.kids]
+        missing = [kid for kid in kids if kid not in known]
+        if missing:
+            rest += missing
+            continue
+        rest.pop()
+        if node not in known:
+            known[node] = of(node, [known[kid] for kid in kids])
+    return known[root]
 
 
-def index_of(axis: Axis, indices: dict[Axis, np.ndarray]) -> np.ndarray:
-    """The flat positions along ``axis`` when its leaves are restricted to ``indices``."""
+def size_of(axis: Axis, sizes: Mapping[Axis, Any], known: dict[Axis, Any] | None = None) -> Any:
+    """The size of ``axis`` when the leaves in ``sizes`` have those sizes, numbers or arrays.
+
+    ``known`` keeps what was found for the same ``sizes``, as in :func:`fold`.
+    """
+
+    def size(node: Axis, of_kids: list[Any]) -> Any:
+        if node.kind is LEAF:
+            return sizes.get(node, node.size)
+        if all(n is find(kid).size for n, kid in zip(of_kids, node.kids)):
+            return node.size  # untouched; may be a name, where those of its parts are numbers
+        return _product(of_kids) if node.kind is PROD else sum(of_kids)
+
     axis = find(axis)
-    if axis.kind is LEAF:
-        chosen = indices.get(axis)
-        return np.arange(axis.size) if chosen is None else chosen
-    if axis.kind is PERM:
-        return np.flatnonzero(_marked(index_of(axis.kids[0], indices), axis.size)[axis.index])
-    flat = np.zeros(1, np.int64)
-    if axis.kind is PROD:
-        for kid in axis.kids:
-            flat = (flat[:, None] * kid.size + index_of(kid, indices)).reshape(-1)
-        return flat
-    starts = itertools.accumulate((kid.size for kid in axis.kids), initial=0)
-    return np.concatenate([s + index_of(k, indices) for s, k in zip(starts, axis.kids)])
+    return size(axis, []) if axis.kind is LEAF else fold(axis, size, {} if known is None else known)
+
+
+def index_of(
+    axis: Axis, indices: Mapping[Axis, np.ndarray], known: dict[Axis, Any] | None = None
+) -> np.ndarray:
+    """The flat positions along ``axis`` when its leaves are restricted to ``indices``.
+
+    ``known`` keeps what was found for the same ``indices``, as in :func:`fold`.
+    """
+
+    def index(node: Axis, of_kids: list[np.ndarray]) -> np.ndarray:
+        if node.kind is LEAF:
+            chosen = indices.get(node)
+            return np.arange(node.size) if chosen is None else chosen
+        if node.kind is PERM:
+            return np.flatnonzero(_marked(of_kids[0], node.size)[node.index])
+        flat = np.zeros(1, np.int64)
+        if node.kind is PROD:
+            for kid, own in zip(node.kids, of_kids):
+                flat = (flat[:, None] * kid.size + own).reshape(-1)
+            return flat
+        starts = itertools.accumulate((kid.size for kid in node.kids), initial=0)
+        return np.concatenate([s + own for s, own in zip(starts, of_kids)])
+
+    found: np.ndarray = fold(axis, index, {} if known is None else known)
+    return found
 
 
 def _marked(positions: np.ndarray, size: int) -> np.ndarray:
@@ -343,24 +400,42 @@ def units_along(axis: Axis, dimension: Axis) -> list[np.ndarray]:
 
     One vector per occurrence within a product: ``d x d`` gives two.
     """
-    axis = find(axis)
-    if axis.kind is LEAF:
-        return [np.arange(axis.size)] if axis is find(dimension) else []
-    if axis.kind is PERM:
-        return [units[axis.index] for units in units_along(axis.kids[0], dimension)]
-    if axis.kind is SUM:
-        rows = [units_along(kid, dimension) for kid in axis.kids]
-        depth = max(map(len, rows))
-        blank = [np.full(kid.size, -1) for kid in axis.kids]
-        return [
-            np.concatenate([r[i] if i < len(r) else e for r, e in zip(rows, blank, strict=True)])
-            for i in range(depth)
-        ]
-    out, before = [], 1
-    for kid in axis.kids:
-        after = axis.size // (before * kid.size)
-        out += [np.tile(np.repeat(u, after), before) for u in units_along(kid, dimension)]
-        before *= kid.size
+    return rows_along(axis, {find(dimension): 0}, {})
+
+
+def rows_along(
+    axis: Axis, first: Mapping[Axis, int], known: dict[Axis, list[np.ndarray]]
+) -> list[np.ndarray]:
+    """For each position along ``axis`` its units, of all leaves in ``first`` at once; else -1.
+
+    The units of each leaf count on from its ``first``. A product has a vector for each factor, for
+    its positions have a unit of each. ``known`` keeps what was found for the same ``first``.
+    """
+
+    def rows(node: Axis, of_kids: list[list[np.ndarray]]) -> list[np.ndarray]:
+        if node.kind is LEAF:
+            return [np.arange(node.size) + first[node]] if node in first else []
+        if node.kind is PERM:
+            return [row[node.index] for row in of_kids[0]]
+        join = _end_to_end if node.kind is SUM else _crossed
+        return join([kid.size for kid in node.kids], of_kids)
+
+    return fold(axis, rows, known)
+
+
+def _end_to_end(sizes: list[int], of_kids: list[list[np.ndarray]]) -> list[np.ndarray]:
+    return [
+        np.concatenate([np.full(n, -1) if r is None else r for n, r in zip(sizes, row)])
+        for row in itertools.zip_longest(*of_kids)
+    ]
+
+
+def _crossed(sizes: list[int], of_kids: list[list[np.ndarray]]) -> list[np.ndarray]:
+    out, before, size = [], 1, _product(sizes)
+    for n, rows in zip(sizes, of_kids):
+        after = size // (before * n)
+        out += [np.tile(np.repeat(row, after), before) for row in rows]
+        before *= n
     return out
 
 

@@ -185,13 +185,3 @@ def concrete(x: Any) -> np.ndarray | None:
     if jax.dtypes.issubdtype(array_type, jax.dtypes.extended) or array_type == jax.dtypes.float0:
         return None  # a random key, or the tangent of an integer, has no numbers to read
     return np.asarray(x)
-
-
-def holds_tracers(tape: Tape) -> bool:
-    """Whether a program closes over arrays of an outer trace, which must not outlive it."""
-    for step in tape.steps:
-        if any(isinstance(v.const, jax.core.Tracer) for v in step.ins):
-            return True
-        if any(holds_tracers(sub) for sub in step.subs):
-            return True
-    return any(isinstance(v.const, jax.core.Tracer) for v in tape.outputs)

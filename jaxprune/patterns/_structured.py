@@ -18,7 +18,7 @@ from jaxprune.ir import axes
 from jaxprune.patterns._factory import factory
 from jaxprune.patterns.choose import check_sparsity
 from jaxprune.reduce import Reduction, check_reduce, mean
-from jaxprune.sharding import on_meshes, parts
+from jaxprune.sharding import host, on_meshes, parts
 from jaxprune.structure.dimensions import Dimension, Structure
 from jaxprune.structure.select import chosen_dims
 from jaxprune.typing import Distribution, Masks, Pattern, Scores
@@ -89,13 +89,11 @@ def structured(
         every = structure.unit_scores(scores, reduce)
         units = {name: jnp.asarray(every[name]) for name in names}
         wanted = distribution(units, sparsity)
-        keep = {
-            name: selection.keep_largest(
-                units[name], _kept_units(structure.dims[name].size, wanted[name], steps[name])
-            )
+        counts = {
+            name: _kept_units(structure.dims[name].size, wanted[name], steps[name])
             for name in names
         }
-        return structure.traced_masks(keep)
+        return structure.traced_masks({n: _best(units[n], counts[n]) for n in names})
 
     return Pattern(masks, "jp.structured(...)")
 
@@ -112,7 +110,8 @@ def _step(structure: Structure, dim: Dimension, round_to: int | Mesh | AbstractM
     if not any(structure.layouts):
         return round_to.size
     steps = [1]
-    for axs, layout in zip(structure.param_axes, structure.layouts, strict=True):
+    for i in structure.owners(dim.name):
+        axs, layout = structure.param_axes[i], structure.layouts[i]
         for axis, (_, count) in zip(axs, parts(layout, len(axs)) if layout else ()):
             if dim.axis in axes.leaves(axis):
                 alone = axes.find(axis).kind == axes.PROD
@@ -141,9 +140,16 @@ def _by_name(
     return by_path(table, distribution.default)
 
 
-def _kept_units(size: int, sparsity: Any, round_to: int) -> jax.Array:
+def _kept_units(size: int, sparsity: Any, round_to: int) -> Any:
     """Units to keep: the nearest multiple of ``round_to``, never none; all at sparsity 0."""
-    step = min(round_to, size)
-    exact = (1.0 - jnp.asarray(sparsity, jnp.float32)) * size
-    nearest = jnp.clip(jnp.round(exact / step).astype(jnp.int32) * step, step, size)
-    return jnp.where(exact >= size, size, nearest)
+    step, xp = min(round_to, size), np if selection.known(sparsity) else jnp
+    exact = (np.float32(1.0) - xp.asarray(sparsity, np.float32)) * np.float32(size)
+    nearest = xp.clip(xp.round(exact / np.float32(step)).astype(np.int32) * step, step, size)
+    return xp.where(exact >= size, size, nearest)
+
+
+def _best(units: jax.Array, count: Any) -> Any:
+    """The mask of so many units of largest score."""
+    if selection.known(units) and selection.known(count):
+        return selection.keep_largest_at_hand(host(units), int(count))
+    return selection.keep_largest(units, count)

@@ -17,12 +17,13 @@ from jaxprune._tables import Part, Shown
 from jaxprune._trees import difference
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
+from jaxprune.ir.numbering import Numbering
 from jaxprune.masks import filled, fits
 from jaxprune.reduce import Reduction, check_reduce, mean
 from jaxprune.selection import known
 from jaxprune.sharding import freely, host
 from jaxprune.structure import parents, table
-from jaxprune.structure.unit_scores import unit_score
+from jaxprune.structure.unit_scores import unit_scores
 
 
 class Slot(NamedTuple):
@@ -118,15 +119,28 @@ class Structure(Shown):
 
         Whether its units may differ under each of a parent's units is for ``compact`` to prove.
         """
-        own, leaves = self._named(name), self.owners(name)
-        few = min((self._within[i] for i in leaves), key=len)
-        beside = [
+        own = self._named(name)
+        near = self._near(own.slots[0])
+        for slot in own.slots[1:] if near else ():
+            near &= self._near(slot)
+            if not near:
+                return []
+        beside = [self._names[axis] for axis in near if axis in self._names]
+        owned = [self.param_axes[i] for i in self.owners(name)]
+        found = [
             n
-            for n in few
-            if n != name and self.dims[n].size > 1 and set(leaves) <= set(self.owners(n))
+            for n in beside
+            if n != name
+            and self.dims[n].size > 1
+            and parents.possible(owned, own.axis, self.dims[n].axis)
         ]
-        owned = [self.param_axes[i] for i in leaves]
-        return [n for n in beside if parents.possible(owned, own.axis, self.dims[n].axis)]
+        return sorted(found, key=self._rank.__getitem__)
+
+    def _near(self, slot: Slot) -> set[Axis]:
+        """The dimensions that may stand beside that of a slot at all of its positions."""
+        axs = self.param_axes[self._at[slot.path]]
+        others = [parents.covering(a, self._covered) for k, a in enumerate(axs) if k != slot.axis]
+        return parents.crossed(axs[slot.axis], self._covered, self._crossed).union(*others)
 
     def owners(self, name: str) -> Sequence[int]:
         """The positions of the leaves that hold a dimension, in their order."""
@@ -135,21 +149,39 @@ class Structure(Shown):
     def voters(self, name: str) -> Sequence[int]:
         """The owners that are no running statistics; all of them where there is no other."""
         owners = self.owners(name)
-        return [i for i in owners if self.paths[i] not in self.statistics] or owners
+        return [i for i in owners if i not in self._still] or owners
+
+    @functools.cached_property
+    def _still(self) -> set[int]:
+        """The positions of the running statistics."""
+        return {self._at[path] for path in self.statistics}
+
+    @functools.cached_property
+    def _at(self) -> dict[str, int]:
+        return {path: i for i, path in enumerate(self.paths)}
+
+    @functools.cached_property
+    def _rank(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.dims)}
+
+    @functools.cached_property
+    def _names(self) -> dict[Axis, str]:
+        return {axes.find(dim.axis): name for name, dim in self.dims.items()}
+
+    @functools.cached_property
+    def _covered(self) -> dict[Axis, Any]:
+        """What :func:`parents.covering` has found."""
+        return {}
+
+    @functools.cached_property
+    def _crossed(self) -> dict[Axis, Any]:
+        """What :func:`parents.crossed` has found."""
+        return {}
 
     @functools.cached_property
     def _owners(self) -> dict[str, Sequence[int]]:
-        at = {path: i for i, path in enumerate(self.paths)}
+        at = self._at
         return {n: sorted({at[slot.path] for slot in d.slots}) for n, d in self.dims.items()}
-
-    @functools.cached_property
-    def _within(self) -> dict[int, list[str]]:
-        """The dimensions that each leaf holds, in the order of ``dims``."""
-        found: dict[int, list[str]] = {}
-        for name, leaves in self._owners.items():
-            for i in leaves:
-                found.setdefault(i, []).append(name)
-        return found
 
     def _masks_under(self, keep: Mapping[str, Any], masks: Any) -> Any:
         if not keep:
@@ -188,8 +220,14 @@ class Structure(Shown):
 
     def traced_masks(self, keep: Mapping[str, Any]) -> Any:
         """As :meth:`masks`, for vectors that may be traced; names and contents are not checked."""
-        kept = {self.dims[name].axis: v for name, v in keep.items()}
-        leaves = [jnp.asarray(_leaf_mask(axs, kept), bool) for axs in self.param_axes]
+        if all(map(known, keep.values())):
+            keep = {name: host(vector) for name, vector in keep.items()}
+        numbers = Numbering(self.dims[name].axis for name in keep)
+        xp = np if all(isinstance(v, np.ndarray) for v in keep.values()) else jnp
+        kept = xp.concatenate([xp.zeros(0, bool), *keep.values()])
+        masks = [_leaf_mask(numbers, axs, kept) for axs in self.param_axes]
+        dense = jnp.asarray(True)
+        leaves = [dense if mask is None else jnp.asarray(mask, bool) for mask in masks]
         return jax.tree.unflatten(self.treedef, leaves)
 
     def _checked(
@@ -235,7 +273,19 @@ class Structure(Shown):
 
     def kept_by(self, leaves: list[np.ndarray], how: str) -> dict[str, np.ndarray]:
         """The units that "any" or "all" of the slots keep at least in part, by parsed masks."""
-        return {name: self._kept(dim, leaves, how) for name, dim in self.dims.items()}
+        numbers = Numbering(dim.axis for dim in self.dims.values())
+        join = np.logical_and if how == "all" else np.logical_or
+        kept = np.full(numbers.total, how == "all")
+        alive = np.zeros(numbers.total, bool)
+        for axs, mask in zip(self.param_axes, leaves, strict=True):
+            for k, axis in enumerate(axs):
+                line = _along(mask, k, len(axs), axis.size)
+                for row in numbers.along(axis):
+                    units = row[row >= 0]
+                    alive[row[line & (row >= 0)]] = True
+                    kept[units] = join(kept[units], alive[units])
+                    alive[units] = False
+        return {name: kept[numbers.of(dim.axis)].copy() for name, dim in self.dims.items()}
 
     def mask_leaves(self, masks: Any) -> list[np.ndarray]:
         """The masks as a flat list, checked against the leaves."""
@@ -255,17 +305,6 @@ class Structure(Shown):
                 )
             out.append(array)
         return out
-
-    def _kept(self, dim: Dimension, leaves: list[np.ndarray], how: str) -> np.ndarray:
-        kept = np.zeros(dim.size, bool) if how == "any" else np.ones(dim.size, bool)
-        for i in self.owners(dim.name):
-            axs, mask = self.param_axes[i], leaves[i]
-            for k, axis in enumerate(axs):
-                for units in axes.units_along(axis, dim.axis):
-                    alive = np.zeros(dim.size, bool)
-                    alive[units[(units >= 0) & _along(mask, k, len(axs), axis.size)]] = True
-                    kept = kept | alive if how == "any" else kept & alive
-        return kept
 
     def unit_scores(
         self, scores: Any, reduce: Reduction = mean, *, statistics: bool = False
@@ -299,18 +338,25 @@ class Structure(Shown):
                 )
         check_reduce(reduce)
         free = [d for d in self.dims.values() if not d.frozen]
-        voting = {d.name: self.owners(d.name) if statistics else self.voters(d.name) for d in free}
-        units: dict[str, Any] = freely(
-            lambda xs: {
-                d.name: unit_score(
-                    d.axis, [(self.param_axes[i], xs[i]) for i in voting[d.name]], reduce
-                )
-                for d in free
-            },
+        silent = {} if statistics else {i: self._silent(i) for i in self._still}
+        every = freely(
+            lambda xs: unit_scores([d.axis for d in free], self.param_axes, xs, silent, reduce),
             leaves,
         )
+        units: dict[str, Any] = {d.name: scores for d, scores in zip(free, every, strict=True)}
         self._check_nan(units, leaves)
         return units
+
+    def _silent(self, i: int) -> list[Axis]:
+        """The dimensions on which a running statistic has no vote."""
+        held = axes.distinct_leaves(self.param_axes[i])
+        dims = [self.dims[self._names[axis]] for axis in held if axis in self._names]
+        return [d.axis for d in dims if not d.frozen and d.name not in self._only_still]
+
+    @functools.cached_property
+    def _only_still(self) -> set[str]:
+        """The dimensions that running statistics alone hold."""
+        return {name for name, owners in self._owners.items() if self._still.issuperset(owners)}
 
     def _check_nan(self, units: Mapping[str, Any], leaves: Sequence[Any]) -> None:
         """Raises for NaN where it is known; traced NaN ranks lowest."""
@@ -358,11 +404,12 @@ def _along(mask: np.ndarray, k: int, rank: int, size: int) -> np.ndarray:
     return np.broadcast_to(alive, (size,))
 
 
-def _leaf_mask(axs: tuple[Axis, ...], kept: dict[Axis, Any]) -> Any:
-    mask: Any = np.asarray(True)
+def _leaf_mask(numbers: Numbering, axs: tuple[Axis, ...], kept: Any) -> Any:
+    """The mask of one leaf, from what is kept of all units; None where none of them is in it."""
+    mask: Any = None
     for k, axis in enumerate(axs):
-        for leaf in dict.fromkeys(leaf for leaf in axes.leaves(axis) if leaf in kept):
-            for units in axes.units_along(axis, leaf):
-                line = kept[leaf][units] | (units < 0)
-                mask = mask & line.reshape([-1 if i == k else 1 for i in range(len(axs))])
+        for units in numbers.along(axis):
+            line = kept[units] | (units < 0)
+            line = line.reshape([-1 if i == k else 1 for i in range(len(axs))])
+            mask = line if mask is None else mask & line
     return mask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -148,7 +149,7 @@ def _leaves(step: Step, outs: Sequence[Sequence[Axis]]) -> list[Axis]:
     """The leaves that the axes of a step are made of now, also inside of it."""
     inside = [value.axes for sub in step.subs for value in _values(sub)]
     rows = [*[value.axes for value in step.ins], *outs, *inside]
-    return axes.leaves_of([axis for row in rows for axis in row])
+    return axes.distinct_leaves(axis for row in rows for axis in row)
 
 
 def _values(program: Tape) -> Iterator[Value]:
@@ -227,7 +228,7 @@ def used_leaves(program: Tape) -> set[Axis]:
     """Dimensions that something reads; the cut-off rest of a position table is not among them."""
     read: set[Axis] = {axis for value in program.outputs for axis in value.axes}
     _collect_read(program, read)
-    return {leaf for axis in {axes.find(a) for a in read} for leaf in axes.leaves(axis)}
+    return set(axes.distinct_leaves(read))
 
 
 def _collect_read(program: Tape, read: set[Axis]) -> None:
@@ -253,15 +254,12 @@ def copy_axes(param_axes: Sequence[Sequence[Axis]]) -> tuple[list[list[Axis]], d
     """Fresh nodes of the same trees: a later trace must not change what an earlier one named."""
     fresh: dict[Axis, Axis] = {}
 
-    def copy(axis: Axis) -> Axis:
-        axis = axes.find(axis)
-        if axis.kind == axes.LEAF:
-            if axis not in fresh:
-                fresh[axis] = axes.leaf(axis.size)
-                fresh[axis].reasons = list(axis.reasons)
-            return fresh[axis]
-        return Axis(axis.kind, axis.size, tuple(copy(kid) for kid in axis.kids), axis.index)
+    def copy(node: Axis, kids: list[Axis]) -> Axis:
+        new = Axis(node.kind, node.size, tuple(kids), node.index)
+        new.reasons = list(node.reasons)
+        return new
 
-    for leaf in {leaf for axs in param_axes for a in axs for leaf in axes.leaves(a)}:
-        copy(leaf)  # before any compound, so that leaves are the older nodes
-    return [[copy(a) for a in axs] for axs in param_axes], fresh
+    rows = [list(axs) for axs in param_axes]
+    for leaf in axes.distinct_leaves(itertools.chain(*rows)):
+        axes.fold(leaf, copy, fresh)  # before any compound, so that leaves are the older nodes
+    return [[axes.fold(a, copy, fresh) for a in axs] for axs in rows], fresh

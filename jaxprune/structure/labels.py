@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -52,8 +53,13 @@ def tell_queries(facts: Sequence[set[str]], places: Sequence[Sequence[Place]]) -
     """
     heads = [k for k, held in enumerate(facts) if usage.HEADS in held]
     paths = {k: {place.path for place in places[k]} for k in heads}
+    holding: dict[str, list[int]] = {}
     for k in heads:
-        wider = [other for other in heads if len(places[k]) < len(places[other])]
+        for path in paths[k]:
+            holding.setdefault(path, []).append(k)
+    for k in heads:
+        beside = holding[places[k][0].path]
+        wider = [other for other in beside if len(places[k]) < len(places[other])]
         if any(paths[k] <= paths[other] for other in wider):
             facts[k] -= {usage.HEADS}
             facts[k] |= {usage.SHARING}
@@ -79,7 +85,8 @@ def _of_groups(template: str, places: Sequence[Place]) -> str:
 
 def fill(templates: Sequence[str], places: Sequence[Sequence[Place]]) -> list[str]:
     """Labels for all dimensions, told apart by their makers where modules don't suffice."""
-    names = [_names(of_dim) for of_dim in places]
+    module = functools.cache(module_of)
+    names = [_names(of_dim, [module(place.path) for place in of_dim]) for of_dim in places]
     kinds = Counter(templates)
     plain = [
         t.replace("{module} ", "") if kinds[t] == 1 and not n["common"] else t
@@ -105,8 +112,7 @@ def numbered(labels: Sequence[str], free: Sequence[bool]) -> list[str]:
     return found
 
 
-def _names(places: Sequence[Place]) -> dict[str, str]:
-    modules = [module_of(p.path) for p in places]
+def _names(places: Sequence[Place], modules: Sequence[str]) -> dict[str, str]:
     makers = [m for m, p in zip(modules, places) if p.last] or modules
     readers = [m for m, p in zip(modules, places) if p.rows] or modules
     common = _common(modules)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,9 +60,10 @@ def _slots(
 ) -> dict[Axis, tuple[Slot, ...]]:
     """The slots of each leaf dimension: makers first, in order of use; dimensions likewise."""
     found: dict[Axis, list[tuple[Any, Slot]]] = {}
+    known: dict[Axis, _Pieces] = {}
     for path, axs, when in zip(paths, param_axes, first_use, strict=True):
         for k, axis in enumerate(axs):
-            for leaf, piece in _pieces(axis):
+            for leaf, piece in axes.fold(axis, _pieces, known):
                 if leaf.size > 1 or (leaf.size == 1 and piece):
                     makes = len(axs) > 1 and k == len(axs) - 1  # kernels are (..., in, out)
                     found.setdefault(leaf, []).append(((not makes, when), Slot(path, k, piece)))
@@ -90,12 +91,16 @@ def _labels(
     return labels.fill(templates, places)
 
 
-def _pieces(axis: Axis, way: tuple[int, ...] = ()) -> Iterator[tuple[Axis, tuple[int, ...]]]:
-    axis = axes.find(axis)
-    if axis.kind == axes.LEAF:
-        yield axis, way
-    for i, kid in enumerate(axis.kids):
-        yield from _pieces(kid, way if axis.kind == axes.PERM else (*way, i))
+_Pieces = list[tuple[Axis, tuple[int, ...]]]
+
+
+def _pieces(node: Axis, of_kids: list[_Pieces]) -> _Pieces:
+    """The leaves of an axis, each with the way down to it."""
+    if node.kind is axes.LEAF:
+        return [(node, ())]
+    if node.kind is axes.PERM:
+        return of_kids[0]
+    return [(leaf, (i, *way)) for i, pieces in enumerate(of_kids) for leaf, way in pieces]
 
 
 def _place(slot: Slot, axs: Sequence[Axis]) -> labels.Place:

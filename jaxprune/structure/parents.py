@@ -70,14 +70,73 @@ def possible(param_axes: Sequence[Sequence[Axis]], dimension: Axis, parent: Axis
     return different and all(pair(axs, dimension, parent) is not None for axs in owners)
 
 
-def obstacle(tape: Tape, dimension: Axis, parent: Axis) -> str | None:
-    """Why the units under each unit of the parent can't have an order of their own; None: they can.
+def covering(axis: Axis, known: dict[Axis, Any]) -> set[Axis]:
+    """The leaves of which a unit stands at every position of an axis; ``known`` is axes.fold's."""
+
+    def of(node: Axis, of_kids: list[set[Axis]]) -> set[Axis]:
+        if node.kind is axes.LEAF:
+            return {node}
+        return set.intersection(*of_kids) if node.kind is axes.SUM else set().union(*of_kids)
+
+    found: set[Axis] = axes.fold(axis, of, known)
+    return found
+
+
+def crossed(axis: Axis, covered: dict[Axis, Any], known: dict[Axis, Any]) -> set[Axis]:
+    """The leaves that cover a factor of a product within an axis: others may stand under them."""
+
+    def of(node: Axis, of_kids: list[set[Axis]]) -> set[Axis]:
+        factors = node.kids if node.kind is axes.PROD else ()
+        return set().union(*of_kids, *(covering(factor, covered) for factor in factors))
+
+    found: set[Axis] = axes.fold(axis, of, known)
+    return found
+
+
+class Obstacles:
+    """Why the units of a dimension can't have an order of their own under each of a parent.
 
     The argument stands in docs/parent_orders.md: the function stays as it is if each equation
-    gives reordered results for reordered operands.
+    gives reordered results for reordered operands. What is asked of one program looks its equations
+    up: those that hold no dimension but others are no obstacle.
     """
-    proof = _Proof(axes.find(dimension), axes.find(parent))
-    return next(proof.obstacles(tape), None)
+
+    def __init__(self, tape: Tape):
+        self._tape = tape
+        self._holding: dict[Tape, _Holding] = {}
+
+    def between(self, dimension: Axis, parent: Axis) -> str | None:
+        """The first obstacle; None: they can."""
+        proof = _Proof(axes.find(dimension), axes.find(parent), self)
+        return next(proof.obstacles(self._tape), None)
+
+    def holding(self, tape: Tape, dimension: Axis) -> list[Step]:
+        """The equations that hold a dimension or programs, in order."""
+        if tape not in self._holding:
+            self._holding[tape] = _Holding.of(tape)
+        return self._holding[tape].steps(dimension)
+
+
+class _Holding(NamedTuple):
+    """Where a program's dimensions are: positions of equations that hold no programs."""
+
+    tape: Tape
+    nested: list[int]
+    flat: dict[Axis, list[int]]
+
+    @classmethod
+    def of(cls, tape: Tape) -> _Holding:
+        found = cls(tape, [], {})
+        for i, step in enumerate(tape.steps):
+            if step.subs or primitives.kind(step) is Kind.LOOP:
+                found.nested.append(i)
+                continue
+            for leaf in axes.distinct_leaves(a for v in [*step.ins, *step.outs] for a in v.axes):
+                found.flat.setdefault(leaf, []).append(i)
+        return found
+
+    def steps(self, dimension: Axis) -> list[Step]:
+        return [self.tape.steps[i] for i in sorted([*self.nested, *self.flat.get(dimension, ())])]
 
 
 class _Proof(NamedTuple):
@@ -88,6 +147,7 @@ class _Proof(NamedTuple):
 
     dimension: Axis
     parent: Axis
+    program: Obstacles
     one_by_one: bool = False
 
     @property
@@ -98,7 +158,7 @@ class _Proof(NamedTuple):
         """Where a program may tell the units of one parent's unit from those of another."""
         if not all(map(self._in_place, tape.inputs)):
             yield "an input of a program holds them elsewhere"
-        for step in tape.steps:
+        for step in self.program.holding(tape, self.dimension):
             if not self._passes(step):
                 at = f" at {step.where}" if step.where else ""
                 yield f"{step.name}{at} tells them apart"

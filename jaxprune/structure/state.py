@@ -42,7 +42,7 @@ def modules_of(paths: Iterable[str]) -> set[str]:
 
 def vectors_of(values: Sequence[Value]) -> set[axes.Axis]:
     """The dimensions of all vectors among the values."""
-    return {leaf for v in values if len(v.axes) == 1 for leaf in axes.leaves(v.axes[0])}
+    return set(axes.distinct_leaves(v.axes[0] for v in values if len(v.axes) == 1))
 
 
 def _module(path: str) -> str:

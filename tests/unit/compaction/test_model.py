@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.compaction import small_function
 
 X = jax.random.normal(jax.random.key(9), (3, 4))
 KEEP = np.arange(8) % 2 == 0
@@ -100,13 +99,18 @@ def test_plans_do_not_change(model):
         decision.kept[0] = False
 
 
-@pytest.mark.slow
-def test_traces_are_remembered_up_to_a_bound(model, monkeypatch):
-    monkeypatch.setattr(small_function, "MOST_TRACES", 2)
-    _, small = model
-    for rows in (1, 2, 3, 1, 2, 3):
+def test_a_function_is_traced_once_for_each_shape():
+    traced = []
+
+    def counted(params, x):
+        traced.append(x.shape)
+        return fn(params, x)
+
+    small = jp.compact(counted, draw(), {"up": KEEP[None], "down": True, "scale": True}, X)
+    for rows in (3, 2, 3, 2):
         small.fn(small.params, X[:rows])
-    assert len(small.fn._known) == 2
+        jax.jit(small.fn)(small.params, X[:rows])
+    assert traced == [(3, 4), (2, 4)]
 
 
 def test_the_structure_that_is_printed_is_the_one_that_is_cut(model):
