@@ -179,7 +179,8 @@ def is_settled(fn, params, *args):
     """Whether coupling all again, from the axes that were found, finds nothing new."""
     (found,) = infer.infer([(fn, args)], params)
     param_axes, fresh = infer.copy_axes([value.axes for value in found.param_values])
-    free = [leaf for leaf in fresh.values() if leaf.size > 1 and not leaf.reasons]
+    leaves = [axis for axis in fresh.values() if axis.kind is axes.LEAF]
+    free = [leaf for leaf in leaves if leaf.size > 1 and not leaf.reasons]
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *args)
     infer.couple(closed, out_shape, params, args, param_axes)
     return all(axes.find(leaf) is leaf and not leaf.reasons for leaf in free)
