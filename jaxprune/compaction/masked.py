@@ -30,6 +30,15 @@ class Masked(NamedTuple):
         pairs = zip(self.masks, self.structure.shapes, strict=True)
         return [np.broadcast_to(mask, shape) for mask, shape in pairs]
 
+    def value(self, i: int) -> Any:
+        """One masked parameter; raises TypeError where there is only its shape."""
+        if is_shape(self.params[i]):
+            raise TypeError(
+                f"compact folds removed slices of {self.structure.paths[i]} into constants, and it "
+                f"is a shape only, {self.params[i]}; pass its array, other leaves may be shapes"
+            )
+        return apply_masks(self.params[i], self.masks[i])
+
     def in_order(self, orders: Mapping[str, Order]) -> Masked:
         """With what is to be removed last under each parent."""
         if not orders:
@@ -46,5 +55,13 @@ def in_order(structure: Structure, orders: Mapping[str, Order], leaves: list[Any
     """Leaves at full shapes, with what is to be removed last under each parent."""
     for order in orders.values():
         pairs = zip(leaves, structure.param_axes, strict=True)
-        leaves = [reshaped(lambda x: order.apply(x, axs), leaf) for leaf, axs in pairs]  # noqa: B023
+        leaves = [
+            leaf if is_shape(leaf) else reshaped(lambda x: order.apply(x, axs), leaf)  # noqa: B023
+            for leaf, axs in pairs
+        ]
     return leaves
+
+
+def is_shape(leaf: Any) -> bool:
+    """Is it a shape only, of a leaf that is read later?"""
+    return isinstance(leaf, jax.ShapeDtypeStruct)
