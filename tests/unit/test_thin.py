@@ -160,7 +160,9 @@ def test_a_shape_whose_removed_slices_are_folded_has_to_be_an_array():
     params = {"up": jnp.ones((3, 6)), "bias": jnp.ones(6), "down": jnp.ones((6, 2))}
     masks = {"up": jnp.arange(6) < 4, "bias": True, "down": True}
     shapes, x = jax.eval_shape(lambda: params), jnp.ones((1, 3))
-    small = jp.compact(fn, shapes | {"bias": params["bias"]}, masks, x)
+    small = jp.compact(fn, params | {"up": shapes["up"]}, masks, x)
     assert small.params["up"].shape == (3, 4)
     with pytest.raises(TypeError, match="folds removed slices of bias .* pass its array, other"):
+        jp.compact(fn, shapes | {"down": params["down"]}, masks, x)
+    with pytest.raises(TypeError, match="folds removed slices of"):
         jp.compact(fn, shapes, masks, x)
