@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
-
-import jax
-import numpy as np
 
 from jaxprune._calls import calls_fn
 from jaxprune._progress import Progress, track
 from jaxprune._renamed import renamed
 from jaxprune.oneshot._run import Pruned
-from jaxprune.oneshot._walk import Block, Prune, Walk
-from jaxprune.typing import Params, Where, path_str
+from jaxprune.oneshot._walk import (
+    Block,
+    Prune,
+    Walk,
+    check_blocks,
+    check_order,
+    check_share,
+    listed,
+)
+from jaxprune.typing import Params, Where
 
 
 @renamed("jp.oneshot.sequential", drift="error_propagation")
@@ -79,11 +84,11 @@ def sequential(
       >>> [float(jp.density(p, m)) for p, m in zip(pruned, masks)]
       [0.5, 0.5]
     """
-    _check_blocks(blocks)
-    _check_share(error_propagation)
-    _check_order(order, blocks)
+    check_blocks("sequential", blocks)
+    check_share("sequential", error_propagation)
+    check_order("sequential", order, blocks)
     walk = Walk(block, order, error_propagation, where, grams, progress)
-    states = dense_states = _listed(batches)
+    states = dense_states = listed("sequential", batches)
     pruned, masks = [], []
     for dense in track(blocks, "pruning blocks", progress):
         p, kept = walk.prune(prune, dense, states, dense_states)
@@ -92,72 +97,3 @@ def sequential(
         states = walk.behind(p, states)
         dense_states = walk.behind(dense, dense_states) if error_propagation else []
     return Pruned(pruned, masks)
-
-
-def _check_blocks(blocks: Any) -> None:
-    if isinstance(blocks, Mapping | jax.Array | np.ndarray) or not hasattr(blocks, "__getitem__"):
-        raise TypeError(
-            f"sequential: blocks is a {type(blocks).__name__}; wanted a list of the parameters of "
-            "each block. Of a stack: [jax.tree.map(lambda leaf: leaf[k], blocks) for k in "
-            "range(layers)]"
-        )
-    if not len(blocks):
-        raise ValueError("sequential: blocks is empty; pass the parameters of each block, in order")
-
-
-def _listed(batches: Any) -> list[Any]:
-    if isinstance(batches, jax.Array | np.ndarray | Mapping):
-        raise ValueError(
-            f"sequential: batches is one {type(batches).__name__}; wanted an iterable of hidden "
-            "states: batches=[x]"
-        )
-    states = list(batches)
-    if not states:
-        raise ValueError(
-            "sequential: batches is empty; pass the hidden states before the first block, "
-            "batches=[x]; an iterator that has been read once is empty, too"
-        )
-    return states
-
-
-def _check_order(order: Any, blocks: Sequence[Params]) -> None:
-    if order is None or order == "use":
-        return
-    if isinstance(order, str):
-        raise ValueError(
-            f'sequential: order={order!r}; wanted "use", or groups of leaves as functions: '
-            f"[lambda path, leaf: path == {order!r}, ...]"
-        )
-    for k, p in enumerate(blocks):
-        _check_groups(order, k, p)
-
-
-def _check_groups(groups: Sequence[Where], number: int, p: Params) -> None:
-    paths = [(path_str(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(p)]
-    owner: dict[str, int] = {}
-    for k, group in enumerate(groups):
-        if not callable(group):
-            raise TypeError(
-                f"sequential: order[{k}] is {group!r}; wanted a function of a leaf's path and the "
-                f"leaf: lambda path, leaf: path == {group!r}"
-            )
-        inside = [path for path, leaf in paths if group(path, leaf)]
-        if not inside:
-            raise ValueError(
-                f"sequential: order[{k}] selects no leaf of blocks[{number}]; its leaves are "
-                f"{', '.join(path for path, _ in paths)}"
-            )
-        twice = [path for path in inside if path in owner]
-        if twice:
-            raise ValueError(
-                f"sequential: order[{owner[twice[0]]}] and order[{k}] both select {twice[0]}; "
-                "each leaf is pruned once"
-            )
-        owner |= dict.fromkeys(inside, k)
-
-
-def _check_share(share: float) -> None:
-    if not 0 <= share <= 1:
-        raise ValueError(
-            f"sequential: error_propagation={share}; wanted a share in [0, 1], such as 0.5"
-        )

@@ -6,10 +6,11 @@ Whoever goes through the blocks says where they come from and where they go: lis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxprune._progress import Progress, inner
 from jaxprune.calibration.api import Calibrator, Stats
@@ -71,9 +72,8 @@ class Walk:
     def _groups(self, p: Params, x: Any) -> Sequence[Where]:
         if self._order is None:
             return [lambda path, leaf: True]
-        if self._order == "use":
-            return orders.of_use(self._block, p, x, self._where)
-        return self._order
+        use = self._order == "use"
+        return orders.of_use(self._block, p, x, self._where) if use else self._order
 
 
 def _of_a_part(block: Block) -> Callable[[Params, Params, Any], Any]:
@@ -97,11 +97,78 @@ def _combine(part: Params, rest: Params) -> Params:
     )
 
 
+def check_blocks(who: str, blocks: Any) -> None:
+    if isinstance(blocks, Mapping | jax.Array | np.ndarray) or not hasattr(blocks, "__getitem__"):
+        raise TypeError(
+            f"{who}: blocks is a {type(blocks).__name__}; wanted a list of the parameters of "
+            "each block. Of a stack: [jax.tree.map(lambda leaf: leaf[k], blocks) for k in "
+            "range(layers)]"
+        )
+    if not len(blocks):
+        raise ValueError(f"{who}: blocks is empty; pass the parameters of each block, in order")
+
+
+def listed(who: str, batches: Any) -> list[Any]:
+    if isinstance(batches, jax.Array | np.ndarray | Mapping):
+        raise ValueError(
+            f"{who}: batches is one {type(batches).__name__}; wanted an iterable of hidden "
+            "states: batches=[x]"
+        )
+    states = list(batches)
+    if not states:
+        raise ValueError(
+            f"{who}: batches is empty; pass the hidden states before the first block, "
+            "batches=[x]; an iterator that has been read once is empty, too"
+        )
+    return states
+
+
+def check_order(who: str, order: Any, blocks: Sequence[Params]) -> None:
+    if order is None or order == "use":
+        return
+    if isinstance(order, str):
+        raise ValueError(
+            f'{who}: order={order!r}; wanted "use", or groups of leaves as functions: '
+            f"[lambda path, leaf: path == {order!r}, ...]"
+        )
+    for k, p in enumerate(blocks):
+        _check_groups(who, order, k, p)
+
+
+def _check_groups(who: str, groups: Sequence[Where], number: int, p: Params) -> None:
+    paths = [(path_str(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(p)]
+    owner: dict[str, int] = {}
+    for k, group in enumerate(groups):
+        if not callable(group):
+            raise TypeError(
+                f"{who}: order[{k}] is {group!r}; wanted a function of a leaf's path and the "
+                f"leaf: lambda path, leaf: path == {group!r}"
+            )
+        inside = [path for path, leaf in paths if group(path, leaf)]
+        if not inside:
+            raise ValueError(
+                f"{who}: order[{k}] selects no leaf of blocks[{number}]; its leaves are "
+                f"{', '.join(path for path, _ in paths)}"
+            )
+        twice = [path for path in inside if path in owner]
+        if twice:
+            raise ValueError(
+                f"{who}: order[{owner[twice[0]]}] and order[{k}] both select {twice[0]}; "
+                "each leaf is pruned once"
+            )
+        owner |= dict.fromkeys(inside, k)
+
+
+def check_share(who: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{who}: error_propagation={share}; wanted a share in [0, 1], such as 0.5")
+
+
 def checked(found: Any) -> tuple[Params, Masks]:
     """What ``prune`` gave; raises TypeError unless it is a pair."""
     if not (isinstance(found, tuple) and len(found) == 2):
         raise TypeError(
-            f"sequential: prune returned {type(found).__name__}; wanted (pruned, masks), both "
-            "like the params that it was given"
+            f"prune returned {type(found).__name__}; wanted (pruned, masks), both like the params "
+            "that it was given"
         )
     return found
