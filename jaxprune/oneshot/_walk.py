@@ -72,8 +72,9 @@ class Walk:
     def _groups(self, p: Params, x: Any) -> Sequence[Where]:
         if self._order is None:
             return [lambda path, leaf: True]
-        use = self._order == "use"
-        return orders.of_use(self._block, p, x, self._where) if use else self._order
+        if isinstance(self._order, str):
+            return orders.of_use(self._block, p, x, self._where)
+        return self._order
 
 
 def _of_a_part(block: Block) -> Callable[[Params, Params, Any], Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.streaming import shards, zarrs
@@ -92,7 +91,7 @@ class Checkpoint:
     def _array(self, name: Any) -> jax.Array:
         self._shape(name)
         found = self.store.read(plain(name))
-        return jnp.asarray(np.ascontiguousarray(found.T) if name != plain(name) else found)
+        return jax.device_put(np.ascontiguousarray(found.T) if name != plain(name) else found)
 
     def check_names(self, names: PyTree) -> None:
         """Raises ValueError for a leaf that names no tensor."""

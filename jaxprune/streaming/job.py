@@ -16,9 +16,10 @@ import numpy as np
 from jaxprune._progress import Progress, track
 from jaxprune.compaction.api import compact
 from jaxprune.masks import apply_masks, density, filled
-from jaxprune.oneshot._walk import Block, Prune, Walk
+from jaxprune.oneshot._walk import Block, Prune, Walk, checked
 from jaxprune.streaming.checkpoint import Checkpoint, Transposed, plain
 from jaxprune.streaming.embedding import Hidden, struct
+from jaxprune.streaming.memory import give_back
 from jaxprune.streaming.state import FILE, State, alone
 from jaxprune.typing import Masks, Params, PyTree, named_leaves
 
@@ -96,6 +97,7 @@ class Job:
             return [], []
         if first == 0:
             states = self.hidden.states()
+            give_back()
             return states, states if self.needs_dense else []
         like = [self.hidden._shapes(batch) for batch in self.hidden._batches]
         read = self._state.hidden
@@ -106,6 +108,7 @@ class Job:
         self._state.check_source(self.checkpoint.store.folder)
         dense = self.checkpoint.load(self.blocks[k])
         p, kept = self._pruned(k, dense, states, dense_states)
+        give_back()
         is_last, saved = k + 1 == len(self.blocks), []
         if not is_last and states:
             states = self.walk.behind(p, states)
@@ -121,14 +124,22 @@ class Job:
             self.target, k, self._count, arrays, plain(jax.tree.leaves(self.blocks[k])[0])
         )
         self._state.done(f"block {k}", paths, share, saved)
+        del p, kept, arrays
+        give_back()
         return states, dense_states
 
     def _pruned(self, k: int, dense: Params, states: Any, dense_states: Any) -> Any:
-        prune = self.prune or self._by_masks(k)
+        method = self.prune or self._by_masks(k)
+
+        def prune(p: Params, stats: Any) -> tuple[Params, Masks]:
+            jax.block_until_ready((stats.norms, stats.grams) if stats else None)
+            give_back()
+            return method(p, stats)
+
         if states:
             p, kept = self.walk.prune(prune, dense, states, dense_states)
         else:
-            p, kept = prune(dense, None)  # type: ignore[arg-type]
+            p, kept = checked(prune(dense, None))
         return (apply_masks(p, kept) if self.cut else p), kept
 
     def _by_masks(self, k: int) -> Prune:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.artefacts import files
@@ -158,8 +157,7 @@ class State:
 
 
 def _array(tensor: shards.Tensor) -> jax.Array:
-    found = np.fromfile(tensor.file, np.uint8, tensor.size, offset=tensor.begin)
-    return jnp.asarray(found.view(OF_CODE[tensor.code]).reshape(tensor.shape))
+    return jax.device_put(shards.read(tensor).view(OF_CODE[tensor.code]).reshape(tensor.shape))
 
 
 def _read(path: Path) -> dict[str, Any]:
