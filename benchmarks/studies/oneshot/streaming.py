@@ -32,13 +32,17 @@ from benchmarks.common import results
 from benchmarks.models import checkpoints, smollm2
 from jaxprune.streaming import shards
 from jaxprune.streaming.checkpoint import plain
+from jaxprune.streaming.memory import give_back
 
 LAYERS, SEQUENCES, BATCHES, KILLS = 30, 16, 8, 10
 SPARSITY, CUT = 0.5, 0.25
 DIMS = ("gate:1", "q:1.0.0")  # hidden units, key-value groups
 EMBED = (checkpoints.llama_embed, {"embedding": "model.embed_tokens.weight"})
-# Fewer pages that are free and yet kept, and smaller programs; both ways of pruning have them.
-SPARING = {"MALLOC_ARENA_MAX": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
+# Fewer pages that are free and yet kept, and smaller programs; both ways of pruning have these.
+SPARING = {
+    "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+}  # fmt: skip
 
 PER_OUTPUT = jp.unstructured(per_output=True)
 
@@ -96,6 +100,11 @@ def worker(told: dict[str, Any]) -> None:
         run = streamed if told["way"] == "stream" else in_memory
         found = run(source, target, names, batches, told["method"])
         memory["seconds"] = round(time.perf_counter() - begin, 1)
+    give_back()
+    before = resident()
+    jax.clear_caches()
+    give_back()
+    memory["compiled_programs_MB"] = round(before - resident(), 1)
     print(json.dumps(memory | found))
 
 
@@ -142,7 +151,7 @@ def _digests(names: Any, blocks: Any) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def watched() -> Iterator[dict[str, Any]]:
+def watched() -> Iterator[dict[str, float]]:
     """Resident memory above what it is now, in megabytes: the most that was seen."""
     start, found, over = resident(), {"peak_MB": 0.0}, threading.Event()
 

@@ -165,9 +165,7 @@ def test_units_are_cut_by_one_plan_and_repaired(source, tmp_path):
 
     want, _ = tiny.in_memory(prune)
     done = stream(source, tmp_path / "cut", masks=masks, repair=jp.oneshot.refit, cut=True)
-    small = [
-        jp.compact(tiny.block, p, m, tiny.X).params for p, m in zip(want, masks, strict=True)
-    ]
+    small = [jp.compact(tiny.block, p, m, tiny.X).params for p, m in zip(want, masks, strict=True)]
     assert_equal(done.folder, small)
     widths = [p["gate"].shape[1] for p in small]
     assert len(set(widths)) > 1 and sum(widths) == 36
@@ -245,7 +243,9 @@ def test_leaves_that_pruning_adds_get_names(source, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, found, p)
     with pytest.raises(ValueError, match=r"prune gave blocks\[0\] the leaf bias, which no tensor"):
         stream(source, tmp_path / "b", biased)
-    with pytest.raises(ValueError, match="the leaf bias of .* the name norm.weight, which a tensor"):
+    with pytest.raises(
+        ValueError, match="the leaf bias of .* the name norm.weight, which a tensor"
+    ):
         stream(source, tmp_path / "c", biased, added=lambda number, path: "norm.weight")
 
 

@@ -81,7 +81,9 @@ def save_sharded(folder, count=3, found=None):
 def in_memory(prune, dtype=np.float32, **options):
     """What ``sequential`` gives."""
     found = {name: jnp.asarray(x) for name, x in tensors(dtype).items()}
-    blocks = [{name: found[f"layers.{k}.{name}.weight"].T for name in SHAPES} for k in range(LAYERS)]
+    blocks = [
+        {name: found[f"layers.{k}.{name}.weight"].T for name in SHAPES} for k in range(LAYERS)
+    ]
     states = [found["embed.weight"][x] for x in TOKENS]
     return jp.oneshot.sequential(block, blocks, states, prune, **options)
 
