@@ -9,7 +9,7 @@ import jaxprune as jp
 
 WIDTH, HIDDEN, LAYERS, WORDS = 8, 16, 3, 20
 SHAPES = {
-    **{name: (WIDTH, WIDTH) for name in "qkvo"},
+    **dict.fromkeys("qkvo", (WIDTH, WIDTH)),
     "gate": (WIDTH, HIDDEN), "up": (WIDTH, HIDDEN), "down": (HIDDEN, WIDTH),
 }  # fmt: skip
 NAMES = [
