@@ -257,8 +257,12 @@ def _counts(hits: Sequence[jax.Array]) -> list[jax.Array]:
     """
     ones = [h.astype(jnp.int32) for h in hits]
     zeros = [np.int32(0)] * len(ones)
-    add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]  # noqa: E731
-    return jax.lax.reduce(ones, zeros, add, range(ones[0].ndim))
+    return jax.lax.reduce(ones, zeros, _sums, range(ones[0].ndim))
+
+
+def _sums(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> list[jax.Array]:
+    """One function for all calls: a reduction by a new one is compiled anew, and kept."""
+    return [x + y for x, y in zip(a, b, strict=True)]
 
 
 def count(mask: jax.Array) -> jax.Array:

@@ -59,6 +59,11 @@ STUDIES = {
     "oneshot": Study(
         "What does one-shot pruning leave of a language model?", "oneshot.weights",
         ("--at", "50%", "--methods", "magnitude", "wanda", "--sequences", "4")),
+    "stream": Study(
+        "What does pruning from disk to disk take?", "oneshot.streaming",
+        ("--layers", "2", "--sequences", "8", "--kills", "2")),
+    "stream_large": Study(
+        "Is a model of 13.5 GB cut within 4 GB?", "oneshot.large", None),
     "oneshot_layer": Study("Which method keeps one layer's output?", "oneshot.layer", None),
     "oneshot_drift": Study("How much drift should be made up for?", "oneshot.drift", None),
     "oneshot_time": Study(

@@ -45,16 +45,24 @@ def write(folder: str | Path, name: str, text: Any, arrays: Mapping[str, np.ndar
 def _write(path: Path, text: str, arrays: Mapping[str, np.ndarray]) -> None:
     missing = [p for p in (path.parent, *path.parent.parents) if not p.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        _fill(file, tensors.head(text, arrays), arrays)
+    for changed in [p.parent for p in missing]:
+        _sync_folder(changed)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file, which takes its place in one step once it is complete and on the disk."""
     _remove_leftovers(path)
     with _beside(path) as (file, temporary):
-        _fill(file, tensors.head(text, arrays), arrays)
+        yield file
         file.flush()
         os.fsync(file.fileno())
         if fcntl is None:
             file.close()
         os.replace(temporary, path)
-    for changed in (path.parent, *(p.parent for p in missing)):
-        _sync_folder(changed)
+    _sync_folder(path.parent)
 
 
 def _fill(file: BinaryIO, head: bytes, arrays: Mapping[str, np.ndarray]) -> None:

@@ -53,12 +53,12 @@ def fingerprint(fn: Callable[..., Any], params: Any, args: Sequence[Any]) -> dic
       >>> a["program"] == b["program"], a["constants"] == b["constants"]
       (True, False)
     """
-    digests = _Digests()
+    digests = Digests()
     digests.jaxpr(jax.make_jaxpr(fn)(params, *args))
     return {"program": digests.program.hexdigest(), "constants": digests.constants.hexdigest()}
 
 
-class _Digests:
+class Digests:
     """One walk over a program; ``program`` and ``constants`` grow with it."""
 
     def __init__(self) -> None:
@@ -172,19 +172,19 @@ class _Digests:
         self.many((f.__func__, f.__self__))
 
 
-_WRITERS: tuple[tuple[Any, Callable[[_Digests, Any], None]], ...] = (
-    ((core.Jaxpr, core.ClosedJaxpr), _Digests.jaxpr),
-    ((np.ndarray, np.generic, jax.Array), _Digests.array),
+_WRITERS: tuple[tuple[Any, Callable[[Digests, Any], None]], ...] = (
+    ((core.Jaxpr, core.ClosedJaxpr), Digests.jaxpr),
+    ((np.ndarray, np.generic, jax.Array), Digests.array),
     (enum.Enum, lambda d, x: d.say(type(x).__name__, x.name)),
     (_PLAIN, lambda d, x: d.say(type(x).__name__, repr(x))),
-    (types.FunctionType, _Digests.function),
-    (types.MethodType, _Digests.method),
-    (types.CodeType, _Digests.code),
-    (functools.partial, _Digests.partial),
+    (types.FunctionType, Digests.function),
+    (types.MethodType, Digests.method),
+    (types.CodeType, Digests.code),
+    (functools.partial, Digests.partial),
     ((types.ModuleType, type), lambda d, x: d.say(x.__name__)),
-    ((tuple, list), _Digests.many),
-    ((set, frozenset), _Digests.unordered),
-    (dict, _Digests.mapping),
+    ((tuple, list), Digests.many),
+    ((set, frozenset), Digests.unordered),
+    (dict, Digests.mapping),
     (jax.tree_util.PyTreeDef, lambda d, x: d.say("tree", x.num_leaves)),
 )
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxprune.artefacts.checks import Size, conform
 
-_CODES = {
+CODES = {
     "bool": "BOOL",
     "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
     "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
@@ -31,20 +31,20 @@ _BYTES = (  # The format has no code for these: they are written as bytes, along
     "complex128", "int2", "int4", "uint2", "uint4", "float4_e2m1fn", "float8_e3m4", "float8_e4m3",
     "float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2fnuz",
 )  # fmt: skip
-DTYPES = {name: np.dtype(name) for name in (*_CODES, *_BYTES)}
-_OF_CODE = {code: name for name, code in _CODES.items()}
+DTYPES = {name: np.dtype(name) for name in (*CODES, *_BYTES)}
+OF_CODE = {code: name for name, code in CODES.items()}
 
 START, MIDDLE = b'{"__metadata__":{"sha256":"', b'","bytes":"'
 DIGEST = 8 + len(START)  # The digest stands here.
 LENGTH = DIGEST + 64 + len(MIDDLE)  # The number of bytes stands here.
 FIXED = LENGTH + 16  # So many bytes say what a file is.
-_ENTRY = {"dtype": set(_OF_CODE), "shape": [Size], "data_offsets": [Size]}
+_ENTRY = {"dtype": set(OF_CODE), "shape": [Size], "data_offsets": [Size]}
 
 
 def pack(array: np.ndarray) -> np.ndarray:
     """An array as the format can hold it: types that it has no code for as bytes."""
     array = np.asarray(array, order="C")
-    if array.dtype.name in _CODES:
+    if array.dtype.name in CODES:
         return array
     return array.reshape(-1).view(np.uint8).reshape(*array.shape, array.dtype.itemsize)
 
@@ -54,7 +54,7 @@ def unpack(array: np.ndarray, dtype: str) -> np.ndarray:
     wanted = DTYPES[dtype]
     if array.dtype == wanted:
         return array
-    if dtype in _CODES or array.dtype != np.uint8 or array.shape[-1:] != (wanted.itemsize,):
+    if dtype in CODES or array.dtype != np.uint8 or array.shape[-1:] != (wanted.itemsize,):
         raise ValueError(f"is {array.dtype.name}{list(array.shape)}, wanted {dtype}")
     return array.view(wanted).reshape(array.shape[:-1])
 
@@ -64,7 +64,7 @@ def head(text: str, arrays: Mapping[str, np.ndarray]) -> bytes:
     entries, end = {}, 0
     for name, array in arrays.items():
         begin, end = end, end + array.nbytes
-        code, shape = _CODES[array.dtype.name], list(array.shape)
+        code, shape = CODES[array.dtype.name], list(array.shape)
         entries[name] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
     metadata = {"sha256": "0" * 64, "bytes": "0" * 16, "jaxprune": text}
     header = json.dumps({"__metadata__": metadata} | entries, separators=(",", ":")).encode()
@@ -98,7 +98,7 @@ def _arrays(
     start = end
     for name, entry in header.items():
         conform(entry, _ENTRY, f"header[{name!r}]")
-        dtype, shape = DTYPES[_OF_CODE[entry["dtype"]]], entry["shape"]
+        dtype, shape = DTYPES[OF_CODE[entry["dtype"]]], entry["shape"]
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         if entry["data_offsets"] != [begin - start, end - start] or end > len(content):
             raise ValueError(f"has no place for {name!r}, {entry}")

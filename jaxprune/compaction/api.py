@@ -19,7 +19,6 @@ from jaxprune.compaction.small_function import SmallFunction
 from jaxprune.structure import infer as _infer
 from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.naming import from_program
-from jaxprune.typing import path_str
 
 
 @calls_fn("jp.compact")
@@ -36,7 +35,9 @@ def compact(
 
     Args:
       fn: a pure function of ``(params, *args)``.
-      params: any pytree of arrays.
+      params: any pytree of arrays, or of ``jax.ShapeDtypeStruct`` for a model that does not fit
+        into memory: the masks alone decide then, and ``restrict({path: leaf})`` of the result cuts
+        leaf by leaf what is read later. Such leaves are to be zero where they are masked.
       masks: a tree like params, True = kept.
       *args: example arguments, arrays or ``jax.ShapeDtypeStruct``. The result works for every
         batch size and length that ``fn`` takes.
@@ -49,7 +50,7 @@ def compact(
       A :class:`Compact` with ``fn``, ``params``, ``certificate``, ``restrict`` and ``expand``.
 
     Raises:
-      TypeError: for params that are shapes only.
+      TypeError: for a leaf that is a shape only, where values of its removed slices are needed.
       ValueError: for masks that do not fit params, or semantics of another name.
 
     Example:
@@ -67,7 +68,6 @@ def compact(
     """
     if semantics not in (plan.MASKED, plan.KEPT_ONLY):
         raise ValueError(f'semantics is {semantics!r}; wanted "masked" or "kept"')
-    _check_arrays(params)
     with _infer.collecting_later():
         (program,) = _infer.infer([(fn, args)], params)
         structure = from_program(program, params)
@@ -77,16 +77,6 @@ def compact(
         made = assemble(fn, structure, planned, args, small, params, Source.of(masked))
         made.fn.stage(small, args, program, demand)  # type: ignore[attr-defined]
     return made
-
-
-def _check_arrays(params: Any) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            raise TypeError(
-                f"compact slices arrays, and {path_str(path)} is a shape only, {leaf}; pass "
-                "arrays, where values don't matter zeros: "
-                "jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), params)"
-            )
 
 
 def assemble(

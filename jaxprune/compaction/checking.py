@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxprune._progress import Progress, track
 from jaxprune.compaction.cut import Cut
-from jaxprune.compaction.masked import Masked
+from jaxprune.compaction.masked import Masked, is_shape
 from jaxprune.compaction.plan import KEPT_ONLY
 from jaxprune.compaction.small_function import SmallFunction
 from jaxprune.costs.api import cost
@@ -90,7 +90,9 @@ def _gone() -> None:
 
 
 def _weakly(leaf: Any) -> Callable[[], Any]:
-    """Gives the leaf as long as someone else holds it; single numbers for good."""
+    """Gives the leaf as long as someone else holds it; single numbers for good, no shapes."""
+    if is_shape(leaf):
+        return _gone
     try:
         return weakref.ref(leaf)
     except TypeError:

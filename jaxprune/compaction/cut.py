@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.compaction.blocks import View
-from jaxprune.compaction.masked import Masked
+from jaxprune.compaction.masked import Masked, is_shape
 from jaxprune.compaction.plan import Plan
 from jaxprune.masks import apply_masks
 from jaxprune.rules.registry import KEPT
@@ -44,6 +44,10 @@ class Cut:
     def slice(self, leaf: Any, i: int) -> Any:
         """The kept slices; axes along which the leaf repeats stay as they are."""
         axs, shape = self.structure.param_axes[i], self.structure.shapes[i]
+        if is_shape(leaf):
+            pairs = zip(axs, leaf.shape, strict=True)
+            small = (self.view.size(a) if n == a.size else n for a, n in pairs)
+            return jax.ShapeDtypeStruct(tuple(small), leaf.dtype)
         orders = self._orders.get(i, ())
 
         def cut(leaf: Any) -> Any:
@@ -100,7 +104,9 @@ class Cut:
 
 
 def _masked(leaf: Any, mask: np.ndarray) -> Any:
-    """Zeros where the mask is False; an array of the kind that it was given."""
+    """Zeros where the mask is False; an array of the kind that it was given, a shape as it is."""
+    if is_shape(leaf):
+        return leaf
     if isinstance(leaf, np.ndarray):
         return np.where(mask, leaf, np.zeros_like(leaf))
     return apply_masks(leaf, mask)

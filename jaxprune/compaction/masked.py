@@ -31,6 +31,15 @@ class Masked(NamedTuple):
         pairs = zip(self.masks, self.structure.shapes, strict=True)
         return [np.broadcast_to(mask, shape) for mask, shape in pairs]
 
+    def value(self, i: int) -> Any:
+        """One masked parameter; raises TypeError where there is only its shape."""
+        if is_shape(self.params[i]):
+            raise TypeError(
+                f"compact folds removed slices of {self.structure.paths[i]} into constants, and it "
+                f"is a shape only, {self.params[i]}; pass its array, other leaves may be shapes"
+            )
+        return apply_masks(self.params[i], self.masks[i])
+
     def in_order(self, orders: Mapping[str, Order]) -> Masked:
         """With what is to be removed last under each parent."""
         if not orders:
@@ -48,6 +57,13 @@ def in_order(structure: Structure, orders: Mapping[str, Order], leaves: list[Any
     leaves = list(leaves)
     for name, order in orders.items():
         for i in structure.owners(name):
+            if is_shape(leaves[i]):
+                continue
             move = functools.partial(order.apply, axs=structure.param_axes[i])
             leaves[i] = reshaped(move, leaves[i])
     return leaves
+
+
+def is_shape(leaf: Any) -> bool:
+    """Is it a shape only, of a leaf that is read later?"""
+    return isinstance(leaf, jax.ShapeDtypeStruct)

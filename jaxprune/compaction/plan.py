@@ -187,10 +187,10 @@ def _explain(draft: Draft, demand: Demand) -> None:
 
 def _leftovers(demand: Demand, program: Program, masked: Masked) -> Leftovers:
     """The removed slices that are folded, of the masked parameters."""
-    leaves = masked.values() if demand.constants.leftovers else []
+    found = folds(demand, program, masked.structure) if demand.constants.leftovers else {}
     return {
-        (i, names): leftover(demand, value, block, leaves[i])
-        for (i, names), (value, block) in folds(demand, program, masked.structure).items()
+        (i, names): leftover(demand, value, block, masked.value(i))
+        for (i, names), (value, block) in found.items()
     }
 
 

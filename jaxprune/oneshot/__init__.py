@@ -20,4 +20,11 @@ from jaxprune.oneshot._sparsegpt import sparsegpt as sparsegpt
 from jaxprune.oneshot.permutation import permute as permute
 from jaxprune.oneshot.permutation import permuted as permuted
 
+# These stand on the methods above, and in a room of their own.
+from jaxprune.streaming.api import Streamed as Streamed  # isort: skip
+from jaxprune.streaming.api import stream as stream  # isort: skip
+from jaxprune.streaming.api import survey as survey  # isort: skip
+from jaxprune.streaming.checkpoint import Checkpoint as Checkpoint  # isort: skip
+from jaxprune.streaming.checkpoint import Transposed as Transposed  # isort: skip
+
 __getattr__ = missing("jp.oneshot")

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-import jax
-import numpy as np
-
 from jaxprune._calls import calls_fn
-from jaxprune._progress import Progress, inner, track
+from jaxprune._progress import Progress, track
 from jaxprune._renamed import renamed
-from jaxprune.calibration.api import Calibrator, Stats
-from jaxprune.oneshot import order as orders
 from jaxprune.oneshot._run import Pruned
-from jaxprune.oneshot.drift import Corrector
-from jaxprune.typing import Masks, Params, Where, path_str
-
-Prune = Callable[[Params, Stats], tuple[Params, Masks]]
-Block = Callable[[Params, Any], Any]
+from jaxprune.oneshot._walk import (
+    Block,
+    Prune,
+    Walk,
+    check_blocks,
+    check_order,
+    check_share,
+    listed,
+)
+from jaxprune.typing import Params, Where
 
 
 @renamed("jp.oneshot.sequential", drift="error_propagation")
@@ -84,138 +84,16 @@ def sequential(
       >>> [float(jp.density(p, m)) for p, m in zip(pruned, masks)]
       [0.5, 0.5]
     """
-    _check_blocks(blocks)
-    _check_share(error_propagation)
-    order = "use" if order is None and error_propagation else order
-    _check_order(order, blocks)
-    run = jax.jit(lambda p, x: block(p, x))  # its own: block may close over what has changed
-    partial = _of_a_part(block)
-    calibrate = Calibrator(partial, where, grams, progress=inner(progress))
-    correct = Corrector(partial)
-    states = dense_states = _listed(batches)
+    check_blocks("sequential", blocks)
+    check_share("sequential", error_propagation)
+    check_order("sequential", order, blocks)
+    walk = Walk(block, order, error_propagation, where, grams, progress)
+    states = dense_states = listed("sequential", batches)
     pruned, masks = [], []
     for dense in track(blocks, "pruning blocks", progress):
-        p, kept = dense, jax.tree.map(lambda _: True, dense)
-        for group in _groups(order, block, dense, states[0], where):
-            inside = _selected(dense, group)
-            part, rest = _partition(p, inside)
-            given = [(rest, x) for x in states]
-            stats = calibrate(part, given)
-            if error_propagation:
-                before = [(_partition(dense, inside)[1], x) for x in dense_states]
-                part = correct(part, zip(given, before), stats, error_propagation)
-            new, mask = _checked(prune(part, stats))
-            if order is None:  # the whole block, with leaves that it may have got
-                p, kept = new, mask
-            else:
-                p, kept = _combine(new, rest), _combine(mask, _partition(kept, inside)[1])
+        p, kept = walk.prune(prune, dense, states, dense_states)
         pruned.append(p)
         masks.append(kept)
-        states = [run(p, x) for x in states]
-        dense_states = [run(dense, x) for x in dense_states] if error_propagation else []
+        states = walk.behind(p, states)
+        dense_states = walk.behind(dense, dense_states) if error_propagation else []
     return Pruned(pruned, masks)
-
-
-def _groups(order: Any, block: Block, p: Params, x: Any, where: Where | None) -> Sequence[Where]:
-    if order is None:
-        return [lambda path, leaf: True]
-    return orders.of_use(block, p, x, where) if order == "use" else order
-
-
-def _of_a_part(block: Block) -> Callable[[Params, Params, Any], Any]:
-    return lambda part, rest, x: block(_combine(part, rest), x)
-
-
-def _selected(p: Params, group: Where) -> Params:
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: group(path_str(path), leaf), p)
-
-
-def _partition(tree: Params, inside: Params) -> tuple[Params, Params]:
-    """The leaves inside, and the others; None where a leaf is in the other tree."""
-    part = jax.tree.map(lambda leaf, ok: leaf if ok else None, tree, inside)
-    rest = jax.tree.map(lambda leaf, ok: None if ok else leaf, tree, inside)
-    return part, rest
-
-
-def _combine(part: Params, rest: Params) -> Params:
-    return jax.tree.map(
-        lambda a, b: b if a is None else a, part, rest, is_leaf=lambda leaf: leaf is None
-    )
-
-
-def _check_blocks(blocks: Any) -> None:
-    if isinstance(blocks, Mapping | jax.Array | np.ndarray) or not hasattr(blocks, "__getitem__"):
-        raise TypeError(
-            f"sequential: blocks is a {type(blocks).__name__}; wanted a list of the parameters of "
-            "each block. Of a stack: [jax.tree.map(lambda leaf: leaf[k], blocks) for k in "
-            "range(layers)]"
-        )
-    if not len(blocks):
-        raise ValueError("sequential: blocks is empty; pass the parameters of each block, in order")
-
-
-def _listed(batches: Any) -> list[Any]:
-    if isinstance(batches, jax.Array | np.ndarray | Mapping):
-        raise ValueError(
-            f"sequential: batches is one {type(batches).__name__}; wanted an iterable of hidden "
-            "states: batches=[x]"
-        )
-    states = list(batches)
-    if not states:
-        raise ValueError(
-            "sequential: batches is empty; pass the hidden states before the first block, "
-            "batches=[x]; an iterator that has been read once is empty, too"
-        )
-    return states
-
-
-def _check_order(order: Any, blocks: Sequence[Params]) -> None:
-    if order is None or order == "use":
-        return
-    if isinstance(order, str):
-        raise ValueError(
-            f'sequential: order={order!r}; wanted "use", or groups of leaves as functions: '
-            f"[lambda path, leaf: path == {order!r}, ...]"
-        )
-    for k, p in enumerate(blocks):
-        _check_groups(order, k, p)
-
-
-def _check_groups(groups: Sequence[Where], number: int, p: Params) -> None:
-    paths = [(path_str(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(p)]
-    owner: dict[str, int] = {}
-    for k, group in enumerate(groups):
-        if not callable(group):
-            raise TypeError(
-                f"sequential: order[{k}] is {group!r}; wanted a function of a leaf's path and the "
-                f"leaf: lambda path, leaf: path == {group!r}"
-            )
-        inside = [path for path, leaf in paths if group(path, leaf)]
-        if not inside:
-            raise ValueError(
-                f"sequential: order[{k}] selects no leaf of blocks[{number}]; its leaves are "
-                f"{', '.join(path for path, _ in paths)}"
-            )
-        twice = [path for path in inside if path in owner]
-        if twice:
-            raise ValueError(
-                f"sequential: order[{owner[twice[0]]}] and order[{k}] both select {twice[0]}; "
-                "each leaf is pruned once"
-            )
-        owner |= dict.fromkeys(inside, k)
-
-
-def _check_share(share: float) -> None:
-    if not 0 <= share <= 1:
-        raise ValueError(
-            f"sequential: error_propagation={share}; wanted a share in [0, 1], such as 0.5"
-        )
-
-
-def _checked(found: Any) -> tuple[Params, Masks]:
-    if not (isinstance(found, tuple) and len(found) == 2):
-        raise TypeError(
-            f"sequential: prune returned {type(found).__name__}; wanted (pruned, masks), both "
-            "like the params that it was given"
-        )
-    return found

@@ -13,7 +13,7 @@ from jaxprune.rules import registry
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [
-    "adapters.md", "artefacts.md", "hugging_face.md", "quantization.md", "recover.md",
+    "adapters.md", "artefacts.md", "hugging_face.md", "quantization.md", "recover.md", "stream.md",
     "write_a_rule.md",
 ]  # fmt: skip
 # Other pages need what tests need.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.typing import named_leaves
 
 
 def network(*widths):
@@ -135,11 +136,33 @@ def test_clear_errors(call, error, text):
 
 
 @pytest.mark.slow
-def test_shapes_are_not_compacted():
+def test_shapes_are_compacted_and_cut_leaf_by_leaf():
+    """The plan of shapes and masks is that of arrays; a leaf that is read later is cut alone."""
     params, fn, x, structure = network(4, 24, 24, 2)
     masks = kept(structure, a=8, b=8)
-    shapes = jax.eval_shape(lambda: params)
-    with pytest.raises(TypeError, match="compact slices arrays, and 0/w is a shape only.*zeros"):
+    plan = jp.compact(fn, jax.eval_shape(lambda: params), masks, x)
+    small = jp.compact(fn, params, masks, x)
+    assert jax.tree.map(jnp.shape, plan.params) == jax.tree.map(jnp.shape, small.params)
+    assert str(plan.certificate) == str(small.certificate)
+    masked = jp.apply_masks(params, masks)
+    for path, leaf in named_leaves(masked):
+        alone = plan.restrict({path: leaf})[path]
+        np.testing.assert_array_equal(alone, dict(named_leaves(small.params))[path])
+    np.testing.assert_array_equal(plan.fn(plan.restrict(masked), x), small.fn(small.params, x))
+    assert plan.certificate.check(1, params=params) < 1e-12
+    with pytest.raises(ValueError, match=r"check compares with the full params.*params=params"):
+        plan.certificate.check(1)
+
+
+def test_a_shape_whose_removed_slices_are_folded_has_to_be_an_array():
+    """A unit whose inputs are masked, and whose bias is not, is a constant."""
+    fn = lambda p, x: jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"]  # noqa: E731
+    params = {"up": jnp.ones((3, 6)), "bias": jnp.ones(6), "down": jnp.ones((6, 2))}
+    masks = {"up": jnp.arange(6) < 4, "bias": True, "down": True}
+    shapes, x = jax.eval_shape(lambda: params), jnp.ones((1, 3))
+    small = jp.compact(fn, params | {"up": shapes["up"]}, masks, x)
+    assert small.params["up"].shape == (3, 4)
+    with pytest.raises(TypeError, match="folds removed slices of bias .* pass its array, other"):
+        jp.compact(fn, shapes | {"down": params["down"]}, masks, x)
+    with pytest.raises(TypeError, match="folds removed slices of"):
         jp.compact(fn, shapes, masks, x)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    assert jp.compact(fn, zeros, masks, x).params[0]["w"].shape == (4, 8)
