@@ -52,6 +52,9 @@ STUDIES = {
     "structure_speed": Study(
         "How long does finding the structure take?", "structure.structure",
         ("--rounds", "2", "--layers", "4")),
+    "scale": Study(
+        "What do cutting and compiling cost when a network doubles?", "structure.scale",
+        ("--rounds", "1", "--scale", "0.05")),
     "effects": Study("Which published effects appear here?", "effects.effects", QUICK),
     "pretrained": Study(
         "What is left of pretrained text and speech models?", "pretrained",

@@ -117,21 +117,24 @@ class Split:
 
     def not_kept(self, axis: Axis, where: np.ndarray) -> Block:
         """The dimensions of which a unit that is not kept stands at one of these positions."""
-        numbers, gone = self._gone
-        found = set[int]()
+        numbers, found = self.numbers, set[int]()
         for row in numbers.along(axis):
             there = row[where & (row >= 0)]
-            found.update(numbers.owner[there[gone[there]]].tolist())
+            found.update(numbers.owner[there[self._gone[there]]].tolist())
         return frozenset(numbers.dimensions[i] for i in found)
 
     @functools.cached_property
-    def _gone(self) -> tuple[Numbering, np.ndarray]:
-        """All pruned units, and which of them are not kept."""
-        numbers = Numbering(self.kept)
-        gone = np.ones(numbers.total, bool)
+    def numbers(self) -> Numbering:
+        """All pruned units."""
+        return Numbering(self.kept)
+
+    @functools.cached_property
+    def _gone(self) -> np.ndarray:
+        """Which of all pruned units are not kept."""
+        gone = np.ones(self.numbers.total, bool)
         for dimension, index in self.kept.items():
-            gone[numbers.of(dimension)][index] = False
-        return numbers, gone
+            gone[self.numbers.of(dimension)][index] = False
+        return gone
 
     def positions(self, axis: Axis, block: Block, own_by: Block) -> tuple[np.ndarray, np.ndarray]:
         """Positions along an axis in a block, and which of them pass all dimensions ``own_by``.
@@ -143,9 +146,9 @@ class Split:
         if key not in self._positions:
             index = self.view(block).index(axis)
             own = np.full(len(index), True)
-            if own_by:
-                order = {d: 1 << i for i, d in enumerate(sorted(own_by, key=lambda d: d.order))}
-                own = self._marks(axis, order, self.view(block)) == (1 << len(order)) - 1
+            for dimension in own_by:
+                units = self.numbers.units(axis, dimension)
+                own &= np.logical_or.reduce([row[index] >= 0 for row in units])
             self._positions[key] = index, own
         return self._positions[key]
 
@@ -161,26 +164,6 @@ class Split:
                     passes = passes | line.reshape([-1 if j == k else 1 for j in range(mine.ndim)])
             mine = mine & passes
         return None if mine.all() else mine
-
-    def _marks(self, axis: Axis, bits: dict[Axis, int], view: View) -> np.ndarray:
-        """Per position the set of dimensions that lead to it, as bits."""
-
-        def marks(node: Axis, of_kids: list[np.ndarray]) -> np.ndarray:
-            if node.kind is axes.LEAF:
-                return np.full(view.size(node), bits.get(node, 0))
-            if node.kind is axes.SUM:
-                return np.concatenate(of_kids)
-            if node.kind is axes.PERM:
-                whole = np.zeros(node.size, int)
-                whole[view.index(node.kids[0])] = of_kids[0]
-                return whole[node.index][view.index(node)]
-            flat = np.zeros(1, int)
-            for kid in of_kids:
-                flat = (flat[:, None] | kid).reshape(-1)
-            return flat
-
-        found: np.ndarray = axes.fold(axis, marks, {})
-        return found
 
     def branches(self, axis: Axis) -> tuple[set[Block], Block]:
         """The sets of dimensions that meet at some position, and those that meet themselves."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprune.compaction.blocks import Split, subsets
-from jaxprune.ir import axes, primitives
+from jaxprune.ir import primitives
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.primitives import ANY
 from jaxprune.ir.tape import Step, Tape, Value
@@ -222,7 +222,7 @@ class Demand:
     def _dirty(self, mix: Mix, dimension: Axis) -> np.ndarray:
         """Units of a dimension with a position that contributes to the mix."""
         dirty = np.zeros(dimension.size, bool)
-        for units in axes.units_along(mix.axis, dimension):
+        for units in self.split.numbers.units(mix.axis, dimension):
             dirty[units[(units >= 0) & ~mix.zero]] = True
         return dirty
 
@@ -274,7 +274,7 @@ class Demand:
         vectors = [np.zeros_like(z) for z in known.axes]
         for vector, axis, zero in zip(vectors, value.axes, known.axes, strict=True):
             for dimension in unread & self.split.pruned(axis):
-                for units in axes.units_along(axis, dimension):
+                for units in self.split.numbers.units(axis, dimension):
                     vector |= np.isin(units, self.removed(dimension)) & ~zero
         return Zeros(False, tuple(vectors))
 

@@ -313,7 +313,7 @@ def _refuse_nonzero(demand: Demand, path: str, value: Value, known: Zeros, dimen
     site = demand.sites.get(dimension, "a result")
     why = f"its masked value is not zero where {site} reads it, for {path} is not masked there"
     for axis, zero in zip(value.axes, known.axes, strict=True):
-        for units in axes.units_along(axis, dimension):
+        for units in demand.split.numbers.units(axis, dimension):
             dirty = np.unique(units[(units >= 0) & ~zero])
             demand.refuse(dimension, why, np.intersect1d(dirty, demand.removed(dimension)))
 

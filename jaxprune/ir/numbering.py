@@ -40,6 +40,12 @@ class Numbering:
         """
         return axes.rows_along(axis, self.first, self._known)
 
+    def units(self, axis: Axis, dimension: Axis) -> list[np.ndarray]:
+        """For each position along an axis its unit of one dimension, counted from 0; else -1."""
+        start, stop = (own := self.of(dimension)).start, own.stop
+        rows = [np.where((r >= start) & (r < stop), r - start, -1) for r in self.along(axis)]
+        return [row for row in rows if (row >= 0).any()]
+
     def of(self, dimension: Axis) -> slice:
         """Where the units of a dimension stand in a vector of all units."""
         start = self.first[axes.find(dimension)]

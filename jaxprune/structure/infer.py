@@ -260,6 +260,8 @@ def copy_axes(param_axes: Sequence[Sequence[Axis]]) -> tuple[list[list[Axis]], d
         return new
 
     rows = [list(axs) for axs in param_axes]
-    for leaf in axes.distinct_leaves(itertools.chain(*rows)):
+    leaves = axes.distinct_leaves(itertools.chain(*rows))
+    for leaf in leaves:
         axes.fold(leaf, copy, fresh)  # before any compound, so that leaves are the older nodes
-    return [[axes.fold(a, copy, fresh) for a in axs] for axs in rows], fresh
+    copies = [[axes.fold(a, copy, fresh) for a in axs] for axs in rows]
+    return copies, {leaf: fresh[leaf] for leaf in leaves}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def from_programs(programs: Sequence[_infer.Program], params: Any) -> Structure:
     names = labels.numbered(_labels(programs, slots, paths), [why is None for why in whys])
     dims = {}
     for (leaf, found), why, label in zip(slots.items(), whys, names, strict=True):
-        governed = sum(sizes[path] for path in {s.path for s in found})
+        governed = sum(map(sizes.__getitem__, {s.path for s in found}))
         name = str(found[0])
         dims[name] = Dimension(name, leaf.size, found, why, governed, leaf, label)
     layouts = tuple(map(declared_layout, jax.tree.leaves(params)))
@@ -69,7 +70,7 @@ def _slots(
                     found.setdefault(leaf, []).append(((not makes, when), Slot(path, k, piece)))
     in_order = [(leaf, sorted(pairs)) for leaf, pairs in found.items()]
     in_order.sort(key=lambda item: item[1][0])
-    return {leaf: tuple(slot for _, slot in pairs) for leaf, pairs in in_order}
+    return {leaf: tuple(map(operator.itemgetter(1), pairs)) for leaf, pairs in in_order}
 
 
 def _labels(

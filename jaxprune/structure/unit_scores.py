@@ -38,10 +38,12 @@ def unit_scores(
     """
     numbers = Numbering(dimensions)
     places = list(_places(numbers, param_axes, silent))
-    total: Any = jnp.zeros(numbers.total)
+    total: Any = np.zeros(numbers.total, jnp.result_type(float))
     lines = _sums(places, leaves, total.dtype)
     if all(map(known, lines.values())):
-        total, lines = np.array(total), {place: host(line) for place, line in lines.items()}
+        lines = {place: host(line) for place, line in lines.items()}
+    else:
+        total = jnp.asarray(total)
     count = np.zeros(numbers.total)
     for i, k, units in places:
         inside = units >= 0

@@ -45,13 +45,12 @@ class _Reader:
     made_by: dict[Value, tuple[int, Step]] = field(default_factory=dict)
 
     def note(self, fact: str, *axs: Axis) -> None:
-        for axis in axs:
-            for leaf in axes.leaves(axis):
-                if leaf in self.facts:
-                    self.facts[leaf].add(fact)
+        for leaf in axes.distinct_leaves(axs):
+            if leaf in self.facts:
+                self.facts[leaf].add(fact)
 
     def has(self, axis: Axis, *facts: str) -> bool:
-        found = [self.facts.get(leaf, set()) for leaf in axes.leaves(axis)]
+        found = [self.facts.get(leaf, set()) for leaf in axes.distinct_leaves([axis])]
         return any(not of_leaf.isdisjoint(facts) for of_leaf in found)
 
     def made(self, axis: Axis) -> bool:
