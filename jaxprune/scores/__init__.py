@@ -15,6 +15,9 @@ from jaxprune.scores.curvature import adam_fisher as adam_fisher
 from jaxprune.scores.curvature import fisher as fisher
 from jaxprune.scores.curvature import obd as obd
 from jaxprune.scores.curvature import woodfisher as woodfisher
+from jaxprune.scores.depth import block_divergence as block_divergence
+from jaxprune.scores.depth import block_influence as block_influence
+from jaxprune.scores.depth import block_loss as block_loss
 from jaxprune.scores.gradients import grasp as grasp
 from jaxprune.scores.gradients import movement as movement
 from jaxprune.scores.gradients import saliency as saliency
