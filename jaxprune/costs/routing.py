@@ -33,17 +33,29 @@ Held = tuple[Value, Axis]  # a value, and one of the axes that it holds
 
 
 class Choice(NamedTuple):
-    """So many of so many entries."""
+    """So many of so many entries, along an axis of what is chosen by."""
 
     chosen: int
     of: int
+    axis: Axis
 
 
 class Routing(NamedTuple):
-    """What a program chooses: experts' axis -> how many of them; the parameters that choose."""
+    """What a program chooses.
+
+    Attributes:
+      chosen: experts' axis -> how many of them.
+      routers: the parameters that choose.
+      choices: experts' axis -> the axis of the router that they are chosen along.
+      along: the parameters that choose, with that axis.
+      logits: the products of routers, with that axis.
+    """
 
     chosen: Mapping[Axis, int]
     routers: frozenset[Value]
+    choices: Mapping[Axis, Axis] = {}
+    along: frozenset[Held] = frozenset()
+    logits: frozenset[Held] = frozenset()
 
     def active(self, value: Value, sizes: Mapping[Axis, Any]) -> Any:
         """The entries of a parameter that one token uses, at some counts of dimensions."""
@@ -63,23 +75,27 @@ def chooses(tape: Tape) -> bool:
 
 def routing(tape: Tape) -> Routing:
     """Reads a coupled program."""
-    found: list[tuple[Axis, int]] = []
+    found: list[tuple[Axis, Choice]] = []
     _follow(tape, {}, found)
     chosen: dict[Axis, int] = {}
-    for axis, count in found:
+    choices: dict[Axis, Axis] = {}
+    for axis, choice in found:
         for leaf in axes.leaves(axis):
             if leaf.size == axis.size:
-                chosen[leaf] = min(count, chosen.get(leaf, count))
-    return Routing(chosen, frozenset(v for v, _ in _routers(tape, set())))
+                chosen[leaf] = min(choice.chosen, chosen.get(leaf, choice.chosen))
+                choices[leaf] = axes.find(choice.axis)
+    logits: set[Held] = set()
+    along = frozenset(_routers(tape, set(), logits))
+    return Routing(chosen, frozenset(v for v, _ in along), choices, along, frozenset(logits))
 
 
 # ------------------------------------------------------------------------ from choice to experts
 
 
-def _follow(tape: Tape, known: dict[Value, Choice], found: list[tuple[Axis, int]]) -> None:
+def _follow(tape: Tape, known: dict[Value, Choice], found: list[tuple[Axis, Choice]]) -> None:
     """Follows chosen positions through a program; notes the axes that they point into."""
     for step in tape.steps:
-        made = _made(step)
+        made = choice_of(step)
         if made is not None:
             known[made[0]] = made[1]
             continue
@@ -88,20 +104,21 @@ def _follow(tape: Tape, known: dict[Value, Choice], found: list[tuple[Axis, int]
             _enter(step, known, found)
         elif inside:
             choice = inside[-1]
-            found += [(a, choice.chosen) for a in _met(step, known) if a.size == choice.of]
+            found += [(a, choice) for a in _met(step, known) if a.size == choice.of]
             known |= {v: choice for v in step.outs if _counts(v)}
 
 
-def _made(step: Step) -> tuple[Value, Choice] | None:
+def choice_of(step: Step) -> tuple[Value, Choice] | None:
     """The positions that a step chooses by value, if it does."""
     operand = step.ins[0] if step.ins else None
     if primitives.kind(step) is Kind.POSITION and operand is not None:
         (axis,) = views.reduction(step).axes
-        return step.outs[0], Choice(1, operand.shape[axis])
+        return step.outs[0], Choice(1, operand.shape[axis], operand.axes[axis])
     if primitives.kind(step) is Kind.SORT and len(step.outs) > len(step.ins):  # top_k
         assert operand is not None
         axis = views.sorted_axis(step, len(operand.shape))
-        return step.outs[1], Choice(step.outs[1].shape[axis], operand.shape[axis])
+        count = step.outs[1].shape[axis]
+        return step.outs[1], Choice(count, operand.shape[axis], operand.axes[axis])
     return None
 
 
@@ -135,7 +152,7 @@ def _numbered(value: Value) -> int | None:
     return None
 
 
-def _enter(step: Step, known: dict[Value, Choice], found: list[tuple[Axis, int]]) -> None:
+def _enter(step: Step, known: dict[Value, Choice], found: list[tuple[Axis, Choice]]) -> None:
     parts = zip(views.entered(step.eqn, step.ins), step.subs)
     for part, sub in parts:
         inner = {x: known[v] for x, v in zip(sub.inputs, part.operands) if v in known}
@@ -147,36 +164,31 @@ def _enter(step: Step, known: dict[Value, Choice], found: list[tuple[Axis, int]]
 # ------------------------------------------------------------------------------- what chooses
 
 
-def _routers(tape: Tape, wanted: set[Held]) -> set[Held]:
+def _routers(tape: Tape, wanted: set[Held], logits: set[Held]) -> set[Held]:
     """The inputs that choices are made of: back from each, along the axis that it chooses from.
 
-    ``wanted``: results of the program that a choice outside is made of.
+    ``wanted``: results of the program that a choice outside is made of; ``logits`` are added to.
     """
     wanted = set(wanted)
     for step in reversed(tape.steps):
-        if _made(step) is not None:
-            wanted.add((step.ins[0], axes.find(_from(step))))
+        made = choice_of(step)
+        if made is not None:
+            wanted.add((step.ins[0], axes.find(made[1].axis)))
         elif step.subs:
-            wanted |= {*_inside(step, wanted)}
+            wanted |= {*_inside(step, wanted, logits)}
         else:
+            if primitives.kind(step) is Kind.CONTRACTION:
+                logits |= {(v, a) for v, a in wanted if v in step.outs}
             along = {axis for v, axis in wanted if v in step.outs}
             wanted |= {(v, a) for a in along for v in step.ins if _holds(v, a)}
     return {(v, a) for v, a in wanted if v in tape.inputs}
 
 
-def _from(step: Step) -> Axis:
-    """The axis that a step chooses from."""
-    operand = step.ins[0]
-    if primitives.kind(step) is Kind.POSITION:
-        return operand.axes[views.reduction(step).axes[0]]
-    return operand.axes[views.sorted_axis(step, len(operand.shape))]
-
-
-def _inside(step: Step, wanted: set[Held]) -> Iterator[Held]:
+def _inside(step: Step, wanted: set[Held], logits: set[Held]) -> Iterator[Held]:
     """The operands that choices in the programs of a step are made of."""
     for part, sub in zip(views.entered(step.eqn, step.ins), step.subs):
         results = {(o, a) for v, o in zip(step.outs, sub.outputs) for w, a in wanted if w is v}
-        chosen = _routers(sub, results)
+        chosen = _routers(sub, results, logits)
         for inner, outer in zip(sub.inputs, part.operands):
             yield from ((outer, a) for v, a in chosen if v is inner and _holds(outer, a))
 

@@ -26,6 +26,8 @@ from jaxprune.scores.gradients import taylor as taylor
 from jaxprune.scores.inputs import activation_energy as activation_energy
 from jaxprune.scores.inputs import flap as flap
 from jaxprune.scores.rounds import in_rounds as in_rounds
+from jaxprune.scores.routed import ExpertScores as ExpertScores
+from jaxprune.scores.routed import experts as experts
 from jaxprune.scores.synaptic_flow import synflow as synflow
 from jaxprune.scores.units import taylor_units as taylor_units
 from jaxprune.scores.weights import l2 as l2
