@@ -11,6 +11,7 @@ from jaxprune import _renamed
 # Namespaces: what is not used in every program.
 from jaxprune import budget as budget
 from jaxprune import distributions as distributions
+from jaxprune import experts as experts
 from jaxprune import masks as masks
 from jaxprune import oneshot as oneshot
 from jaxprune import patterns as patterns
@@ -74,8 +75,8 @@ from jaxprune.training import prune as prune
 
 __version__ = _metadata.version("jaxprune")
 _SPACES = (
-    "budget", "distributions", "masks", "oneshot", "patterns", "plot", "recovery", "reduce",
-    "rules", "runtimes", "sanity", "schedules", "scores", "training", "typing",
+    "budget", "distributions", "experts", "masks", "oneshot", "patterns", "plot", "recovery",
+    "reduce", "rules", "runtimes", "sanity", "schedules", "scores", "training", "typing",
 )  # fmt: skip
 __all__ = [n for n, x in globals().items() if n[0] != "_" and (callable(x) or n in _SPACES)]
 _elsewhere = _renamed.missing("jp")

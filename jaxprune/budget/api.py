@@ -152,7 +152,8 @@ def prune_to_metric(
       fn, params, structure, scores, *args: as for :class:`jp.Search`.
       metric: ``params -> number``, larger = better; params are masked and at full size.
       floor: the least metric that is acceptable.
-      minimize: what is to become small: "flops", "params", "bytes", or "speedup" to become large.
+      minimize: what is to become small: "flops" or another counted cost of :class:`jp.Target`; or
+        "speedup" to become large.
       finetune: ``(masked params, masks) -> params``, run at every budget that is tried.
       bisections: budgets tried.
       verify: measure the last plan, as :func:`jp.search` does.

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxprune.budget.result import SearchResult, Unreachable
-from jaxprune.budget.target import as_number
+from jaxprune.budget.target import COUNTED, as_number
 from jaxprune.masks import apply_masks, check_structure
 
 Metric = Callable[[Any], Any]  # It maps masked params of full size to a number; larger is better.
@@ -18,7 +18,7 @@ Finetune = Callable[[Any, Any], Any]  # It maps (masked params, masks) to params
 Point = tuple[SearchResult, Any, float]  # It holds a plan, its params, their metric.
 
 BISECTIONS = 6
-MINIMIZED = ("flops", "params", "bytes", "speedup")
+MINIMIZED = (*COUNTED, "speedup")
 
 
 def several(name: str, values: Iterable[Any]) -> list[Any]:

@@ -17,15 +17,19 @@ from jaxprune.budget.candidates import aligned_step, candidates, fastest_steps
 from jaxprune.budget.groups import Group, groups
 from jaxprune.budget.latency import LatencyTable
 from jaxprune.budget.roofline import Device
-from jaxprune.budget.solver import Problem, Term, Total, merged
+from jaxprune.budget.solver import Largest, Problem, Term, Total, merged
 from jaxprune.budget.times import Times
-from jaxprune.costs import operations
+from jaxprune.costs import memory, operations, routing
+from jaxprune.costs.api import handed_back
 from jaxprune.costs.operations import Operation, grid
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
-from jaxprune.ir.tape import Value
+from jaxprune.ir.tape import Tape, Value
 from jaxprune.structure import infer
 from jaxprune.structure.dimensions import Structure
+
+MOMENTS = 16  # So many moments of most memory are looked at, of the dense and the least network.
+Cost = Callable[[Any], Any]  # of counts of dimensions
 
 
 @dataclass(eq=False)
@@ -130,8 +134,34 @@ def build(
         terms = [_term(model, op.dims, getattr(op, name)) for op in ops]
         terms += [_moved_alone(model, v) for v in found.alone if name == "bytes"]
         model.tables[name] = Total(merged(terms), len(dims))
-    model.tables["params"] = _params_total(model, program)
+    kept = handed_back(program.tape, (params, *args), out_shape)
+    chosen = routing.routing(program.tape)
+    weights = [v for v in program.param_values if _is_float(v)]
+    sums: dict[str, list[tuple[Value, Cost]]] = {
+        "params": [(v, functools.partial(_size, v.axes)) for v in weights],
+        "active_params": [(v, functools.partial(chosen.active, v)) for v in weights],
+        "kv_cache": [(v, functools.partial(operations.nbytes, v)) for v in kept],
+    }
+    model.tables |= {name: _sum(model, terms) for name, terms in sums.items() if terms}
+    model.tables["peak_memory"] = _peak(model, program.tape)
     return model
+
+
+def _sum(model: Model, costs: Sequence[tuple[Value, Cost]]) -> Total:
+    """What depends on one array each, added up."""
+    terms = [_term(model, dims_in(value.axes, model.order), cost) for value, cost in costs]
+    return Total(merged(terms), len(model.axes))
+
+
+def _peak(model: Model, tape: Tape) -> Total:
+    """The memory of the moments that may be the peak: those of the dense and the least network."""
+    least = {axis: int(counts[0]) for axis, counts in model.counts_of.items()}
+    ends = [memory.moments(tape, sizes, MOMENTS) for sizes in ({}, least)]
+    sets = dict.fromkeys(m.arrays for found in ends for m in found)
+    size = {v: functools.partial(operations.nbytes, v) for arrays in sets for v in arrays}
+    known = {v: _term(model, dims_in(v.axes, model.order), cost) for v, cost in size.items()}
+    count = len(model.axes)
+    return Largest([Total(merged([known[v] for v in arrays]), count) for arrays in sets])
 
 
 def _moved_alone(model: Model, value: Value) -> Term:
@@ -158,13 +188,8 @@ def _term(model: Model, dims: tuple[Axis, ...], cost_of: Callable[[Any], Any]) -
     return Term(tuple(order[d] for d in dims), table)
 
 
-def _params_total(model: Model, program: infer.Program) -> Total:
-    terms = []
-    for value in program.param_values:
-        if jax.dtypes.issubdtype(value.aval.dtype, np.inexact):
-            size = functools.partial(_size, value.axes)
-            terms.append(_term(model, dims_in(value.axes, model.order), size))
-    return Total(merged(terms), len(model.axes))
+def _is_float(value: Value) -> bool:
+    return jax.dtypes.issubdtype(value.aval.dtype, np.inexact)
 
 
 def _size(axs: Sequence[Axis], sizes: Any) -> Any:

@@ -27,7 +27,7 @@ class SearchResult(Shown):
       keep: dimension name -> boolean vector, True = kept; all False removes the whole branch.
       masks: a tree like params, for :func:`jp.compact`.
       predicted: costs by name (also attributes), in the units of the target: "speedup", "latency"
-        in seconds, "flops", "params", "bytes".
+        in seconds, and those that :class:`jp.Target` counts; what is 0 is left out.
       measured: the same, found on the compacted network; empty when nothing was verified.
       dense: costs of the dense network.
       score: the fraction of the score that is kept.

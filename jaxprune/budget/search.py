@@ -314,6 +314,13 @@ class Search:
 
     def _budgets(self, target: Target) -> dict[str, float]:
         """The target as absolute limits, by cost."""
+        if "kv_cache" in target.given and not self.measured.dense["kv_cache"]:
+            raise ValueError(
+                f"{target}: the function hands back no leaf of params anew, so that it has no "
+                "cache; give one decode step with its cache in params, which returns it under the "
+                'same path: fn({"weights": ..., "cache": ...}, token) -> {"logits": ..., '
+                '"cache": ...}'
+            )
         if target.timed:
             self._time()
         return target.budgets(self.measured.dense)

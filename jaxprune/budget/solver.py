@@ -68,6 +68,31 @@ class Total:
 
 
 @dataclass
+class Largest(Total):
+    """The largest of several sums, such as the memory at one moment each."""
+
+    def __init__(self, totals: Sequence[Total]):
+        self.totals = totals
+        super().__init__([t for total in totals for t in total.terms], totals[0].count)
+
+    def at(self, choice: np.ndarray) -> float:
+        return max(total.at(choice) for total in self.totals)
+
+    def only(self, candidates: Sequence[slice]) -> Total:
+        return Largest([total.only(candidates) for total in self.totals])
+
+    def line(self, choice: np.ndarray, dim: int) -> np.ndarray:
+        """For every candidate of one dimension, the largest sum, the others as they are."""
+        return functools.reduce(np.maximum, [_whole(total, choice, dim) for total in self.totals])
+
+
+def _whole(total: Total, choice: np.ndarray, dim: int) -> np.ndarray:
+    line = total.line(choice, dim)
+    here = line[choice[dim]] if line.ndim else line
+    return line - here + total.at(choice)
+
+
+@dataclass
 class Problem:
     """Find one candidate per dimension: the most score, all costs within budgets.
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 TIMED = ("speedup", "latency")
-COUNTED = ("flops", "params", "bytes")
+COUNTED = ("flops", "params", "bytes", "active_params", "kv_cache", "peak_memory")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class Target:
       latency: at most so many seconds for one call.
       flops, params, bytes: at most so many, as :func:`jp.cost` counts them; a number up to 1 is a
         fraction of the dense network's.
+      active_params: likewise, the parameters that one token uses: of experts those it chooses.
+      kv_cache: likewise, the bytes of what a decode step hands back anew, at the batch and length
+        of the cache in params.
+      peak_memory: likewise, the bytes that are there at once, parameters among them.
 
     Raises:
       TypeError: for a target that isn't one number.
@@ -40,12 +44,15 @@ class Target:
     flops: float | None = None
     params: float | None = None
     bytes: float | None = None
+    active_params: float | None = None
+    kv_cache: float | None = None
+    peak_memory: float | None = None
 
     def __post_init__(self) -> None:
         if not self.given:
             raise ValueError(
                 "Target got nothing to aim at; write jp.Target(speedup=2.0), or latency=seconds, "
-                "flops=, params=, bytes="
+                "flops=, params=, bytes=, active_params=, kv_cache=, peak_memory="
             )
         for name, value in self.given.items():
             least = 1 if name == "speedup" else 0

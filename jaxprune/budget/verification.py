@@ -156,7 +156,8 @@ class Verifier:
         if tried.small is None:
             tried.small = compact(self.fn, self.on_host, tried.masks, *self.args)
         total = cost(tried.small.fn, tried.small.params, *self.args)
-        tried.found = {name: float(getattr(total, name)) for name in COUNTED}
+        counted = [name for name in COUNTED if self.measured.dense[name]]
+        tried.found = {name: float(getattr(total, name)) for name in counted}
         tried.notes = notes_of(self.structure, tried.small, tried.keep)
 
     def _speedups(self, tries: Sequence[Try], runs: int) -> list[Speedup]:

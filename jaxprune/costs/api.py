@@ -1,4 +1,4 @@
-"""What a function costs: FLOPs, bytes and parameters, counted equation by equation in its jaxpr.
+"""What a function costs: FLOPs, bytes, parameters and memory, by the equations of its jaxpr.
 
 Compilers' own estimates don't see inside library calls (on a GPU, XLA's doesn't change when a
 convolution shrinks), so the jaxpr is counted. Nothing is computed and nothing is compiled.
@@ -23,9 +23,11 @@ import numpy as np
 
 from jaxprune import _tables as tables
 from jaxprune._calls import FLAG, PARTITION, bound, calls_fn
+from jaxprune.costs import memory, routing
 from jaxprune.costs.operations import Operation, nbytes, read, separate
 from jaxprune.ir import compat, tape
 from jaxprune.ir.tape import Value
+from jaxprune.structure import infer
 from jaxprune.typing import path_str
 
 
@@ -53,6 +55,13 @@ class Cost(tables.Shown):
         results once; everything else is merged into these and moves nothing. Each input that none
         of them reads, and each output that depends on none of them, moves once.
       params: entries in the float leaves of the first argument.
+      active_params: those of them that one token uses: of matrices of experts, as ``top_k`` and
+        ``argmax`` choose them, the share that is chosen (``jaxprune/costs/routing.py``); all of
+        them where nothing is chosen. An embedding counts whole.
+      kv_cache: bytes of the leaves of the arguments, scalars apart, that the call hands back anew
+        under the same path, as a decode step does with its cache; 0 where it hands back none.
+      peak_memory: bytes of the arrays that are there at once, at most, arguments and results among
+        them; an estimate, by the model on top of ``jaxprune/costs/memory.py``.
       notes: what isn't exact, a line each; empty when all is.
       equations: one :class:`EquationCost` per equation that computes or moves anything.
     """
@@ -60,6 +69,9 @@ class Cost(tables.Shown):
     flops: int
     bytes: int
     params: int
+    active_params: int = 0
+    kv_cache: int = 0
+    peak_memory: int = 0
     notes: tuple[str, ...] = ()
     equations: tuple[EquationCost, ...] = field(default=(), repr=False)
 
@@ -96,13 +108,17 @@ class Cost(tables.Shown):
 
     def _parts(self) -> Iterator[tables.Part]:
         yield f"{si(self.flops)} FLOPs, {si(self.bytes)} bytes, {si(self.params)} parameters"
+        if self.active_params != self.params:
+            yield f"{si(self.active_params)} parameters are active for one token"
+        cache = f", {si(self.kv_cache)} bytes of cache" if self.kv_cache else ""
+        yield f"about {si(self.peak_memory)} bytes of memory at the peak{cache}"
         yield from self._dearest(20)
         yield from (f"note: {note}" for note in self.notes)
 
 
 @calls_fn("jp.cost")
 def cost(fn: Callable[..., Any], *args: Any) -> Cost:
-    r"""Returns the FLOPs, bytes and parameters of one call ``fn(*args)``, from its jaxpr.
+    r"""Returns the FLOPs, bytes, parameters and memory of one call ``fn(*args)``, from its jaxpr.
 
     A contraction of an :math:`m \times k` with a :math:`k \times n` matrix costs
     :math:`2 m n k` FLOPs. A convolution costs 2 x result size x kernel window x in-features per
@@ -129,20 +145,56 @@ def cost(fn: Callable[..., Any], *args: Any) -> Cost:
       (True, True, 640)
     """
     check_call("jp.cost", "jp.cost(fn, params, x)", fn, args)
-    closed = jax.make_jaxpr(fn)(*args)
+    closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     jaxpr, _ = compat.open_jaxpr(closed)
     inputs = [Value(v.aval) for v in jaxpr.invars]
-    found = read(tape.build(closed, inputs, separate))
+    program = tape.build(closed, inputs, separate)
+    found = read(program)
+    count = len(jax.tree.leaves(args[0]))
     position = {v: k for k, v in enumerate(inputs)}
     rows = [_row(op, position) for op in found.operations if op.anchor or op.flops({})]
     rows += _ends(found.alone)
     return Cost(
         flops=sum(r.flops for r in rows),
         bytes=sum(r.bytes for r in rows),
-        params=sum(v.aval.size for v in inputs[: len(jax.tree.leaves(args[0]))] if _is_float(v)),
+        params=sum(v.aval.size for v in inputs[:count] if _is_float(v)),
+        active_params=_active(program, closed, out_shape, args, count),
+        kv_cache=sum(int(nbytes(v, {})) for v in handed_back(program, args, out_shape)),
+        peak_memory=memory.peak(program),
         notes=found.notes,
         equations=tuple(rows),
     )
+
+
+def _active(program: tape.Tape, closed: Any, out_shape: Any, args: Any, count: int) -> int:
+    """The parameters that one token uses; axes are only coupled where something is chosen."""
+    chosen = routing.Routing({}, frozenset())
+    if routing.chooses(program):
+        program = infer.couple(closed, out_shape, args[0], args[1:]).tape
+        chosen = routing.routing(program)
+    return sum(int(chosen.active(v, {})) for v in program.inputs[:count] if _is_float(v))
+
+
+def handed_back(program: tape.Tape, args: Sequence[Any], out_shape: Any) -> list[Value]:
+    """The arguments that a call hands back anew under the same path: a decoder's cache.
+
+    Args:
+      program: the tape of the call.
+      args: what it is called with, parameters first.
+      out_shape: the tree of its results.
+    """
+    outs = program.outputs
+    shapes = [(path, v.shape) for path, v in zip(infer.paths_of(out_shape), outs, strict=True)]
+    found: dict[Value, None] = {}
+    start = 0
+    for arg in args:
+        paths = infer.paths_of(arg)
+        own = dict(zip(paths, program.inputs[start:]))
+        names = infer.followed(shapes, [(path, v.shape) for path, v in own.items()])
+        pairs = [(own[name], v) for name, v in zip(names, outs) if name]
+        found |= {value: None for value, out in pairs if value is not out and value.shape}
+        start += len(paths)
+    return list(found)
 
 
 def _row(op: Operation, position: Mapping[Value, int]) -> EquationCost:

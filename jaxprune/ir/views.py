@@ -194,6 +194,13 @@ def window_sizes(step: Any) -> tuple[Any, ...]:
     return step.params["slice_sizes"]
 
 
+def indexed(step: Any) -> Axes:
+    """The axes of the operand that the indices of a gather or a scatter point into."""
+    numbers = step.params["dimension_numbers"]
+    names = [n for n in ("start_index_map", "scatter_dims_to_operand_dims") if hasattr(numbers, n)]
+    return _tuple(getattr(numbers, names[0]))
+
+
 # ------------------------------------------------------------------------- other numbers
 
 

@@ -15,6 +15,9 @@ from jaxprune.scores.curvature import adam_fisher as adam_fisher
 from jaxprune.scores.curvature import fisher as fisher
 from jaxprune.scores.curvature import obd as obd
 from jaxprune.scores.curvature import woodfisher as woodfisher
+from jaxprune.scores.depth import block_divergence as block_divergence
+from jaxprune.scores.depth import block_influence as block_influence
+from jaxprune.scores.depth import block_loss as block_loss
 from jaxprune.scores.gradients import grasp as grasp
 from jaxprune.scores.gradients import movement as movement
 from jaxprune.scores.gradients import saliency as saliency
@@ -23,6 +26,8 @@ from jaxprune.scores.gradients import taylor as taylor
 from jaxprune.scores.inputs import activation_energy as activation_energy
 from jaxprune.scores.inputs import flap as flap
 from jaxprune.scores.rounds import in_rounds as in_rounds
+from jaxprune.scores.routed import ExpertScores as ExpertScores
+from jaxprune.scores.routed import experts as experts
 from jaxprune.scores.synaptic_flow import synflow as synflow
 from jaxprune.scores.units import taylor_units as taylor_units
 from jaxprune.scores.weights import l2 as l2

@@ -13,8 +13,8 @@ from jaxprune.rules import registry
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [
-    "adapters.md", "artefacts.md", "hugging_face.md", "quantization.md", "recover.md", "stream.md",
-    "write_a_rule.md",
+    "adapters.md", "artefacts.md", "experts.md", "hugging_face.md", "quantization.md",
+    "recover.md", "stream.md", "write_a_rule.md",
 ]  # fmt: skip
 # Other pages need what tests need.
 NEEDS = {"hugging_face.md": "transformers", "quantization.md": "qwix"}

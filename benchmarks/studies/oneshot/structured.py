@@ -130,18 +130,10 @@ def scored(params: Any, tokens: np.ndarray) -> dict[str, list[Units]]:
         stats = jp.calibrate(smollm2.block, p, states, where=is_consumer, grams=False)
         for name, score in SCORES.items():
             found[name].append(importance(structure, p, score(p, stats)))
-        after = [smollm2._block_jit(p, x) for x in states]
-        turned = np.mean([_turned(x, y) for x, y in zip(states, after)])
-        found["cosine"].append({"cosine": turned})
-        states = after
+        states = [smollm2._block_jit(p, x) for x in states]
+    turned = jp.scores.block_influence(smollm2.block, params["blocks"], states_of(params, tokens))
+    found["cosine"] = [{"cosine": one} for one in turned]
     return found
-
-
-@jax.jit
-def _turned(x: jax.Array, y: jax.Array) -> jax.Array:
-    """1 - cosine of the hidden states before and after a block, the mean over tokens."""
-    sizes = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(y, axis=-1)
-    return jnp.mean(1 - jnp.sum(x * y, -1) / sizes)
 
 
 def cut(

@@ -30,6 +30,8 @@ def test_counted_costs_are_those_of_the_compact_network(name):
     full = jp.cost(fn, params, x)
     assert tables["flops"].at(search.choices.full) == full.flops
     assert tables["bytes"].at(search.choices.full) == full.bytes
+    assert tables["peak_memory"].at(search.choices.full) == full.peak_memory
+    assert tables["active_params"].at(search.choices.full) == full.active_params
     for _ in range(2):
         choice = np.array([rng.integers(0, len(c)) for c in search.model.counts])
         keep = search.choices.keep(choice)

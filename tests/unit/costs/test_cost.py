@@ -483,8 +483,9 @@ def test_print_shows_totals_the_dearest_first_and_notes():
     c = jp.cost(fn, sds(32, 32), sds(16, 32))
     lines = str(c).splitlines()
     assert lines[0] == "33.3 k FLOPs, 8.19 k bytes, 1.02 k parameters"
-    assert "dot_general float32[16,32] float32[32,32] -> float32[16,32]" in lines[2]
-    assert "test_cost.py" in lines[2] and "98.5%" in lines[2]
+    assert lines[1] == "about 10.2 k bytes of memory at the peak"
+    assert "dot_general float32[16,32] float32[32,32] -> float32[16,32]" in lines[3]
+    assert "test_cost.py" in lines[3] and "98.5%" in lines[3]
     assert lines[-1].startswith("note: while at test_cost.py")
     assert c.table(1).splitlines()[-1] == "... and 2 more"
 
