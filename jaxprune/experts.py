@@ -30,7 +30,7 @@ from jaxprune.ir.tape import Step, Value
 from jaxprune.reduce import Reduction
 from jaxprune.reduce import sum as summed
 from jaxprune.structure import infer
-from jaxprune.structure.unit_scores import unit_score
+from jaxprune.structure.unit_scores import unit_scores
 from jaxprune.typing import Params, named_leaves
 
 Keep = Mapping[str, Any]  # name of a layer -> booleans, True = kept
@@ -96,7 +96,8 @@ class Experts(Shown):
             fresh = [axes.leaf(n) for n in np.shape(leaves[slot.leaf])]
             fresh[slot.axis] = unit
             owned.append((tuple(fresh), leaves[slot.leaf]))
-        return np.asarray(unit_score(unit, owned, reduce))
+        param_axes, scores = zip(*owned)
+        return np.asarray(unit_scores([unit], param_axes, scores, {}, reduce)[0])
 
     def remove(self, params: Params, keep: Keep, *args: Any) -> Params:
         """Returns params without some experts, for the same function.
