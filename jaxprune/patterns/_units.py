@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune._alike import map_alike
 from jaxprune._leaf import widen
 from jaxprune.distributions import Rule
 from jaxprune.patterns.choose import check_sparsity, choose, kept_counts
@@ -33,10 +34,11 @@ def of_units(
         chosen = choose(scores, where)
         units = {path: pool(path, leaf) for path, leaf in chosen.leaves.items()}
         counts = kept_counts(distribution, units, sparsity)
+        kept = map_alike(keep_largest, units.values(), [counts[path] for path in units])
         return chosen.masks(
             {
-                path: spread(keep_largest(unit, counts[path]), chosen.leaves[path].shape)
-                for path, unit in units.items()
+                path: spread(mask, chosen.leaves[path].shape)
+                for path, mask in zip(units, kept, strict=True)
             }
         )
 

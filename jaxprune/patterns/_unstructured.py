@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune._alike import map_alike
 from jaxprune.distributions import Rule, uniform
 from jaxprune.patterns._factory import factory
 from jaxprune.patterns.choose import check_sparsity, choose, distribute, is_kernel, kept_counts
@@ -61,7 +62,8 @@ def unstructured(
             sparsities = distribute(distribution, leaves, sparsity)
             return chosen.masks({p: keep(p, x, sparsities[p]) for p, x in leaves.items()})
         counts = kept_counts(distribution, leaves, sparsity)
-        return chosen.masks({p: keep_largest(x, counts[p]) for p, x in leaves.items()})
+        kept = map_alike(keep_largest, leaves.values(), [counts[p] for p in leaves])
+        return chosen.masks(dict(zip(leaves, kept)))
 
     within = functools.partial(keep, "a matrix")
     return Pattern(masks, "jp.unstructured()", where, within=lambda sparsity: within)
