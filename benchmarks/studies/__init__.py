@@ -52,6 +52,8 @@ STUDIES = {
         "How long does finding the structure take?", "structure.structure",
         ("--rounds", "2", "--layers", "4")),
     "effects": Study("Which published effects appear here?", "effects.effects", QUICK),
+    "experts": Study(
+        "Which experts of a mixture may go?", "experts", ("--seeds", "1", "--steps", "30")),
     "pretrained": Study(
         "What is left of pretrained text and speech models?", "pretrained",
         ("--models", "minilm", "--rounds", "3")),
