@@ -56,6 +56,8 @@ STUDIES = {
         "What do cutting and compiling cost when a network doubles?", "structure.scale",
         ("--rounds", "1", "--scale", "0.05")),
     "effects": Study("Which published effects appear here?", "effects.effects", QUICK),
+    "experts": Study(
+        "Which experts of a mixture may go?", "experts", ("--seeds", "1", "--steps", "30")),
     "pretrained": Study(
         "What is left of pretrained text and speech models?", "pretrained",
         ("--models", "minilm", "--rounds", "3")),

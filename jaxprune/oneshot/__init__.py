@@ -11,6 +11,7 @@ from jaxprune.oneshot._alps import alps as alps
 from jaxprune.oneshot._compensate import compensate as compensate
 from jaxprune.oneshot._dsnot import dsnot as dsnot
 from jaxprune.oneshot._obc import obc as obc
+from jaxprune.oneshot._osscar import osscar as osscar
 from jaxprune.oneshot._refit import least_squares as least_squares
 from jaxprune.oneshot._refit import output_error as output_error
 from jaxprune.oneshot._refit import refit as refit

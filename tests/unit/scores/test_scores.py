@@ -48,7 +48,8 @@ SCORES = {
         jp.scores.batch_norm_scale, where=lambda p, x: is_float(x)
     ),
 }
-NO_SCORES = {"taylor_units", "activity", "in_rounds"}
+OF_BLOCKS = {"block_divergence", "block_influence", "block_loss"}
+NO_SCORES = {"taylor_units", "activity", "in_rounds", "experts", *OF_BLOCKS}
 
 
 def squares(params):

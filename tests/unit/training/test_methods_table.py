@@ -80,7 +80,9 @@ SCORES: dict[str, tuple[Any, str | None]] = {  # the score, and the evidence tha
         None,
     ),
 }
-NO_SCORES = {"activity", "in_rounds", "taylor_units"}  # statistics; a driver; scores of units
+OF_BLOCKS = {"block_divergence", "block_influence", "block_loss"}
+# Statistics; a driver; scores of units, experts and blocks.
+NO_SCORES = {"activity", "in_rounds", "taylor_units", "experts", *OF_BLOCKS}
 OWN = "its own"  # the score of a method that takes none
 
 
