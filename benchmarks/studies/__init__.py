@@ -35,7 +35,7 @@ STUDIES = {
     "int8": Study(
         "What do int8 and pruning cost and bring together?", "runtimes.int8", QUICK),
     "int8_pretrained": Study(
-        "What do int8 and pruning cost in text and speech models?", "runtimes.int8_pretrained",
+        "What does int8 cost text and speech models?", "runtimes.int8_pretrained",
         None),
     "browser": Study("How fast is a pruned network in a browser?", "browser.browser", QUICK),
     "native": Study(

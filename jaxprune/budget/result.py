@@ -100,6 +100,7 @@ class MetricResult(Shown):
         yield from self.plan._parts()
 
 
+_WHEN_ASKED = ("active_params", "kv_cache", "peak_memory")  # columns where a target names them
 _POINT = {  # What a point needs, and how to get it.
     "speedup": "jp.pareto(..., targets=[1.5, 2.0]) for speed-ups",
     "metric": "jp.pareto(..., metric=accuracy), a function of params",
@@ -150,7 +151,9 @@ class ParetoFront(Shown):
 
     def _parts(self) -> Iterator[Part]:
         rows = self.rows()
-        names = [n for n in dict.fromkeys(n for row in rows for n in row) if n != "score"]
+        asked = {name for plan in self.plans for name in plan.target.given}
+        hidden = {"score", *_WHEN_ASKED} - asked
+        names = [n for n in dict.fromkeys(n for row in rows for n in row) if n not in hidden]
         found = ["measured" if plan.measured else "predicted" for plan in self.plans]
         yield Table(
             ("target", "score kept", *names, "costs"),

@@ -71,7 +71,8 @@ class SmallFunction:
     def _stage(self, params: Any, args: Any) -> Any:
         leaves, treedef = jax.tree.flatten(params)
         check_params(self._structure, self._plan.split.view(KEPT), leaves, treedef)
-        return jax.make_jaxpr(self._staged, return_shape=True)(leaves, *args)
+        with tracing(self.fn, params, args):
+            return jax.make_jaxpr(self._staged, return_shape=True)(leaves, *args)
 
     def check(self, params: Any, args: Any) -> None:
         """Raises what a call would raise, without computing anything."""
