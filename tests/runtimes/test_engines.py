@@ -14,6 +14,7 @@ import pytest
 
 import jaxprune as jp
 from tests.models.served import NETWORKS, floats
+from tests.unit.runtimes.test_state import check_cache, halved
 from tests.unit.test_docs import blocks
 
 pytest.importorskip("jax2onnx")
@@ -337,3 +338,8 @@ def test_the_page_prints_what_it_shows(tmp_path, monkeypatch):
         with contextlib.redirect_stdout(printed):
             exec(compile("\n" * (line - 1) + code, "runtimes.md", "exec"), names)
         assert shown is None or printed.getvalue() == shown
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_decode_step_takes_its_cache_and_gives_it_back(tmp_path, engine):
+    check_cache(tmp_path, runtime(engine), halved())

@@ -13,6 +13,7 @@ import pytest
 
 import jaxprune as jp
 from tests.models.served import NETWORKS, floats
+from tests.unit.runtimes.test_state import check_cache, halved
 
 pytest.importorskip("tensorflow")
 pytest.importorskip("ai_edge_litert")
@@ -292,3 +293,8 @@ def test_nothing_of_tensorflow_is_imported_before_it_is_used():
         "assert not found & {'tensorflow', 'ai_edge_litert', 'ai_edge_quantizer'}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("engine", ["litert", "savedmodel"])
+def test_a_decode_step_takes_its_cache_and_gives_it_back(tmp_path, engine):
+    check_cache(tmp_path, getattr(jp.runtimes, engine)(), halved())
