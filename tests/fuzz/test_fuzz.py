@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.compaction import orders, small_function
 from jaxprune.compaction.certificate import Certificate
 from jaxprune.compaction.cut import Cut
 from jaxprune.rules import registry, zeros
+from jaxprune.structure import parents
 from tests.fuzz import laws as fuzz_laws
 from tests.fuzz import masks as fuzz_masks
 from tests.fuzz import numpy_eval
@@ -235,8 +235,7 @@ def meeting_itself():
 
 
 def test_the_masks_find_orders_that_are_not_proved(monkeypatch):
-    for module in (orders, small_function):
-        monkeypatch.setattr(module, "obstacle", lambda *_: None)
+    monkeypatch.setattr(parents.Obstacles, "between", lambda *_: None)
     checker, found = fuzz.Checker(meeting_itself()), set()
     for seed in range(12):
         for name, masks in fuzz.draw_masks(checker.structure, checker.program.params, seed, 12):
