@@ -53,7 +53,7 @@ STUDIES = {
         "How long does finding the structure take?", "structure.structure",
         ("--rounds", "2", "--layers", "4")),
     "scale": Study(
-        "What do cutting and compiling cost when a network doubles?", "structure.scale",
+        "What do cutting and compiling cost at twice the size?", "structure.scale",
         ("--rounds", "1", "--scale", "0.05")),
     "effects": Study("Which published effects appear here?", "effects.effects", QUICK),
     "experts": Study(
