@@ -134,9 +134,9 @@ def write(
     if state is not None:
         fn, args = stateful(fn, args, state)
     held, rest, _ = parts(fn, args)
-    if held or isinstance(fn, Compact):
-        check_constant(fn, args)
     frozen, reference = frozen_for(runtime, fn, args, shapes), Reference.of(fn, args)
+    if held or isinstance(fn, Compact):
+        check_constant(fn.params if isinstance(fn, Compact) else held[0], frozen.results)
 
     def make(parts: Path) -> dict[str, Any]:
         run = compiled(runtime, frozen, parts)

@@ -60,18 +60,19 @@ def stateful(
     return taken, (taken.state, *rest)
 
 
-def check_constant(fn: Any, args: tuple[Any, ...]) -> None:
+def check_constant(params: Any, results: Any) -> None:
     """Refuses parameters that a call updates: in the engine's file they would never change.
+
+    ``results`` are the types of what the call gives.
 
     Raises:
       ValueError: with the paths, and the call to write.
     """
-    small = fn if isinstance(fn, Compact) else None
-    call, params, rest = (small.fn, small.params, args) if small else (fn, args[0], args[1:])
-    shapes = [(p, np.shape(x)) for p, x in zip(paths_of(params), jax.tree.leaves(params))]
-    found = jax.eval_shape(call, params, *rest)
-    results = [(p, x.shape) for p, x in zip(paths_of(found), jax.tree.leaves(found))]
-    updated = sorted({name for name in followed(results, shapes) if name})
+    given, found = (
+        [(p, np.shape(x)) for p, x in zip(paths_of(tree), jax.tree.leaves(tree))]
+        for tree in (params, results)
+    )
+    updated = sorted({name for name in followed(found, given) if name})
     if updated:
         key = updated[0].split("/")[0]
         raise ValueError(

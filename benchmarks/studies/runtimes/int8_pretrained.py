@@ -12,7 +12,7 @@ import argparse
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,9 +64,7 @@ def of_pretrained(model: pretrained.Model, recipe: str, sparsity: float) -> Task
     """MiniLM or Silero VAD, whose units go by a row of ``pretrained``."""
     name = pretrained.RECIPES[recipe]
     held = _as_int8(model.params, lambda path: pretrained.is_pruned(path, None))
-    other = pretrained.Model(
-        model.fn, held, model.batches, model.dims, model.measure, model.timed, model.about
-    )
+    other = replace(model, params=held)
     models = {
         "dense": (model.fn, model.params),
         "pruned": _cut(model, name, sparsity),
