@@ -110,23 +110,27 @@ class Obstacles:
         proof = _Proof(axes.find(dimension), axes.find(parent), self)
         return next(proof.obstacles(self._tape), None)
 
-    def holding(self, tape: Tape, dimension: Axis) -> list[Step]:
-        """The equations that hold a dimension or programs, in order."""
+    def holding(self, tape: Tape) -> _Holding:
+        """Where a program's dimensions are."""
         if tape not in self._holding:
             self._holding[tape] = _Holding.of(tape)
-        return self._holding[tape].steps(dimension)
+        return self._holding[tape]
 
 
 class _Holding(NamedTuple):
-    """Where a program's dimensions are: positions of equations that hold no programs."""
+    """Where a program's dimensions are: inputs, positions of equations that hold no programs."""
 
     tape: Tape
+    inputs: dict[Axis, list[Value]]
     nested: list[int]
     flat: dict[Axis, list[int]]
 
     @classmethod
     def of(cls, tape: Tape) -> _Holding:
-        found = cls(tape, [], {})
+        found = cls(tape, {}, [], {})
+        for value in tape.inputs:
+            for leaf in axes.distinct_leaves(value.axes):
+                found.inputs.setdefault(leaf, []).append(value)
         for i, step in enumerate(tape.steps):
             if step.subs or primitives.kind(step) is Kind.LOOP:
                 found.nested.append(i)
@@ -136,6 +140,7 @@ class _Holding(NamedTuple):
         return found
 
     def steps(self, dimension: Axis) -> list[Step]:
+        """The equations that hold a dimension or programs, in order."""
         return [self.tape.steps[i] for i in sorted([*self.nested, *self.flat.get(dimension, ())])]
 
 
@@ -156,9 +161,10 @@ class _Proof(NamedTuple):
 
     def obstacles(self, tape: Tape) -> Iterator[str]:
         """Where a program may tell the units of one parent's unit from those of another."""
-        if not all(map(self._in_place, tape.inputs)):
+        holding = self.program.holding(tape)
+        if not all(map(self._in_place, holding.inputs.get(self.dimension, ()))):
             yield "an input of a program holds them elsewhere"
-        for step in self.program.holding(tape, self.dimension):
+        for step in holding.steps(self.dimension):
             if not self._passes(step):
                 at = f" at {step.where}" if step.where else ""
                 yield f"{step.name}{at} tells them apart"
