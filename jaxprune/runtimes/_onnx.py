@@ -125,10 +125,15 @@ def _unsupported(error: BaseException) -> str:
 
 
 def read(path: Path, options: Options) -> Flat:
-    """A session of ONNX Runtime on the processor."""
+    """A session of ONNX Runtime on the processor.
+
+    Its threads stop when a call returns: by default they go on spinning, and take the cores from
+    whatever is called next, such as the other models of a comparison.
+    """
     ort = package("onnxruntime", "onnx")
     config = ort.SessionOptions()
     config.log_severity_level = 3
+    config.add_session_config_entry("session.force_spinning_stop", "1")
     if options.threads:
         config.intra_op_num_threads = options.threads
     with _telling(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxprune._tables import Part, Shown, Table
 from jaxprune.budget.metric import Metric, value_of
+from jaxprune.runtimes._runtime import NothingQuantized, Options, Runtime
 from jaxprune.typing import path_str
 
 
@@ -61,29 +63,36 @@ class Sensitivity(Shown):
         return f"{metric - self.exact:+.4g}"
 
 
-def sensitivity(params: Any, metric: Metric, *, bits: int = 8, axis: int = -1) -> Sensitivity:
+def sensitivity(
+    params: Any, metric: Metric, *, bits: int = 8, axis: int = -1, runtime: Runtime | None = None
+) -> Sensitivity:
     r"""Returns what a metric loses when the weights of each leaf alone are held in few bits.
 
-    No engine is needed: weights are rounded as engines hold them, symmetrically with one scale
-    for each channel, and the metric runs in JAX,
+    By default no engine is needed: weights are rounded as engines hold them, symmetrically with one
+    scale for each channel, and the metric runs in JAX,
 
     .. math:: w_c \to s_c \, \mathrm{round}(w_c / s_c), \quad s_c = \max|w_c| / (2^{bits-1} - 1).
 
     Activations stay in float. Leaves with fewer than two axes are not rounded; engines keep
-    biases and the weights of norms in float.
+    biases and the weights of norms in float. With a ``runtime`` that quantises, each file is
+    written for the engine, one for each leaf and two more, so that activations count, too: what
+    goes into and comes out of the operation that reads the leaf.
 
     Args:
       params: any tree of arrays, such as ``small.params``.
-      metric: ``params -> number``, larger = better, on data that is not the test data.
-      bits: of each weight.
-      axis: the output channels of a kernel: the last axis in Flax, 0 in Equinox.
+      metric: ``params -> number``, larger = better, on data that is not the test data. With a
+        runtime ``runtime -> number``, such as ``lambda r: accuracy(r(fn, params, x))``.
+      bits: of each weight, in JAX.
+      axis: the output channels of a kernel in JAX: the last axis in Flax, 0 in Equinox.
+      runtime: one with ``quantize=``, of which only some weights are to be quantised.
 
     Returns:
       A :class:`Sensitivity`; ``.keep_float(floor)`` names what should stay in float.
 
     Raises:
       TypeError: for a metric that doesn't return one number.
-      ValueError: for bits outside 2 to 16, or params without a matrix.
+      ValueError: for bits outside 2 to 16, params without a matrix, or a runtime that does not
+        quantise.
 
     References:
       Wu, Judd, Zhang, Isaev, Micikevicius, `Integer Quantization for Deep Learning Inference
@@ -105,21 +114,49 @@ def sensitivity(params: Any, metric: Metric, *, bits: int = 8, axis: int = -1) -
     """
     if not 2 <= bits <= 16:
         raise ValueError(f"sensitivity wants 2 to 16 bits, got {bits}")
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    paths = [path_str(path) for path, _ in leaves]
-    matrices = [name for name, (_, x) in zip(paths, leaves) if _is_matrix(x)]
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    matrices = [path_str(path) for path, x in leaves if _is_matrix(x)]
     if not matrices:
         raise ValueError("params hold no floating array of two axes or more to be quantised")
-
-    def metric_of(chosen: Collection[str]) -> float:
-        held = [
-            rounded(x, bits, axis) if name in chosen else x for name, (_, x) in zip(paths, leaves)
-        ]
-        return value_of(metric, jax.tree.unflatten(treedef, held))
-
+    if runtime is None:
+        metric_of = _in_jax(params, metric, bits, axis)
+    else:
+        metric_of = _in_engine(runtime, metric, matrices)
     alone = {name: metric_of([name]) for name in matrices}
     by_loss = dict(sorted(alone.items(), key=lambda row: row[1]))
     return Sensitivity(metric_of(()), metric_of(matrices), by_loss, metric_of)
+
+
+def _in_jax(params: Any, metric: Metric, bits: int, axis: int) -> Callable[..., float]:
+    """The metric with the chosen leaves rounded."""
+
+    def held(path: Any, x: Any, chosen: Collection[str]) -> Any:
+        return rounded(x, bits, axis) if path_str(path) in chosen else x
+
+    return lambda chosen: value_of(
+        metric, jax.tree_util.tree_map_with_path(lambda p, x: held(p, x, chosen), params)
+    )
+
+
+def _in_engine(runtime: Runtime, metric: Metric, matrices: list[str]) -> Callable[..., float]:
+    """The metric in the engine with the chosen leaves quantised, of those that it quantises.
+
+    Raises:
+      ValueError: for a runtime that does not quantise.
+    """
+    options = runtime.options
+    if options.quantize is None:
+        raise ValueError(f"{runtime} quantises nothing; give quantize=, or no runtime=")
+
+    def metric_of(chosen: Collection[str]) -> float:
+        kept = tuple(sorted({*options.keep_float, *matrices} - {*chosen}))
+        some = options._replace(keep_float=kept)
+        if chosen:
+            with contextlib.suppress(NothingQuantized):  # the engine leaves it in float itself
+                return value_of(metric, runtime.replace(some))
+        return value_of(metric, runtime.replace(Options(threads=options.threads)))
+
+    return metric_of
 
 
 def _is_matrix(x: Any) -> bool:

@@ -263,6 +263,43 @@ def test_a_file_that_the_engine_cant_run(tmp_path):
         _onnx.read(tmp_path / "model.onnx", jp.runtimes.Options())
 
 
+def test_sensitivity_in_an_engine_finds_activations_that_8_bits_cannot_hold():
+    """One channel is so large that the others are rounded away where the second product reads."""
+    params = {
+        "wide": jnp.asarray(floats(8, 16)).at[:, 0].multiply(1e4),
+        "out": jnp.asarray(floats(16, 4)).at[0].set(0),
+        "last": jnp.asarray(floats(4, 4)),
+    }
+    x = jnp.asarray(floats(32, 8))
+
+    def fn(p, x):
+        return jnp.tanh(jax.nn.relu(x @ p["wide"]) @ p["out"]) @ p["last"]
+
+    def metric(r):
+        return -apart(r(fn, params, x)(params, x), np.asarray(fn(params, x)))
+
+    static = runtime("onnx", quantize="static", calibration=[(x,)])
+    found = jp.runtimes.sensitivity(params, metric, runtime=static)
+    others = static.replace(static.options._replace(keep_float=("last", "wide")))
+    assert next(iter(found.leaves)) == "out" and found.leaves["out"] == metric(others)
+    assert found.every == metric(static) and found.exact > -EQUAL
+    kept = found.keep_float(-0.1)
+    assert metric(static.replace(static.options._replace(keep_float=kept))) >= -0.1 > found.every
+    assert set(kept) < {*params}
+
+
+def test_threads_of_onnx_runtime_do_not_spin_into_the_next_call(monkeypatch):
+    """Those that do take the cores from the other models of a comparison."""
+    import onnxruntime
+
+    configs, made = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *a, **kw: configs.append(a[1]) or made(*a, **kw)
+    )
+    runtime("onnx")(jnp.sin, jnp.ones(3))(jnp.ones(3))
+    assert [c.get_session_config_entry("session.force_spinning_stop") for c in configs] == ["1"]
+
+
 @pytest.mark.parametrize("name, shapes", [("encoder", "b, t"), ("causal", "b, t, ...")])
 def test_any_length(name, shapes):
     *_, x, small = network(name)

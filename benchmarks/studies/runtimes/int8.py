@@ -31,6 +31,7 @@ from benchmarks.studies.recovery import networks
 from benchmarks.studies.recovery.recovery import QUICK as QUICKLY
 from benchmarks.studies.recovery.recovery import Case
 from benchmarks.studies.recovery.recovery import Settings as Training
+from benchmarks.studies.runtimes import picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,4 +171,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(name, flush=True)
             jax.clear_caches()
     Console(width=120).print(table(found))
+    panels = {name: ("test accuracy [%]", _points(each["rows"])) for name, each in found.items()}
+    picture.draw(panels, path.with_suffix(".png"))
     print(path)
+
+
+def _points(rows: list[dict[str, Any]]) -> dict[str, picture.Point]:
+    found = picture.fastest(rows, "accuracy")
+    return {kind: point._replace(quality=100 * point.quality) for kind, point in found.items()}

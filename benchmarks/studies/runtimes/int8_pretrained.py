@@ -3,7 +3,9 @@
 ``python -m benchmarks int8_pretrained`` prunes MiniLM, Silero VAD and SmolLM2 as ``pretrained`` and
 ``oneshot_structured`` do, without training, and runs each in each engine that is installed, in
 float32 and in int8: dense; pruned; and pruned after its weights were rounded to int8, the other
-order. It saves quality, bytes, and milliseconds of one interleaved run, and resumes by network.
+order. Where calibrated int8 loses more than a point, the weights that ``jp.runtimes.sensitivity``
+names stay in float. It saves quality, bytes, and milliseconds of one interleaved run, and a picture
+of each in the engine where it is fastest; it resumes by network.
 """
 
 from __future__ import annotations
@@ -29,11 +31,13 @@ from benchmarks.common.machine import load_average
 from benchmarks.models import smollm2
 from benchmarks.studies import pretrained
 from benchmarks.studies.oneshot import structured, weights
+from benchmarks.studies.runtimes import picture
 from benchmarks.studies.runtimes.int8 import ENGINES
 from jaxprune.runtimes._sensitivity import rounded
 
 SEQUENCES, LENGTH = 32, 128  # of SmolLM2: calibration; tokens of each that is judged
-BATCHES = 4  # of calibration, for an engine
+BATCHES = 4  # of calibration, for an engine; the last one finds what should stay in float
+LOST, NEAR = 0.01, 0.98  # More of a quality lost asks for weights in float, for outputs so near.
 
 Fn = Callable[..., Any]
 
@@ -115,6 +119,7 @@ class Served:
     bits: str | None
     batches: list[Any]
     folder: Path
+    keep: tuple[str, ...] = ()  # weights in float
     files: dict[Any, Any] = field(default_factory=dict)
 
     def __call__(self, params: Any, x: Any) -> Any:
@@ -122,13 +127,28 @@ class Served:
 
     def file(self, x: Any) -> Any:
         if x.shape not in self.files:
-            calibration = None
-            if self.bits == "static":
-                calibration = [(_fitted(b, x),) for b in self.batches[:BATCHES]]
-            runtime = self.make(quantize=self.bits, calibration=calibration)
             where = self.folder / str(len(self.files))
-            self.files[x.shape] = jp.export(self.fn, where, self.params, x, runtime=runtime)
+            self.files[x.shape] = jp.export(self.fn, where, self.params, x, runtime=self.runtime(x))
         return self.files[x.shape]
+
+    def runtime(self, x: Any) -> Any:
+        calibration = None
+        if self.bits == "static":
+            calibration = [(_fitted(b, x),) for b in self.batches[:BATCHES]]
+        return self.make(quantize=self.bits, calibration=calibration, keep_float=self.keep)
+
+    def some_in_float(self, x: Any) -> Served:
+        """The same without the weights around which calibrated ranges don't hold the outputs."""
+        given = jnp.asarray(_fitted(self.batches[-1], x))
+        wanted = np.asarray(self.fn(self.params, given))
+
+        def near(runtime: Any) -> float:
+            got = runtime(self.fn, self.params, given)(self.params, given)
+            return 1 - float(np.abs(got - wanted).mean() / np.abs(wanted).mean())
+
+        found = jp.runtimes.sensitivity(self.params, near, runtime=self.runtime(given))
+        kept = found.keep_float(NEAR)
+        return replace(self, keep=kept, folder=self.folder / "in float", files={})
 
 
 def _fitted(batch: Any, like: Any) -> Any:
@@ -148,20 +168,38 @@ def measured(task: Task, engines: dict[str, Any], repeats: int) -> dict[str, Any
     with tempfile.TemporaryDirectory() as folder:
         for row, served in _each(task, engines, Path(folder)):
             rows.append(row)
-            try:
-                row |= task.measure(served, None)
-                file = served.file(np.asarray(task.timed))
-                row |= {"bytes": file.size, "residual": file.certificate["residual"]["relative"]}
-                calls[str(len(rows) - 1)] = (file.fn, (task.timed,))
-            except Exception as error:  # It is the row's verdict.
-                row["refused"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            print("  ", row, flush=True)
+            _judge(row, served, task, calls, str(len(rows) - 1))
+            if _loses(row, rows):
+                some = served.some_in_float(np.asarray(task.timed))
+                rows.append({**row, "in float": some.keep})
+                _judge(rows[-1], some, task, calls, str(len(rows) - 1))
         times = jp.compare(calls, repeats=repeats, progress=False)
     for key, timing in times.timings.items():
         rows[int(key)] |= {"milliseconds": 1e3 * timing.median, "runtime": timing.runtime,
                            "quartiles": [1e3 * q for q in timing.quartiles]}  # fmt: skip
     xla = {n: task.measure(jax.jit(fn), params) for n, (fn, params) in task.models.items()}
     return {"float32 in XLA": xla, "load_average": load_average(), "rows": rows}
+
+
+def _judge(
+    row: dict[str, Any], served: Served, task: Task, calls: dict[str, Any], name: str
+) -> None:
+    try:
+        row |= task.measure(served, None)
+        file = served.file(np.asarray(task.timed))
+        row |= {"bytes": file.size, "residual": file.certificate["residual"]["relative"]}
+        calls[name] = (file.fn, (task.timed,))
+    except Exception as error:  # It is the row's verdict.
+        row["refused"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    print("  ", row, flush=True)
+
+
+def _loses(row: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
+    """Whether ONNX Runtime's calibrated int8 loses agreement with the dense network."""
+    if row["engine"] != "onnx" or row["int8"] != "static" or "agreement" not in row:
+        return False
+    same = (r for r in rows if (r["model"], r["engine"]) == (row["model"], "onnx"))
+    return next(same)["agreement"] - row["agreement"] > LOST
 
 
 def _each(
@@ -189,7 +227,8 @@ def table(found: dict[str, Any]) -> Table:
             if "milliseconds" in row:
                 known = {k: row[k] for k in next(iter(each["float32 in XLA"].values()))}
                 cells = [_said(known), f"{row['milliseconds']:.3g}", f"{row['bytes'] / 1e6:.2f}"]
-            shown.add_row(network, row["model"], row["engine"], row["int8"] or "-", *cells)
+            bits = (row["int8"] or "-") + (", some in float" if "in float" in row else "")
+            shown.add_row(network, row["model"], row["engine"], bits, *cells)
     return shown
 
 
@@ -224,4 +263,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(name, flush=True)
             jax.clear_caches()
     Console(width=140).print(table(found))
+    picture.draw({name: _panel(each) for name, each in found.items()}, path.with_suffix(".png"))
     print(path)
+
+
+def _panel(found: dict[str, Any]) -> tuple[str, dict[str, picture.Point]]:
+    quality = next(iter(found["float32 in XLA"]["dense"]))
+    return quality, picture.fastest(found["rows"], quality)

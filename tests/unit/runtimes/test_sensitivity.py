@@ -71,3 +71,8 @@ def test_what_is_asked_for_is_checked():
         jp.runtimes.sensitivity({"b": floats(2)}, lambda p: 0.0)
     with pytest.raises(TypeError, match="metric returned"):
         jp.runtimes.sensitivity({"w": floats(2, 2)}, lambda p: p)
+
+
+def test_a_runtime_that_quantises_nothing():
+    with pytest.raises(ValueError, match=r"<runtime xla> quantises nothing; give quantize="):
+        jp.runtimes.sensitivity({"w": floats(2, 2)}, lambda r: 0.0, runtime=jp.runtimes.xla())
