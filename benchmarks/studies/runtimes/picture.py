@@ -57,7 +57,7 @@ def draw(panels: dict[str, tuple[str, dict[str, Point]]], path: Path) -> None:
                 ax.plot(ms, quality, jp.plot.curves.MARKERS[k], color=jp.plot.curves.COLORS[k],
                         markersize=9, label=f"{kind}: {ms:.3g} ms, {engine}")  # fmt: skip
         ax.set(title=title, xlabel="milliseconds per batch, fastest engine", ylabel=label)
-        ax.set_xlim(0, None)
+        ax.set_xlim(0, 1.15 * max(point.milliseconds for point in points.values()))
         ax.margins(y=0.25)
         ax.legend(frameon=False, fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.2))
     figure.savefig(path, dpi=150)
