@@ -60,5 +60,5 @@ def draw(panels: dict[str, tuple[str, dict[str, Point]]], path: Path) -> None:
         ax.set_xlim(0, 1.15 * max(point.milliseconds for point in points.values()))
         ax.margins(y=0.25)
         ax.legend(frameon=False, fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
