@@ -1,6 +1,11 @@
-"""``python -m benchmarks.pages``: writes tables of committed results into README and docs/."""
+"""``python -m benchmarks.pages``: writes tables of committed results into README and docs/.
+
+``--pictures`` draws those of the one-shot studies anew, too.
+"""
 
 from __future__ import annotations
+
+import sys
 
 from benchmarks.common import results
 from benchmarks.pages import write
@@ -21,4 +26,5 @@ if __name__ == "__main__":
     for path, text in write.pages().items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    pictures()
+    if "--pictures" in sys.argv:
+        pictures()

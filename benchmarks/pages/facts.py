@@ -97,3 +97,18 @@ def versions(at: Path) -> str:
     devices = sorted({markdown.device(found) for found in every if "device" in found})
     jax = sorted({found["versions"]["jax"] for found in every if "jax" in found.get("versions", {})})
     return f"Committed results come from {', '.join(devices)}, with jax {', '.join(jax)}."
+
+
+def correctness(at: Path) -> str:
+    """Returns what random programs and networks by others have shown."""
+    (path,) = (results.ROOT / "tests" / "results").glob("*/fuzz.json")
+    found = results.load(path)
+    counts = found["counts"]
+    return (
+        "`python -m tests.fuzz` compacts random programs under random masks and compares them with "
+        "the masked model in float64, cuts other functions of their parameters by `small.cut`, and "
+        "checks the laws of `restrict`, `expand` and the certificate in each. The committed run "
+        f"({markdown.link(path, at)}, {markdown.device(found)}, {found['date']}): "
+        f"{', '.join(f'{name} {count:,}' for name, count in counts.items())}; "
+        f"{len(found['failures'])} failures."
+    )

@@ -15,9 +15,8 @@ RESULTS = ROOT / "docs" / "results"
 PARTS: dict[str, dict[str, Callable[[Path], str]]] = {
     "README.md": {"tasks": readme.tasks, "example": readme.example},
     "docs/index.md": {"tasks": readme.tasks},
-    "docs/getting_started.md": {"example": readme.example},
     "docs/results/index.md": {"studies": facts.index},
-    "docs/reviewing.md": {"claims": facts.claims, "versions": facts.versions},
+    "docs/reviewing.md": {"claims": facts.claims, "versions": facts.versions, "correctness": facts.correctness},
 }
 
 

@@ -1,8 +1,12 @@
-"""``:func:`jp.search``` in docstrings leads to ``jaxprune.search``, and to where it is documented."""
+"""Docstrings for Sphinx: where ``jp.search`` leads to, and stars that are no emphasis."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+# A star before arguments that stand in a list of several, "fn, params, *args".
+STAR = re.compile(r"(?<![\\*\w`])\*(?=[a-z]+\b(?!\*))")
 
 
 def resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:
@@ -19,6 +23,14 @@ def resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     return None
 
 
+def escaped(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Escapes stars before the names of arguments, which Markdown and reST take for emphasis."""
+    for k, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            lines[k] = STAR.sub(r"\\*", line)
+
+
 def setup(app: Any) -> dict[str, bool]:
+    app.connect("autodoc-process-docstring", escaped, priority=400)  # before napoleon's
     app.connect("missing-reference", resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

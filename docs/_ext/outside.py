@@ -8,33 +8,46 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 # What has a page here, by its place in the repository.
-PAGES = {"CONTRIBUTING.md": "contributing", "README.md": "index"}
-LINK = re.compile(r"(?<!!)\]\((?P<path>(?:\.\./)+[^)#\s]+)(?P<anchor>#[^)]*)?\)")
+PAGES = {"CONTRIBUTING.md": "/contributing.md", "README.md": "/index.md"}
+# A page that is a file outside.
+SHOWN = {"contributing": ROOT / "CONTRIBUTING.md"}
+LINK = re.compile(r"(?<!!)(\[[^\]]*\])\((?P<path>[^)#\s:]+)(?P<anchor>#[^)]*)?\)")
 
 
 def rewritten(text: str, folder: Path, repository: str) -> str:
-    """Returns a page's text whose links to files of the repository lead there."""
+    """Returns a page's text whose links to files of the repository lead there.
+
+    Raises:
+      FileNotFoundError: for a link to a file that is not there.
+    """
 
     def link(match: re.Match[str]) -> str:
         path = (folder / match["path"]).resolve()
-        if path.is_relative_to(ROOT / "docs") or not path.is_relative_to(ROOT):
+        if not path.is_relative_to(ROOT) or match["path"].startswith("/"):
             return match[0]
-        if not path.exists():
-            raise FileNotFoundError(f"a page in {folder} links to {match['path']}, not there")
         where = path.relative_to(ROOT).as_posix()
+        if not path.exists():
+            raise FileNotFoundError(f"a page in {folder} links to {where}, which is not there")
+        if path.is_relative_to(ROOT / "docs"):
+            return match[0] if folder != ROOT else f"{match[1]}(/{where.removeprefix('docs/')})"
         if where in PAGES:
-            up = "../" * len(folder.relative_to(ROOT / "docs").parts)
-            return f"]({up}{PAGES[where]}.md)"
+            return f"{match[1]}({PAGES[where]})"
         kind = "tree" if path.is_dir() else "blob"
-        return f"]({repository}/{kind}/main/{where})"
+        return f"{match[1]}({repository}/{kind}/main/{where})"
 
     return LINK.sub(link, text)
 
 
 def read(app: Any, docname: str, source: list[str]) -> None:
-    folder = Path(app.env.doc2path(docname)).parent
+    page = Path(app.env.doc2path(docname))
+    if page.suffix != ".md":
+        return
+    if docname in SHOWN:
+        page = SHOWN[docname]
+        source[0] = page.read_text()
+        app.env.note_dependency(str(page))
     repository = app.config.html_theme_options["source_repository"]
-    source[0] = rewritten(source[0], folder, repository)
+    source[0] = rewritten(source[0], page.parent, repository)
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -40,7 +40,7 @@ def decode(weights, cache, token, position):
     return (x + read.reshape(2, 1, 32) @ weights["o"]) @ weights["table"].T, cache
 
 def block(p, x):
-    return x + jnp.tanh(x @ p["up"]) @ p["down"]
+    return x + jnp.tanh(x @ p["up"])
 
 def fn(params, x):
     x = jax.lax.scan(lambda x, p: (block(p, x), None), x, params["blocks"])[0]
@@ -49,7 +49,7 @@ def fn(params, x):
 params = {
     "weights": {"table": draw(0, 50, 32), **{n: draw(k, 32, 32) for k, n in enumerate("qkvo", 1)}},
     "cache": {n: jnp.zeros((2, 16, 4, 8)) for n in "kv"},
-    "blocks": {"up": draw(5, 4, 16, 24), "down": draw(6, 4, 24, 16)},
+    "blocks": {"up": draw(6, 4, 16, 16)},
     "up": draw(7, 16, 32), "down": draw(5, 32, 4),
 }
 scores, states = jp.magnitude(params), [draw(0, 64, 16), draw(1, 64, 16)]

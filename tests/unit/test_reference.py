@@ -10,7 +10,7 @@ import pytest
 import jaxprune as jp
 
 PAGES = Path(__file__).parents[2] / "docs" / "reference"
-LISTED = re.compile(r"^\.\. auto(?:function|class|data):: (\S+)$", re.M)
+LISTED = re.compile(r"^\.\. (?:autofunction|autoclass|py:data):: (\S+)$", re.M)
 SPACES = (
     "budget", "distributions", "experts", "masks", "oneshot", "patterns", "plot", "recovery",
     "reduce", "runtimes", "sanity", "schedules", "scores", "scores.evidence", "training",
