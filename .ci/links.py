@@ -31,10 +31,8 @@ def dead(folder):
             if parts.scheme or parts.netloc:
                 continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            known = pages.get(target)
-            if not target.is_file():
-                yield path, link
-            elif parts.fragment and known and unquote(parts.fragment) not in known.anchors:
+            known = pages[target].anchors if target in pages else {unquote(parts.fragment)}
+            if not target.is_file() or (parts.fragment and unquote(parts.fragment) not in known):
                 yield path, link
 
 

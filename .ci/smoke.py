@@ -31,8 +31,14 @@ def main():
     touched = {name.partition(".")[0] for name in set(sys.modules) - others} & OPTIONAL
     assert not touched, f"importing jaxprune imports {touched}"
     keys = jax.random.split(jax.random.key(0), 3)
-    params = {"up": jax.random.normal(keys[0], (8, 32)), "down": jax.random.normal(keys[1], (32, 4))}
-    fn = lambda p, x: jax.nn.gelu(x @ p["up"]) @ p["down"]
+    params = {
+        "up": jax.random.normal(keys[0], (8, 32)),
+        "down": jax.random.normal(keys[1], (32, 4)),
+    }
+
+    def fn(p, x):
+        return jax.nn.gelu(x @ p["up"]) @ p["down"]
+
     x = jax.random.normal(keys[2], (4, 8))
     structure = jp.infer_structure(fn, params, x)
     small = jp.compact(fn, params, jp.structured(structure)(jp.magnitude(params), 0.5), x)

@@ -1,4 +1,4 @@
-"""Draws the picture of the way, once for light and once for dark pages: ``python docs/pictures.py``.
+"""Draws the picture of the way, for light and for dark pages: ``python docs/pictures.py``.
 
 The two times in it are those of the search for twice the speed of ViT-B/16 in the committed
 ``speed.json``.
@@ -14,9 +14,21 @@ RESULTS = HERE.parent / "benchmarks" / "results"
 NETWORK, ROW = "ViT-B/16, batch 1, float32", "search 2 x"
 # Okabe and Ito's blue and orange, which colour-blind readers tell apart, beside greys.
 THEMES = {
-    "light": {"ink": "#24292f", "soft": "#57606a", "kept": "#0072B2", "gone": "#d8dee4", "bar": "#D55E00"},
-    "dark": {"ink": "#e6edf3", "soft": "#9198a1", "kept": "#56B4E9", "gone": "#343b44", "bar": "#E69F00"},
-}  # fmt: skip
+    "light": {
+        "ink": "#24292f",
+        "soft": "#57606a",
+        "kept": "#0072B2",
+        "gone": "#9aa4af",
+        "bar": "#D55E00",
+    },
+    "dark": {
+        "ink": "#e6edf3",
+        "soft": "#9198a1",
+        "kept": "#56B4E9",
+        "gone": "#5b6570",
+        "bar": "#E69F00",
+    },
+}
 CELL, GAP = 13, 2
 HIDDEN = 8
 KEPT = (0, 2, 3, 6)  # the units that stay: columns of the first kernel, rows of the second
@@ -45,14 +57,18 @@ def text(x: float, y: float, said: str, color: str, size: int = 13, weight: str 
     )
 
 
-def grid(x: float, y: float, rows: int, columns: int, gone: set[tuple[int, int]], theme: dict[str, str]) -> str:
+def grid(
+    x: float, y: float, rows: int, columns: int, gone: set[tuple[int, int]], theme: dict[str, str]
+) -> str:
     step = CELL + GAP
     cells = []
     for i in range(rows):
         for j in range(columns):
             at = f'x="{x + j * step:g}" y="{y + i * step:g}" width="{CELL}" height="{CELL}" rx="2"'
             if (i, j) in gone:
-                cells.append(f'<rect {at} fill="none" stroke="{theme["gone"]}" stroke-dasharray="2 2"/>')
+                cells.append(
+                    f'<rect {at} fill="none" stroke="{theme["gone"]}" stroke-dasharray="2 2"/>'
+                )
             else:
                 cells.append(f'<rect {at} fill="{theme["kept"]}"/>')
     return "".join(cells)
@@ -71,15 +87,23 @@ def bars(x: float, theme: dict[str, str]) -> str:
     dense, small = times()
     scale = 120 / dense
     parts = []
-    for y, name, ms, color in ((74, "dense", dense, theme["soft"]), (122, "compact", small, theme["bar"])):
+    for y, name, ms, color in (
+        (74, "dense", dense, theme["soft"]),
+        (122, "compact", small, theme["bar"]),
+    ):
         parts.append(text(x, y - 6, name, theme["ink"]))
-        parts.append(f'<rect x="{x}" y="{y}" width="{ms * scale:.1f}" height="16" rx="2" fill="{color}"/>')
+        parts.append(
+            f'<rect x="{x}" y="{y}" width="{ms * scale:.1f}" height="16" rx="2" fill="{color}"/>'
+        )
         parts.append(text(x + ms * scale + 6, y + 13, f"{ms:.0f} ms", theme["ink"]))
-    return "".join(parts) + text(x, 172, f"{NETWORK.partition(',')[0]}: {dense / small:.2f} x", theme["ink"], weight="600")
+    return "".join(parts) + text(
+        x, 172, f"{NETWORK.partition(',')[0]}: {dense / small:.2f} x", theme["ink"], weight="600"
+    )
 
 
 def arrow(x: float, theme: dict[str, str]) -> str:
-    return f'<path d="M{x} 108h22m-6 -5l6 5l-6 5" fill="none" stroke="{theme["soft"]}" stroke-width="1.6"/>'
+    line = f"M{x} 108h22m-6 -5l6 5l-6 5"
+    return f'<path d="{line}" fill="none" stroke="{theme["soft"]}" stroke-width="1.6"/>'
 
 
 def picture(theme: dict[str, str]) -> str:

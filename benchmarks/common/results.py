@@ -54,7 +54,7 @@ def begun(name: str, root: Path = FOLDER) -> Path:
     return next(iter(sorted(root.glob(f"*/{name}"))), folder(root) / name)
 
 
-# Studies whose rows stand in the file of another, or in one by another name, the first that is there.
+# Studies whose rows stand in files of other names; the first that is there counts.
 NAMES = {"main": ("main", "main-quick"), "oneshot_search": ("oneshot_structured",)}
 
 

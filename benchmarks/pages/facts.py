@@ -63,9 +63,9 @@ def _minutes(name: str, root: Path, files: list[Path]) -> Iterator[str]:
 def index(at: Path) -> str:
     """Returns the table of docs/results/index.md."""
     rows = [
-        [f"[{f.study}]({f.study}.md)", f.question, f"**{f.claim}.** {f.result}" if f.claim else f.result]
+        [f"[{f.study}]({f.study}.md)", f.question, (f.claim and f"**{f.claim}.** ") + f.result]
         for f in facts()
-    ]  # fmt: skip
+    ]
     return markdown.table(["study", "question", "what is committed"], rows, left=3)
 
 
@@ -95,7 +95,9 @@ def versions(at: Path) -> str:
     """Returns which devices and versions the committed files name."""
     every = [results.load(p) for p in sorted(results.FOLDER.glob("*/*.json")) if p.name != MINUTES]
     devices = sorted({markdown.device(found) for found in every if "device" in found})
-    jax = sorted({found["versions"]["jax"] for found in every if "jax" in found.get("versions", {})})
+    jax = sorted(
+        {found["versions"]["jax"] for found in every if "jax" in found.get("versions", {})}
+    )
     return f"Committed results come from {', '.join(devices)}, with jax {', '.join(jax)}."
 
 
@@ -109,6 +111,8 @@ def correctness(at: Path) -> str:
         "the masked model in float64, cuts other functions of their parameters by `small.cut`, and "
         "checks the laws of `restrict`, `expand` and the certificate in each. The committed run "
         f"({markdown.link(path, at)}, {markdown.device(found)}, {found['date']}): "
-        f"{', '.join(f'{name} {count:,}' for name, count in counts.items())}; "
-        f"{len(found['failures'])} failures."
+        f"{counts['programs']:,} programs under {counts['masks']:,} masks, "
+        f"{counts['silent_differences']} silent differences, {counts['crashes']} crashes, "
+        f"{len(counts['laws_broken'])} laws broken; largest relative error "
+        f"{counts['largest_relative_error']:.0e}."
     )

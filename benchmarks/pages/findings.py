@@ -21,7 +21,8 @@ class Finding(NamedTuple):
 
 
 def _range(values: Iterable[float], unit: str = " x") -> str:
-    each = [f"{v:.2f}" for v in (min(values := list(values)), max(values))]
+    known = list(values)
+    each = [f"{v:.2f}" for v in (min(known), max(known))]
     return f"{each[0]}{unit}" if each[0] == each[1] else f"{each[0]} to {each[1]}{unit}"
 
 
@@ -55,9 +56,7 @@ def speed_accuracy(found: Found) -> str:
 def recovery(found: Found) -> str:
     rows = [r for r in found["summary"]["residual"] if (r["of"], r["asked"]) == ("speedup", 2)]
     kept = {
-        r["repair"]: r["mean"]
-        for r in rows
-        if (r["score"], r["objective"]) == ("taylor", "sum")
+        r["repair"]: r["mean"] for r in rows if (r["score"], r["objective"]) == ("taylor", "sum")
     }
     return (
         f"residual network at 2 x: {kept['none']:.1f} points lost by the cut, "
@@ -74,7 +73,9 @@ def _fastest(network: Found, which: str) -> float:
 
 def runtimes(found: Found) -> str:
     ratios = [_fastest(n, "dense") / _fastest(n, "pruned") for n in found["networks"].values()]
-    worst = max(r.get("residual", 0) for n in found["networks"].values() for r in n["rows"].values())
+    worst = max(
+        r.get("residual", 0) for n in found["networks"].values() for r in n["rows"].values()
+    )
     return (
         f"{len(ratios)} networks: fastest over fastest {_range(ratios)}; "
         f"largest residual {worst:.0e}"
@@ -193,7 +194,9 @@ def stream(found: Found) -> str:
 
 def oneshot_layer(found: Found) -> str:
     rows = found["mean"]["2:4"]
-    said = ", ".join(f"{name} {rows[name]['held out']:.3f}" for name in ("magnitude", "wanda", "alps"))
+    said = ", ".join(
+        f"{name} {rows[name]['held out']:.3f}" for name in ("magnitude", "wanda", "alps")
+    )
     return f"relative error at 2:4: {said}"
 
 
@@ -246,7 +249,7 @@ FINDINGS = {
     "training": Finding("Masks cost next to nothing in a training step", training),
     "selection": Finding("Masks are chosen by counting, not by sorting", selection),
     "solver_speed": Finding("Choosing the widths takes seconds for deep networks", solver_speed),
-    "structure_speed": Finding("Finding the structure takes less time than tracing", structure_speed),
+    "structure_speed": Finding("Finding the structure is quicker than tracing", structure_speed),
     "scale": Finding("Cutting grows with the size of the program, no faster", scale),
     "effects": Finding("Known effects of pruning while training appear, not all", effects),
     "experts": Finding("REAP keeps the experts that a mixture needs", experts),
@@ -254,10 +257,10 @@ FINDINGS = {
     "oneshot": Finding("Reconstruction keeps more than scores alone", oneshot),
     "stream": Finding("A checkpoint is pruned from disk to disk, bit for bit", stream),
     "oneshot_layer": Finding("Better solvers keep more of a layer's output", oneshot_layer),
-    "oneshot_drift": Finding("Making up for a part of the drift helps, for all does not", oneshot_drift),
+    "oneshot_drift": Finding("Making up for a part of the drift helps most", oneshot_drift),
     "oneshot_time": Finding("SparseGPT takes about as long as its statistics", oneshot_time),
-    "oneshot_structured": Finding("Whole units of a language model may go, at a price", oneshot_structured),
-    "oneshot_search": Finding("A search in stages takes a language model to a speed", oneshot_search),
+    "oneshot_structured": Finding("Whole units of a language model go at a price", oneshot_structured),
+    "oneshot_search": Finding("A search in stages reaches planned speeds", oneshot_search),
     "oneshot_structured_time": Finding(
         "Cut language models are as fast as single operations predict", oneshot_structured_time
     ),

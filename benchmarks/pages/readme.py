@@ -108,7 +108,9 @@ def tasks(at: Path) -> str:
     ]  # fmt: skip
     studies = "example", "recovery", "browser", "pretrained", "oneshot_structured_time"
     where = dict.fromkeys(markdown.device(_last(name)[0]) for name in studies)
-    note = f"All on processors: {', '.join(where)}. Devices, versions and raw times: each row's page."
+    note = (
+        f"All on processors: {', '.join(where)}. Devices, versions and raw times: each row's page."
+    )
     return "\n\n".join([markdown.table(HEAD, rows, left=6), note])
 
 
@@ -117,6 +119,11 @@ def example(at: Path) -> str:
     found, path = _last("example")
     said = f"{markdown.device(found)}, jax {found['versions']['jax']}, {found['date']}"
     return "\n".join(
-        [f"It prints ({said}, {found['seconds']:.0f} seconds, {markdown.link(path, at)}):", "",
-         "```text", *found["printed"], "```"]  # fmt: skip
+        [
+            f"It prints ({said}, {found['seconds']:.0f} seconds, {markdown.link(path, at)}):",
+            "",
+            "```text",
+            *found["printed"],
+            "```",
+        ]  # fmt: skip
     )

@@ -24,8 +24,8 @@ def measured(name: str, at: Path) -> str:
     parts = [_command(name)]
     if not files:
         parts.append(
-            f"**Not measured yet.** No result of this study is committed; the command above writes "
-            f"`benchmarks/results/<device>/{name}.json`, and `python -m benchmarks.pages` this page."
+            f"**Not measured yet.** {facts.NONE.capitalize()}; the command above writes "
+            f"`benchmarks/results/<device>/{name}.json`, `python -m benchmarks.pages` this page."
         )
     return "\n\n".join([*parts, *(_file(name, path, at) for path in files)])
 

@@ -104,9 +104,7 @@ def oneshot_units(path: Path, at: Path) -> str:
             "measured and, of prefills, predicted from single operations on "
             f"{markdown.device(times[file])} (times: {', '.join(others)}).",
             markdown.table(["units that go", "parameters", "excerpt", "glosses", *MEASURED], rows),
-            markdown.picture(
-                file.with_suffix(".png"), at, "perplexity against measured speed-up"
-            ),
+            markdown.picture(file.with_suffix(".png"), at, "perplexity against measured speed-up"),
         ]
     )
 

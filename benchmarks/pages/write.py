@@ -16,7 +16,11 @@ PARTS: dict[str, dict[str, Callable[[Path], str]]] = {
     "README.md": {"tasks": readme.tasks, "example": readme.example},
     "docs/index.md": {"tasks": readme.tasks},
     "docs/results/index.md": {"studies": facts.index},
-    "docs/reviewing.md": {"claims": facts.claims, "versions": facts.versions, "correctness": facts.correctness},
+    "docs/reviewing.md": {
+        "claims": facts.claims,
+        "versions": facts.versions,
+        "correctness": facts.correctness,
+    },
 }
 
 

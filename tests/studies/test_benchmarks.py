@@ -8,7 +8,6 @@ import importlib
 import io
 import json
 import math
-import re
 import socket
 import subprocess
 import sys

@@ -88,7 +88,9 @@ def test_each_finding_words_the_numbers_of_a_committed_file(name):
     (*_, path) = results.files(name)
     said = findings.FINDINGS[name].result(results.load(path))
     assert re.search(r"\d", said) and len(said) < 160
-    assert len(findings.FINDINGS[name].claim) <= 65 and not re.search(r"\d\d", findings.FINDINGS[name].claim)
+    assert len(findings.FINDINGS[name].claim) <= 65 and not re.search(
+        r"\d\d", findings.FINDINGS[name].claim
+    )
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -51,7 +51,9 @@ def test_the_readme_opens_with_one_line_for_the_main_job_and_one_for_the_tests()
     ]
 
 
-REPOSITORY = re.compile(r"https://github\.com/([\w.-]+/jaxprune)\b|https://([\w.-]+)\.github\.io/jaxprune")
+REPOSITORY = re.compile(
+    r"https://github\.com/([\w.-]+/jaxprune)\b|https://([\w.-]+)\.github\.io/jaxprune"
+)
 NAMING = (
     "CITATION.cff", "CONTRIBUTING.md", "README.md", "docs/conf.py", "docs/index.md",
     ".github/ISSUE_TEMPLATE/config.yml",
@@ -69,7 +71,7 @@ def test_all_that_names_the_repository_names_the_one_of_pyproject():
 def test_the_citation_is_of_this_version():
     text = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {PROJECT['version']}\n" in text
-    assert f"repository-code: \"{PROJECT['urls']['Repository']}\"" in text
+    assert f'repository-code: "{PROJECT["urls"]["Repository"]}"' in text
 
 
 def notebooks():
@@ -85,7 +87,9 @@ def test_a_notebook_opens_alone_and_says_what_to_read_next(cells):
         assert not re.match(r"\s*(from|import) benchmarks\b", line)
     (said,) = cells[1]["outputs"]
     assert re.match(r"jaxprune [\d.]+ .*; installed beside it: ", "".join(said["text"]))
-    assert cells[-1]["cell_type"] == "markdown" and "".join(cells[-1]["source"]).startswith("Read next: ")
+    assert cells[-1]["cell_type"] == "markdown" and "".join(cells[-1]["source"]).startswith(
+        "Read next: "
+    )
 
 
 @pytest.mark.slow

@@ -16,12 +16,16 @@ SPACES = (
     "reduce", "runtimes", "sanity", "schedules", "scores", "scores.evidence", "training",
 )  # fmt: skip
 # These are made by functions that show them, or say all in one line.
-WITHOUT_EXAMPLE = re.compile(r"^[A-Z_]|^(check_|left_out$|filled$|fits$|counts_of$|split$|watched$)")
+WITHOUT_EXAMPLE = re.compile(
+    r"^[A-Z_]|^(check_|left_out$|filled$|fits$|counts_of$|split$|watched$)"
+)
 INNER = {"check_batches", "examples", "split", "watched"}  # of evidence: steps of the others
 
 
 def listed():
-    return [name for page in sorted(PAGES.glob("*.md")) for name in LISTED.findall(page.read_text())]
+    return [
+        name for page in sorted(PAGES.glob("*.md")) for name in LISTED.findall(page.read_text())
+    ]
 
 
 def resolved(name):
