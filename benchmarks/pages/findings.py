@@ -258,9 +258,9 @@ FINDINGS = {
     "stream": Finding("A checkpoint is pruned from disk to disk, bit for bit", stream),
     "oneshot_layer": Finding("Better solvers keep more of a layer's output", oneshot_layer),
     "oneshot_drift": Finding("Making up for a part of the drift helps most", oneshot_drift),
-    "oneshot_time": Finding("SparseGPT takes about as long as its statistics", oneshot_time),
-    "oneshot_structured": Finding("Whole units of a language model go at a price", oneshot_structured),
-    "oneshot_search": Finding("A search in stages reaches planned speeds", oneshot_search),
+    "oneshot_time": Finding("SparseGPT costs about twice its statistics", oneshot_time),
+    "oneshot_structured": Finding("Units of a language model go at a price", oneshot_structured),
+    "oneshot_search": Finding("A search in stages trades perplexity for speed", oneshot_search),
     "oneshot_structured_time": Finding(
         "Cut language models are as fast as single operations predict", oneshot_structured_time
     ),

@@ -39,7 +39,7 @@ def put(text: str, name: str, part: str) -> str:
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"wanted {begin} and {end} once each; add both lines to the page")
     pattern = re.escape(begin) + ".*" + re.escape(end)
-    return re.sub(pattern, lambda _: f"{begin}\n\n{part}\n\n{end}", text, flags=re.S)
+    return re.sub(pattern, lambda _: f"{begin}\n{part}\n{end}", text, flags=re.S)
 
 
 def pages() -> dict[Path, str]:
