@@ -118,12 +118,5 @@ def example(at: Path) -> str:
     """Returns what the example printed, where and when."""
     found, path = _last("example")
     said = f"{markdown.device(found)}, jax {found['versions']['jax']}, {found['date']}"
-    return "\n".join(
-        [
-            f"It prints ({said}, {found['seconds']:.0f} seconds, {markdown.link(path, at)}):",
-            "",
-            "```text",
-            *found["printed"],
-            "```",
-        ]  # fmt: skip
-    )
+    head = f"It prints ({said}, {found['seconds']:.0f} seconds, {markdown.link(path, at)}):"
+    return "\n".join([head, "```text", *found["printed"], "```"])

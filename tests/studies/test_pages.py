@@ -55,9 +55,7 @@ def test_what_readme_says_its_example_prints_was_printed_by_that_code():
 
 def test_a_part_stands_between_its_marks_alone():
     text = "before\n<!-- a: begin -->\nold\n<!-- a: end -->\nafter"
-    assert write.put(text, "a", "new") == (
-        "before\n<!-- a: begin -->\nnew\n<!-- a: end -->\nafter"
-    )
+    assert write.put(text, "a", "new") == ("before\n<!-- a: begin -->\nnew\n<!-- a: end -->\nafter")
     with pytest.raises(ValueError, match="wanted <!-- b: begin --> and <!-- b: end --> once each"):
         write.put(text, "b", "new")
 
