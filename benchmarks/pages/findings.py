@@ -129,7 +129,8 @@ def training(found: Found) -> str:
 
 def selection(found: Found) -> str:
     rows = found["updates"] | found["huge"]
-    ratios = [r["jp.unstructured"]["argsort_over_this"] for r in rows.values()]
+    known = [row["jp.unstructured"] for row in rows.values() if "jp.unstructured" in row]
+    ratios = [row["argsort_over_this"] for row in known]
     return f"{min(ratios):.0f} to {max(ratios):.0f} times faster than an argsort"
 
 
@@ -250,7 +251,7 @@ FINDINGS = {
     "selection": Finding("Masks are chosen by counting, not by sorting", selection),
     "solver_speed": Finding("Choosing the widths takes seconds for deep networks", solver_speed),
     "structure_speed": Finding("Finding the structure is quicker than tracing", structure_speed),
-    "scale": Finding("Cutting grows with the size of the program, no faster", scale),
+    "scale": Finding("Cutting takes about twice as long at twice the size", scale),
     "effects": Finding("Known effects of pruning while training appear, not all", effects),
     "experts": Finding("REAP keeps the experts that a mixture needs", experts),
     "pretrained": Finding("Half of the units of text and speech models may go", pretrained),
