@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = {"CONTRIBUTING.md": "/contributing.md", "README.md": "/index.md"}
 # A page that is a file outside.
 SHOWN = {"contributing": ROOT / "CONTRIBUTING.md"}
-LINK = re.compile(r"(?<!!)(\[[^\]]*\])\((?P<path>[^)#\s:]+)(?P<anchor>#[^)]*)?\)")
+LINK = re.compile(r"(?<!!)(\[[^\]]*\])\((?P<path>[^)#\s:]*[./][^)#\s:]*)(?P<anchor>#[^)]*)?\)")
+CODE = re.compile(r"(^```.*?^```)", re.M | re.S)
 
 
 def rewritten(text: str, folder: Path, repository: str) -> str:
@@ -35,7 +36,8 @@ def rewritten(text: str, folder: Path, repository: str) -> str:
         kind = "tree" if path.is_dir() else "blob"
         return f"{match[1]}({repository}/{kind}/main/{where})"
 
-    return LINK.sub(link, text)
+    parts = CODE.split(text)  # Every other one is code.
+    return "".join(part if k % 2 else LINK.sub(link, part) for k, part in enumerate(parts))
 
 
 def read(app: Any, docname: str, source: list[str]) -> None:

@@ -34,6 +34,7 @@ pictures = loaded(ROOT / "docs" / "pictures.py")
         (".", "[x](docs/write_a_rule.md)", "[x](/write_a_rule.md)"),
         ("docs", "[x](https://example.org/a)", "[x](https://example.org/a)"),
         ("docs", "![x](../benchmarks/y.png)", "![x](../benchmarks/y.png)"),
+        ("docs", "a[1](g)\n```\nb[0](g.h)\n```\n", "a[1](g)\n```\nb[0](g.h)\n```\n"),
     ],
 )  # fmt: skip
 def test_links_lead_to_the_repository_or_to_the_page_that_shows_a_file(folder, text, wanted):
