@@ -25,8 +25,8 @@ def _parts(found: dict[str, Any], at: tuple[str, ...]) -> Iterator[str]:
     single = {k: v for k, v in found.items() if not isinstance(v, dict | list) or _short(v)}
     if single:
         heading = [f"**{', '.join(at)}**"] if at else []
-        rows = [[name, _said(value)] for name, value in single.items()]
-        yield "\n\n".join([*heading, markdown.table(["", "value"], rows)])
+        lines = [[name, _said(value)] for name, value in single.items()]
+        yield "\n\n".join([*heading, markdown.table(["", "value"], lines)])
     for name, value in found.items():
         if name in single or name in LEFT_OUT:
             continue

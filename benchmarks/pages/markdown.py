@@ -69,6 +69,6 @@ def versions(found: dict[str, Any]) -> str:
 
 def days(found: dict[str, Any]) -> str:
     """Returns when the rows of a file were measured."""
-    rows = next((found[k] for k in ("networks", "rows") if k in found), {})
+    rows: Any = next((found[k] for k in ("networks", "rows") if k in found), {})
     each = rows.values() if isinstance(rows, dict) else rows
     return results.days(found, [row for row in each if isinstance(row, dict)] or [found])

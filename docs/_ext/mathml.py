@@ -7,14 +7,24 @@ from typing import Any
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 
+# What LaTeX knows and docutils does not.
+WORDS = {r"\dots": r"\ldots", r"\Big(": r"\Bigl(", r"\Big)": r"\Bigr)", r"\textstyle": ""}
+
+
+def mathml(latex: str, block: bool = False) -> str:
+    """Returns a formula as a ``<math>`` element."""
+    for word, other in WORDS.items():
+        latex = latex.replace(word, other)
+    return tex2mathml(latex, as_block=block)
+
 
 def inline(self: Any, node: Any) -> None:
-    self.body.append(tex2mathml(node.astext()))
+    self.body.append(mathml(node.astext()))
     raise SkipNode
 
 
 def display(self: Any, node: Any) -> None:
-    shown = tex2mathml(node.astext(), as_block=True)
+    shown = mathml(node.astext(), block=True)
     self.body.append(f'<div class="math-block">{shown}</div>')
     raise SkipNode
 

@@ -49,10 +49,10 @@ def fn(params, x):
 params = {
     "weights": {"table": draw(0, 50, 32), **{n: draw(k, 32, 32) for k, n in enumerate("qkvo", 1)}},
     "cache": {n: jnp.zeros((2, 16, 4, 8)) for n in "kv"},
-    "blocks": {"up": draw(6, 4, 16, 16)},
-    "up": draw(7, 16, 32), "down": draw(5, 32, 4),
+    "blocks": {"up": draw(6, 8, 64, 64)},
+    "up": draw(7, 64, 32), "down": draw(5, 32, 4),
 }
-scores, states = jp.magnitude(params), [draw(0, 64, 16), draw(1, 64, 16)]
+scores, states = jp.magnitude(params), [draw(0, 80, 64), draw(1, 80, 64)]
 batches, x = states, states[0]
 """,
     "wrappers.md": """

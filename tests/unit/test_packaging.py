@@ -74,13 +74,9 @@ def test_the_citation_is_of_this_version():
     assert f'repository-code: "{PROJECT["urls"]["Repository"]}"' in text
 
 
-def notebooks():
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        yield pytest.param(json.loads(path.read_text())["cells"], id=path.stem)
-
-
-@pytest.mark.parametrize("cells", notebooks())
-def test_a_notebook_opens_alone_and_says_what_to_read_next(cells):
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_notebook_opens_alone_and_says_what_to_read_next(path):
+    cells = json.loads(path.read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     assert f'REPOSITORY = "{PROJECT["urls"]["Repository"]}"' in code[0]
     for line in "\n".join(code).splitlines():
