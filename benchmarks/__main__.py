@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import results
+from benchmarks.pages.facts import MINUTES, facts
 from benchmarks.studies import STUDIES
-
-MINUTES = "minutes.json"  # of each study's last whole run, beside its results
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,13 +59,13 @@ def note(name: str, minutes: float, root: Path = results.FOLDER) -> None:
 
 
 def listing(root: Path = results.FOLDER) -> Table:
-    """Returns all studies: their questions, and the minutes of whole runs that are recorded."""
-    table = Table("study", "question", "minutes", "quick", title="python -m benchmarks STUDY")
-    noted = [results.load(path) for path in sorted(root.glob(f"*/{MINUTES}"))]
-    for name, study in STUDIES.items():
-        minutes = [f"{found[name]['minutes']:g}" for found in noted if name in found]
-        has_look = "" if study.quick is None else "--quick"
-        table.add_row(name, study.question, ", ".join(minutes) or "not recorded", has_look)
+    """Returns all studies: questions, what is claimed and committed, minutes of whole runs."""
+    table = Table("study", "question, claim, result", "minutes", "quick",
+                  title="python -m benchmarks STUDY", show_lines=True)  # fmt: skip
+    for fact in facts(root):
+        said = [fact.question, fact.claim, fact.result]
+        look = "--quick" if fact.quick else ""
+        table.add_row(fact.study, "\n".join(filter(None, said)), fact.minutes, look)
     return table
 
 

@@ -54,6 +54,19 @@ def begun(name: str, root: Path = FOLDER) -> Path:
     return next(iter(sorted(root.glob(f"*/{name}"))), folder(root) / name)
 
 
+# Studies whose rows stand in files of other names; the first that is there counts.
+NAMES = {"main": ("main", "main-quick"), "oneshot_search": ("oneshot_structured",)}
+
+
+def files(study: str, root: Path | None = None) -> list[Path]:
+    """Returns a study's committed files, one per device; the one measured last comes last."""
+    for name in NAMES.get(study, (study,)):
+        found = sorted((root or FOLDER).glob(f"*/{name}.json"))
+        if found:
+            return sorted(found, key=lambda path: (load(path)["date"], path))
+    return []
+
+
 def header(job: str) -> dict[str, Any]:
     """Returns the facts that every result file opens with."""
     return {

@@ -21,6 +21,7 @@ class Study(NamedTuple):
 QUICK = ("--quick",)  # of studies that know what that means
 
 STUDIES = {
+    "example": Study("What does README's example print?", "example"),
     "main": Study("What does pruning do to a real network?", "main.job"),
     "speed": Study("How fast are the networks that jp.search finds?", "speed.speed", QUICK),
     "speed_accuracy": Study(

@@ -55,7 +55,7 @@ class Certificate(tables.Shown):
       hazards: where the masked model divides by what the masks make zero, or takes its root or
         logarithm. It may be infinite or NaN there, or its gradient, and the compact one finite.
         There are two ways out: ``semantics="kept"``, for which removed units are not there,
-        whatever their values; or another function, without the division: v / |v| of weights is
+        whatever their values; or another function, without the division: ``v / |v|`` of weights is
         folded into one kernel first. A unit's own 0 / 0 is not taken for zero with the semantics
         "masked": 0 x NaN is NaN, so that no finite function equals the masked model.
       replicated: the cut axes of parameters that lie whole on each device now, since the mesh does

@@ -1,4 +1,4 @@
-"""The main job's parts on small data, its whole on the smallest settings, and README's figures."""
+"""The main job's parts on small data, its whole on the smallest settings, and the command line."""
 
 import dataclasses
 import gzip
@@ -8,7 +8,6 @@ import importlib
 import io
 import json
 import math
-import re
 import socket
 import subprocess
 import sys
@@ -24,9 +23,10 @@ from rich.console import Console
 
 import jaxprune as jp
 from benchmarks import __main__ as command
-from benchmarks.common import data, measuring, plots, readme, results, table, train
+from benchmarks.common import data, measuring, plots, results, table, train
 from benchmarks.models import transformers as native_models
 from benchmarks.models.resnet import ResNet
+from benchmarks.pages import facts
 from benchmarks.studies import STUDIES
 from benchmarks.studies.main import methods, run
 from benchmarks.studies.oneshot import report as oneshot_report
@@ -366,7 +366,7 @@ def test_help_explains_itself():
     assert "main-quick.json" in done.stdout
 
 
-# -- results, table, pictures, README
+# -- results, table, pictures
 
 
 def test_rows_of_several_days_are_dated():
@@ -411,16 +411,6 @@ def test_pictures_are_drawn_for_one_point_and_for_many(rows, tmp_path):
         assert path.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_readme_shows_the_committed_run():
-    command = ["git", "status", "--porcelain", "--", "benchmarks/results/*/main*.json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=readme.README.parent)
-    if done.returncode or done.stdout:
-        pytest.skip("the main job ran here and its files are not committed: README shows others")
-    text = readme.README.read_text()
-    assert text.count(readme.BEGIN) == text.count(readme.END) == 1
-    assert readme.update(text) == text, "run python -m benchmarks.common.readme"
-
-
 def test_readme_shows_perplexities_and_their_plot(tmp_path):
     point = {"docs": 2.0, "excerpt": 3.0, "at": "50%", "method": "wanda", "drift": 0.0}
     both = point | {"calibration": "docs + glosses", "sequences": 64}
@@ -442,19 +432,6 @@ def test_readme_shows_perplexities_and_their_plot(tmp_path):
         "| 2:4 | wanda | 3.0 | 2.0 | 6.0 |  |  |",
     ]
     assert oneshot_report.plot(found, tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_readme_section_is_written_from_the_file(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
-    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
-    header = results.header("main") | {"command": "c", "seconds": 60.0, "rows": rows}
-    about = {"data": {"name": "digits", "source": "s"}, "settings": {"seeds": 1}}
-    results.save(header | about, tmp_path / "results" / "cpu" / "main.json")
-    text = readme.update(f"before\n{readme.BEGIN}old{readme.END}\nafter")
-    assert text.startswith("before\n") and text.endswith("\nafter")
-    assert "old" not in text
-    assert "| structured, Taylor, one-shot | 50.0% |" in text
-    assert "(results/cpu/main_accuracy_speedup.png)" in text
 
 
 # -- beside a native module
@@ -557,7 +534,6 @@ def test_a_quick_run_has_options_of_its_own_and_leaves_the_results_alone():
 def test_whole_runs_say_how_long_they_took(tmp_path):
     command.note("native", 4.81, tmp_path)
     command.note("main", 4.0, tmp_path)
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(command.listing(tmp_path))
-    shown = console.export_text()
-    assert re.search(r"native .* 4\.8 ", shown) and shown.count("not recorded") == len(STUDIES) - 2
+    listed = {fact.study: fact.minutes for fact in facts.facts(tmp_path)}
+    assert listed["native"] == "4.8" and listed["main"] == "4"
+    assert list(listed.values()).count("not recorded") == len(STUDIES) - 2

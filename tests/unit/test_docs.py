@@ -13,9 +13,55 @@ from jaxprune.rules import registry
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [
-    "adapters.md", "artefacts.md", "experts.md", "hugging_face.md", "quantization.md",
-    "recover.md", "stream.md", "write_a_rule.md",
+    "adapters.md", "artefacts.md", "ask_for_speed.md", "axis_algebra.md", "budgets.md",
+    "debug_a_frozen_dimension.md", "experts.md", "getting_started.md", "hugging_face.md",
+    "masks_and_scores.md", "one_shot.md", "quantization.md", "recover.md", "stream.md",
+    "structure_and_certificate.md", "training.md", "wrappers.md", "write_a_rule.md",
 ]  # fmt: skip
+ELSEWHERE = {  # pages whose code other tests run
+    "runtimes.md": "tests/runtimes/test_engines.py",
+    "tensorrt.md": "tests/runtimes/test_tensorrt.py",
+    "write_a_method.md": "tests/unit/training/test_docs.py",
+}
+# What the code of a page takes as given.
+GIVEN = {
+    "budgets.md": """
+import jax, jax.numpy as jnp, jaxprune as jp
+keys = jax.random.split(jax.random.key(0), 8)
+draw = lambda k, *shape: jax.random.normal(keys[k], shape) / 4
+token, position = jnp.zeros((2, 1), jnp.int32), jnp.array(3)
+
+def decode(weights, cache, token, position):
+    x = weights["table"][token]
+    q, k, v = ((x @ weights[n]).reshape(2, 1, 4, 8) for n in "qkv")
+    cache = {n: jax.lax.dynamic_update_slice(cache[n], new, (0, position, 0, 0))
+             for n, new in (("k", k), ("v", v))}
+    read = jax.nn.dot_product_attention(q, cache["k"], cache["v"])
+    return (x + read.reshape(2, 1, 32) @ weights["o"]) @ weights["table"].T, cache
+
+def block(p, x):
+    return x + jnp.tanh(x @ p["up"])
+
+def fn(params, x):
+    x = jax.lax.scan(lambda x, p: (block(p, x), None), x, params["blocks"])[0]
+    return jax.nn.relu(x @ params["up"]) @ params["down"]
+
+params = {
+    "weights": {"table": draw(0, 50, 32), **{n: draw(k, 32, 32) for k, n in enumerate("qkvo", 1)}},
+    "cache": {n: jnp.zeros((2, 16, 4, 8)) for n in "kv"},
+    "blocks": {"up": draw(6, 8, 64, 64)},
+    "up": draw(7, 64, 32), "down": draw(5, 32, 4),
+}
+scores, states = jp.magnitude(params), [draw(0, 80, 64), draw(1, 80, 64)]
+batches, x = states, states[0]
+""",
+    "wrappers.md": """
+import warnings
+import jax.numpy as jnp, optax, jaxprune as jp
+params = {"w": jnp.arange(1.0, 9.0).reshape(4, 2)}
+opt_state = jp.training.static(optax.sgd(0.1), 0.5).init(params)
+""",
+}
 # Other pages need what tests need.
 NEEDS = {"hugging_face.md": "transformers", "quantization.md": "qwix"}
 
@@ -45,6 +91,7 @@ def test_code_prints_what_the_page_shows(page):
         warnings.simplefilter("ignore")  # Flax models of transformers are deprecated.
         pytest.importorskip(NEEDS[page])
     names, seen = {}, 0
+    exec(GIVEN.get(page, ""), names)
     for line, code, shown in blocks(page):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
@@ -53,6 +100,21 @@ def test_code_prints_what_the_page_shows(page):
             assert printed.getvalue() == shown
         seen += 1
     assert seen
+
+
+def test_every_page_with_code_is_run():
+    with_code = {path.name for path in DOCS.glob("*.md") if "```python" in path.read_text()}
+    assert with_code == {*PAGES, *ELSEWHERE}
+    for page, test in ELSEWHERE.items():
+        assert page in (DOCS.parent / test).read_text()
+
+
+def test_links_of_readme_and_pages_lead_somewhere():
+    for path in [*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]:
+        text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
+        for found in re.finditer(r"\]\(([^)#\s:]*[./][^)#\s:]*)(?:#[^)]*)?\)", text):
+            where = path.parent / found[1]
+            assert where.exists(), f"{path}: {found[1]}"
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What the project's own files promise about each other: bounds, README commands, public names."""
 
+import json
 import re
 import subprocess
 import sys
@@ -48,6 +49,43 @@ def test_the_readme_opens_with_one_line_for_the_main_job_and_one_for_the_tests()
         'pip install -e ".[bench]" && python -m benchmarks\n',
         'pip install -e ".[dev]" && python -m pytest\n',
     ]
+
+
+REPOSITORY = re.compile(
+    r"https://github\.com/([\w.-]+/jaxprune)\b|https://([\w.-]+)\.github\.io/jaxprune"
+)
+NAMING = (
+    "CITATION.cff", "CONTRIBUTING.md", "README.md", "docs/conf.py", "docs/index.md",
+    ".github/ISSUE_TEMPLATE/config.yml",
+)  # fmt: skip
+
+
+def test_all_that_names_the_repository_names_the_one_of_pyproject():
+    owner = PROJECT["urls"]["Repository"].removeprefix("https://github.com/").partition("/")[0]
+    files = [ROOT / name for name in NAMING] + sorted((ROOT / "notebooks").glob("*.ipynb"))
+    for path in files:
+        for found in REPOSITORY.finditer(path.read_text()):
+            assert found[1] == f"{owner}/jaxprune" or found[2] == owner, f"{path}: {found[0]}"
+
+
+def test_the_citation_is_of_this_version():
+    text = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {PROJECT['version']}\n" in text
+    assert f'repository-code: "{PROJECT["urls"]["Repository"]}"' in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_notebook_opens_alone_and_says_what_to_read_next(path):
+    cells = json.loads(path.read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert f'REPOSITORY = "{PROJECT["urls"]["Repository"]}"' in code[0]
+    for line in "\n".join(code).splitlines():
+        assert not re.match(r"\s*(from|import) benchmarks\b", line)
+    (said,) = cells[1]["outputs"]
+    assert re.match(r"jaxprune [\d.]+ .*; installed beside it: ", "".join(said["text"]))
+    assert cells[-1]["cell_type"] == "markdown" and "".join(cells[-1]["source"]).startswith(
+        "Read next: "
+    )
 
 
 @pytest.mark.slow
