@@ -172,6 +172,14 @@ def load_exported(folder: str | Path) -> Exported:
       FileNotFoundError: when the folder holds no exported model.
       ImportError: without the engine's packages.
       ValueError: for a damaged or edited file, or a program that this version of JAX can't read.
+
+    Example:
+      >>> import tempfile, jax.numpy as jnp, jaxprune as jp
+      >>> folder = tempfile.mkdtemp()
+      >>> _ = jp.export(lambda p, x: x @ p, folder, jnp.ones((3, 2)), jnp.ones((1, 3)))
+      >>> model = jp.load_exported(folder)
+      >>> model.fn(model.params, jnp.ones((1, 3)))
+      Array([[3., 3.]], dtype=float32)
     """
     if (Path(folder) / folders.CERTIFICATE).exists():
         from jaxprune.runtimes import artefact
