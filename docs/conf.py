@@ -70,6 +70,9 @@ html_theme_options = {
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 copybutton_exclude = ".linenos, .gp, .go"
-suppress_warnings = ["mystnb.unknown_mime_type"]  # Bars of progress, which are for notebooks alone.
+suppress_warnings = [
+    "mystnb.unknown_mime_type",  # Bars of progress are for notebooks alone.
+    "ref.python",  # Fields of one name in several classes are no targets.
+]
 
 gallery.write(ROOT / "notebooks", HERE / "gallery")

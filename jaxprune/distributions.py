@@ -483,7 +483,13 @@ def _natural(path: str) -> list[tuple[int, str]]:
 
 
 def as_distribution(distribution: Distribution | Mapping[str, Rule]) -> Distribution:
-    """A mapping becomes :func:`by_path`; what is neither that nor a function is a TypeError."""
+    """A mapping becomes :func:`by_path`; what is neither that nor a function is a TypeError.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.distributions.as_distribution(jp.erk) is jp.erk
+      True
+    """
     if isinstance(distribution, Mapping):
         return by_path(distribution)
     if not callable(distribution):

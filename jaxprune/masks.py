@@ -164,12 +164,26 @@ def _fraction(pairs: Iterator[tuple[Any, Any]]) -> jax.Array:
 
 
 def union(a: Masks, b: Masks) -> Masks:
-    """Returns what either keeps."""
+    """Returns what either keeps.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> a, b = {"w": jnp.array([True, False])}, {"w": jnp.array([False, False])}
+      >>> jp.masks.union(a, b)["w"]
+      Array([ True, False], dtype=bool)
+    """
     return _combine(jnp.logical_or, a, b)
 
 
 def intersection(a: Masks, b: Masks) -> Masks:
-    """Returns what both keep."""
+    """Returns what both keep.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> a, b = {"w": jnp.array([True, True])}, {"w": jnp.array([False, True])}
+      >>> jp.masks.intersection(a, b)["w"]
+      Array([False,  True], dtype=bool)
+    """
     return _combine(jnp.logical_and, a, b)
 
 
@@ -227,7 +241,14 @@ def pack(masks: Masks) -> PyTree:
 
 
 def unpack(packed: PyTree) -> Masks:
-    """Returns the masks that :func:`pack` was given."""
+    """Returns the masks that :func:`pack` was given.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> packed = jp.masks.pack({"w": jnp.array([True, False, True])})
+      >>> jp.masks.unpack(packed)["w"]
+      Array([ True, False,  True], dtype=bool)
+    """
 
     def one(leaf: PackedMask) -> jax.Array:
         count = leaf.shape[-1] if _in_rows(leaf.shape) else int(np.prod(leaf.shape))

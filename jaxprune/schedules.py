@@ -56,7 +56,14 @@ def cubic(init: Any, final: Any, *, begin: int, end: int) -> Schedule:
 
 
 def linear(init: Any, final: Any, *, begin: int, end: int) -> Schedule:
-    """Returns :func:`polynomial` of power 1."""
+    """Returns :func:`polynomial` of power 1.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> schedule = jp.schedules.linear(0.0, 0.8, begin=0, end=4)
+      >>> [round(float(schedule(t)), 1) for t in (0, 1, 4)]
+      [0.0, 0.2, 0.8]
+    """
     return polynomial(init, final, begin=begin, end=end, power=1)
 
 

@@ -92,7 +92,13 @@ class Pattern:
 
 
 def ending_in(path: str, names: Collection[str]) -> str | None:
-    """The longest ending of ``path`` among ``names``: ``0/mu/w`` is a moment of ``w``."""
+    """The longest ending of ``path`` among ``names``: ``0/mu/w`` is a moment of ``w``.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.typing.ending_in("0/mu/dense/kernel", ["dense/kernel", "kernel"])
+      'dense/kernel'
+    """
     keys = path.split("/")
     endings = ("/".join(keys[start:]) for start in range(len(keys)))
     return next((name for name in endings if name and name in names), None)
@@ -103,6 +109,11 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
 
     Raises:
       ValueError: for two leaves with the same path, such as ``{"a/b": x, "a": {"b": y}}``.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.typing.named_leaves({"b": 1, "a": {"c": 2}})
+      [('a/c', 2), ('b', 1)]
     """
     flat = jax.tree_util.tree_leaves_with_path(tree)
     named = [(path_str(path), leaf) for path, leaf in flat]
@@ -124,7 +135,14 @@ def _refuse_equal(paths: Sequence[tuple[Any, ...]]) -> None:
 
 
 def path_str(path: tuple[Any, ...]) -> str:
-    """A leaf's path as one string, ``params/Dense_0/kernel``; the way all messages name leaves."""
+    """A leaf's path as one string, ``params/Dense_0/kernel``; the way all messages name leaves.
+
+    Example:
+      >>> import jax, jaxprune as jp
+      >>> ((path, _),) = jax.tree_util.tree_leaves_with_path({"params": {"kernel": 1.0}})
+      >>> jp.typing.path_str(path)
+      'params/kernel'
+    """
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

@@ -47,7 +47,7 @@ def _rows(value: Any) -> dict[str, dict[str, Any]] | None:
         return None
     flat = {name: dict(_flat(row)) for name, row in value.items()}
     columns = {column for row in flat.values() for column in row}
-    return flat if 0 < len(columns) <= 12 else None
+    return flat if 0 < len(columns) <= 16 else None
 
 
 def _flat(row: dict[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:

@@ -29,7 +29,7 @@ def _digits(at: Path) -> list[str]:
     dense, small = found["params"]
     before, after = found["accuracy"]
     cells = [f"{dense:,} weights", f"{small:,} weights", f"{found['speedup']['median']:.2f} x"]
-    return _row("digits, the example below", "example", at,
+    return _row("digits, the example", "example", at,
                 [*cells, f"{100 * before:.1f} %, {100 * after:.1f} %"], "XLA")  # fmt: skip
 
 

@@ -172,6 +172,17 @@ def load_exported(folder: str | Path) -> Exported:
       FileNotFoundError: when the folder holds no exported model.
       ImportError: without the engine's packages.
       ValueError: for a damaged or edited file, or a program that this version of JAX can't read.
+
+    Example:
+      >>> import tempfile, jax.numpy as jnp, jaxprune as jp
+      >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+      >>> fn, x = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], jnp.ones((1, 3))
+      >>> masks = jp.infer_structure(fn, params, x).masks({"up:1": jnp.arange(8) < 2})
+      >>> folder = tempfile.mkdtemp()
+      >>> _ = jp.export(jp.compact(fn, params, masks, x), folder, x)
+      >>> model = jp.load_exported(folder)
+      >>> model.fn(model.params, x).shape
+      (1, 2)
     """
     if (Path(folder) / folders.CERTIFICATE).exists():
         from jaxprune.runtimes import artefact

@@ -120,6 +120,17 @@ def load(
       FileNotFoundError: when the folder holds no saved model.
       ValueError: for a damaged or edited file; for another function; for a plan of another model:
         leaves, shapes, types or dimensions that differ, or dimensions that can't be cut any more.
+
+    Example:
+      >>> import tempfile, jax.numpy as jnp, jaxprune as jp
+      >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+      >>> fn, x = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], jnp.ones((1, 3))
+      >>> masks = jp.infer_structure(fn, params, x).masks({"up:1": jnp.arange(8) < 2})
+      >>> folder = tempfile.mkdtemp()
+      >>> jp.save(jp.compact(fn, params, masks, x), folder)
+      >>> small = jp.load(folder, fn, params, x)
+      >>> bool(jnp.allclose(small.fn(small.params, x), fn(jp.apply_masks(params, masks), x)))
+      True
     """
     path = Path(folder) / FILE
     text, arrays = files.read(folder, FILE, FORMAT, VERSION)

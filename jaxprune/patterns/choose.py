@@ -19,7 +19,13 @@ _NO_KERNELS = ("bias", "scale", "mean", "var")
 
 
 def is_kernel(path: str, leaf: Any) -> bool:
-    """Is it a float leaf of rank 2 or more that is not named bias, scale, mean or var?"""
+    """Is it a float leaf of rank 2 or more that is not named bias, scale, mean or var?
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> jp.is_kernel("dense/kernel", jnp.ones((2, 3))), jp.is_kernel("dense/bias", jnp.ones(3))
+      (True, False)
+    """
     return is_float(leaf) and leaf.ndim >= 2 and leaf_name(path) not in _NO_KERNELS
 
 

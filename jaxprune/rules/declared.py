@@ -34,6 +34,11 @@ def elementwise(*, zero_if: str | None = None) -> Rule:
 
     Raises:
       ValueError: for another zero_if.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> type(jp.rules.elementwise(zero_if="any")).__name__
+      'Rule'
     """
     if zero_if not in ("all", "any", None):
         raise ValueError(f"elementwise wants zero_if 'all', 'any' or None, got {zero_if!r}")

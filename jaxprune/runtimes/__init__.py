@@ -128,6 +128,11 @@ def litert(
 
     Raises:
       ValueError: as :func:`onnx`.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.runtimes.litert(threads=1)
+      <runtime litert threads=1>
     """
     return _make(engine("litert"), quantize, calibration, threads, keep_float)
 
@@ -136,5 +141,10 @@ def savedmodel() -> Runtime:
     """Returns the runtime of TensorFlow, which reads SavedModels; ``jaxprune[savedmodel]``.
 
     The file runs on processors, and on what else TensorFlow compiles for.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.runtimes.savedmodel()
+      <runtime savedmodel>
     """
     return _make(engine("savedmodel"), None, None, None)
