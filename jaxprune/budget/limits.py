@@ -30,11 +30,12 @@ def limits_of(
         theirs, or a minimum above the maximum.
     """
     sizes = {name: structure.dims[name].size for name in names}
-    limits = {name: (math.ceil(FLOOR * size), size) for name, size in sizes.items()}
+    fewest = {name: structure.dims[name].least for name in names}  # so many are chosen at a time
+    limits = {n: (max(math.ceil(FLOOR * size), fewest[n]), size) for n, size in sizes.items()}
     for name, most in _counts(structure, sizes, "maximum", maximum):
-        limits[name] = min(limits[name][0], most), most
+        limits[name] = min(limits[name][0], most), max(most, fewest[name])
     for name, least in _counts(structure, sizes, "minimum", minimum):
-        limits[name] = least, limits[name][1]
+        limits[name] = max(least, fewest[name]), limits[name][1]
         _check_order(name, *limits[name])
     return limits
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxprune.ir import axes, primitives, views
 from jaxprune.ir.axes import Axis
-from jaxprune.ir.content import content
+from jaxprune.ir.content import counted
 from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step, Tape, Value
 
@@ -135,21 +135,9 @@ def _met(step: Step, known: Mapping[Value, Choice]) -> Iterator[Axis]:
         yield from (step.ins[1].axes[k] for k in views.ragged(step).rhs_group)
     elif kind is Kind.ELEMENTWISE:
         for value in step.ins:
-            k = _numbered(value)
+            k = counted(value)
             if k is not None:
                 yield step.outs[0].axes[k]
-
-
-def _numbered(value: Value) -> int | None:
-    """The axis along which a constant counts 0, 1, 2, ...; None for what doesn't."""
-    numbers = content(value) if value.shape else None
-    if numbers is None or not _counts(value):
-        return None
-    for k, n in enumerate(value.shape):
-        line = np.arange(n).reshape([-1 if j == k else 1 for j in range(len(value.shape))])
-        if n > 1 and (numbers == line).all():
-            return k
-    return None
 
 
 def _enter(step: Step, known: dict[Value, Choice], found: list[tuple[Axis, Choice]]) -> None:

@@ -79,12 +79,13 @@ def in_rounds(
     dense, score = search.verifier, score or functools.partial(taylor_units, progress=progress)
     evidence = list(itertools.islice(check_batches(batches), EVIDENCE))
     params, masks = dense.params, jax.tree.map(lambda _: True, dense.params)
+    semantics = dense.structure.semantics
     for target in targets_of(targets):
         plan = search.stage(score(dense.structure, params, loss, evidence)).plan(target)
         masks = jax.tree.map(jnp.logical_and, masks, plan.masks)
-        cut = compact(dense.fn, params, masks, *dense.args)
+        cut = compact(dense.fn, params, masks, *dense.args, semantics=semantics)
         small = recover(cut, loss, batches, progress=progress, **options)
         params = small.expand(small.params)
     # The certificate speaks of the dense network's masks, and not of the last round's parameters.
-    whole = compact(dense.fn, dense.params, masks, *dense.args)
+    whole = compact(dense.fn, dense.params, masks, *dense.args, semantics=semantics)
     return replace(whole.replace(small.params), recovery=small.recovery)
