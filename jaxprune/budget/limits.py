@@ -120,6 +120,21 @@ def check_runtime(runtime: Any, device: Any, table: LatencyTable | None) -> Any:
     return found
 
 
+def check_masked(structure: Structure, names: Sequence[str], what: str) -> None:
+    """Raises where masked params are no small model: what is masked may still be chosen by value.
+
+    Raises:
+      ValueError: for such a dimension among ``names``.
+    """
+    chosen = [name for name in names if structure.dims[name].least]
+    if chosen:
+        raise ValueError(
+            f"{what} sees masked params, in which masked units of {chosen[0]!r} are still chosen; "
+            "leave that out by dims=, or judge and tune small.fn(small.params, ...) of "
+            'small = jp.compact(fn, params, plan.masks, *args, semantics="kept")'
+        )
+
+
 def _check_order(name: str, low: int, high: int) -> None:
     if low > high:
         raise ValueError(f"minimum of {name} is {low}, above its maximum {high}")

@@ -17,6 +17,7 @@ from jaxprune.ir.content import content, counted
 from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step, Value
 
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _LONGEST = 64  # A chain of more equations is not followed.
 
 
@@ -46,7 +47,7 @@ def compared(step: Step) -> tuple[Axis, int] | None:
 
     The second is the axis of the comparison that counts them.
     """
-    for value, other in (step.ins, step.ins[::-1]):
+    for value, other in (step.ins, step.ins[::-1]) if step.name in COMPARISONS else ():
         found = pointing(value)
         if found is not None:
             k = counted(other, found.table)

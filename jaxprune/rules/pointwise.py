@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jaxprune.ir import axes, compat, primitives
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.content import content
-from jaxprune.ir.positions import compared
+from jaxprune.ir.positions import COMPARISONS, compared
 from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step, concrete
 from jaxprune.rules import zeros
@@ -113,7 +113,6 @@ def couple_compared(step: Step) -> list[list[Axis]]:
     return [result]
 
 
-COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 register(
     *(n for n in primitives.names(Kind.ELEMENTWISE, Kind.TYPE) if n not in COMPARISONS),
     couple=couple_pointwise, zeros=zeros_pointwise,

@@ -28,9 +28,10 @@ def looks_up(step: Step, dimension: Axis) -> bool:
     if along is not None:
         return holds([along], dimension)
     if kind in (Kind.GATHER, Kind.SCATTER):
-        operand, indices = step.ins[0], step.ins[1]
-        inside = [operand.axes[k] for k in views.indexed(step)]
-        return holds(inside, dimension) and _points_into(indices, inside)
+        inside = [step.ins[0].axes[k] for k in views.indexed(step)]
+        elsewhere = [a for v in step.ins[1:] for a in v.axes]
+        alone = holds(inside, dimension) and not holds(elsewhere, dimension)
+        return alone and _points_into(step.ins[1], inside)
     if kind is Kind.RAGGED:
         counts, rows = step.ins[2], step.ins[0]
         return holds(counts.axes, dimension) and not holds(rows.axes, dimension)

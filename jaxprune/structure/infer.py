@@ -141,8 +141,8 @@ def blocked(leaf: Axis, semantics: str) -> str | None:
 
 BY_EXPERTS = "whole experts also go by jp.experts.find(fn, params, *args).remove"
 CHOSEN = (
-    "masked units could still be chosen there; infer_structure and compact with "
-    'semantics="kept", for which they are not there, or jp.experts.find(fn, params, *args).remove'
+    "masked units could still be chosen there, so call jp.infer_structure and jp.compact with "
+    'semantics="kept", for which they are not there, or jp.experts.find(fn, params, *args).compact'
 )
 
 

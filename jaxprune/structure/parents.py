@@ -211,7 +211,9 @@ class _Proof(NamedTuple):
         if step.subs:  # results are known once the programs are, see obstacles
             return primitives.kind(step) in CALLS and all(v in self.rows for v in mine)
         rows = [self.rows[v] for v in mine if v in self.rows]
-        if not rows:
+        if not mine:  # results hold it, of what a number was spread to
+            results: list[Rows | None] | None = handed(step, self.rows, self.dimension)
+        elif not rows:
             found = looked_up(step, self.dimension, self.parent)
             placed = found is not None and len(mine) == 1 and self._in_place(mine[0])
             results = [found] if placed else None

@@ -24,7 +24,10 @@ class Rows(NamedTuple):
 
     axis: int
     along: tuple[int, ...]
-    key: Value
+    key: Value | None
+
+
+EQUAL = Rows(-1, (), None)  # All units are alike: a number that was spread over them.
 
 
 def place(value: Value, dimension: Axis) -> int | None:
@@ -78,9 +81,14 @@ def handed(step: Step, rows: dict[Value, Rows], dimension: Axis) -> list[Rows | 
     """What a step's results are under; None where it tells rows apart, or mixes them."""
     found, results = landings(step), list[Rows | None]()
     for j, out in enumerate(step.outs):
-        mine = [x for x in found or () if x.result == j and _holds(step.ins[x.operand], dimension)]
-        frames = {_frame(step, x, rows) for x in mine}
-        if found is None or len(frames) != 1 or None in frames:
+        ways = [x for x in found or () if x.result == j]
+        mine = [x for x in ways if _holds(step.ins[x.operand], dimension)]
+        varying = [x for x in mine if rows.get(step.ins[x.operand]) is not EQUAL]
+        if found is not None and not varying:
+            results.append(EQUAL if _holds(out, dimension) else None)
+            continue
+        frames = {_frame(step, x, rows) for x in varying}
+        if len(frames) != 1 or None in frames:
             return None
         (frame,) = frames
         assert frame is not None
