@@ -67,6 +67,16 @@ class Layer:
     slots: tuple[Slot, ...]
     key: routing.Key = field(repr=False, compare=False)
 
+    def check_groups(self, kept: np.ndarray) -> None:
+        """Raises unless equally many experts of each group are kept, or none of it."""
+        sizes = [axis.size for axis in self.key]
+        counts = kept.reshape(-1, sizes[-1]).sum(-1) if len(sizes) > 1 else np.ones(1, int)
+        if len(set(counts[counts > 0])) > 1:
+            raise ValueError(
+                f"keep[{self.name!r}] keeps between {counts[counts > 0].min()} and {counts.max()} "
+                f"of {sizes[-1]} experts of a group; keep equally many in each, or none of it"
+            )
+
 
 @dataclass(frozen=True, eq=False)
 class Experts(Shown):
@@ -133,6 +143,7 @@ class Experts(Shown):
         masks: list[Any] = [np.asarray(True)] * len(leaves)
         for name, given in keep.items():
             layer, kept = self._checked(name, given)
+            layer.check_groups(kept)
             for slot in {*layer.routers, *layer.slots}:
                 shape = np.shape(leaves[slot.leaf])
                 masks[slot.leaf] = masks[slot.leaf] & _along(kept, shape, slot.axis)

@@ -8,8 +8,10 @@ chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
+
+import numpy as np
 
 from jaxprune.ir import axes, compat, primitives, views
 from jaxprune.ir.axes import Axis
@@ -27,7 +29,7 @@ class Pointing(NamedTuple):
     axis: Axis
     table: tuple[int, ...] | None = None
 
-    def read_by(self, table: Sequence[int]) -> Pointing:
+    def read_by(self, table: np.ndarray) -> Pointing:
         """What a table has at these numbers."""
         known = range(self.axis.size) if self.table is None else self.table
         if max(known) >= len(table):
@@ -180,8 +182,11 @@ def _stacked(step: Step, j: int) -> list[Value]:
     return [step.subs[0].outputs[j]] if j >= carried else []
 
 
-def _selected(step: Step, j: int) -> list[Value]:
-    """``where(i < 0, i + n, i)`` never takes the first, for positions are not negative."""
+def selected(step: Step, j: int = 0) -> list[Value]:
+    """The cases that a selection may take.
+
+    ``where(i < 0, i + n, i)`` never takes the first, for positions are not negative.
+    """
     which, *cases = step.ins
     test = which.made
     if test is not None and test.name == "lt" and pointing(test.ins[0]) is not None:
@@ -221,7 +226,7 @@ _HANDED: dict[str, Handed] = {
     "copy": _first,
     "name": _first,
     "stop_gradient": _first,
-    "select_n": _selected,
+    "select_n": selected,
     "max": _bounded,
     "min": _bounded,
     "clamp": _clamped,

@@ -79,12 +79,19 @@ class _Numbers:
         return k is not None and holds([value.axes[k]], self.dimension)
 
     def _note(self, step: Step) -> None:
-        if all(self._is_number(v) for v in step.outs) or self._is_same(step):
+        told = {v for v in step.ins if v in self.told}
+        handed = all(self._is_number(v) for v in step.outs) and not told
+        if handed or self._is_same(step) or told and self._never_reads(step, told):
             return
         where = next((self.told[v] for v in step.ins if v in self.told), "")
         at = f" at {step.where}" if step.where else ""
         text = where or f"{step.name}{at} reads the numbers of chosen units"
         self.told |= dict.fromkeys(step.outs, text)
+
+    def _never_reads(self, step: Step, told: set[Value]) -> bool:
+        """``where(i < 0, i + n, i)``: the first two are never of consequence."""
+        taken = positions.selected(step) if step.name == "select_n" else []
+        return len(taken) == 1 and taken[0] not in told and self._is_number(taken[0])
 
     def _is_same(self, step: Step) -> bool:
         """Whether a step gives the same whatever the numbers are, as long as their order stays."""
@@ -105,7 +112,12 @@ class _Numbers:
             for outer, inner in zip(part.operands, sub.inputs):
                 if outer in self.told or (self._is_number(outer) and not self._is_number(inner)):
                     self.told[inner] = self.told.get(outer, f"{step.name} at {step.where}")
-        told: list[str] = []
+        inside = {v for part in views.entered(step.eqn, step.ins) for v in part.operands}
+        told = [
+            self.told.get(v, f"{step.name} at {step.where} is steered by numbers of chosen units")
+            for v in step.ins
+            if v not in inside and (v in self.told or self._is_number(v))
+        ]
         for sub in step.subs:
             yield from self.run(sub)
             told += [self.told[v] for v in sub.outputs if v in self.told]

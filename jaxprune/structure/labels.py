@@ -78,7 +78,7 @@ def _of_groups(template: str, places: Sequence[Place]) -> str:
     """Grouped convolutions and norms make channels a product of two, routers experts."""
     factors = {place.factor for place in places if place.last}
     factor = factors.pop() if len(factors) == 1 else None
-    return _FACTORS.get((template, factor), template)
+    return template if factor is None else _FACTORS.get((template, factor), template)
 
 
 _FACTORS = {

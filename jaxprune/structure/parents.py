@@ -21,7 +21,7 @@ from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules.control import step_length
 from jaxprune.structure.chosen import holds, looks_up, numbers_told
 from jaxprune.structure.landing import Way, flat, landed, landings
-from jaxprune.structure.rows import Rows, handed, looked_up, meets
+from jaxprune.structure.rows import EQUAL, Rows, handed, looked_up, meets
 
 NESTED = CALLS | CONTROL  # The programs that these hold are checked in their turn.
 
@@ -179,6 +179,8 @@ class _Proof(NamedTuple):
                 for out, inner in zip(step.outs, step.subs[0].outputs if step.subs else ())
                 if inner in self.rows
             )
+            if not self._tangents_alike(step):
+                yield f"{step.name} at {step.where} has a derivative that tells them apart"
 
     def _in_place(self, value: Value) -> bool:
         """Whether a value that holds the dimension has it under one unit of the parent."""
@@ -209,9 +211,12 @@ class _Proof(NamedTuple):
             return False
         mine = [v for v in step.ins if holds(v.axes, self.dimension)]
         if step.subs:  # results are known once the programs are, see obstacles
-            return primitives.kind(step) in CALLS and all(v in self.rows for v in mine)
+            once = primitives.kind(step) in (Kind.REMAT, Kind.CUSTOM_JVP)
+            return once and all(v in self.rows for v in mine)
         rows = [self.rows[v] for v in mine if v in self.rows]
-        if not mine:  # results hold it, of what a number was spread to
+        if not mine and primitives.kind(step) is not Kind.BROADCAST:
+            return False
+        if not mine:  # a number is spread over all units
             results: list[Rows | None] | None = handed(step, self.rows, self.dimension)
         elif not rows:
             found = looked_up(step, self.dimension, self.parent)
@@ -233,6 +238,12 @@ class _Proof(NamedTuple):
         if primitives.kind(step) is Kind.CUSTOM_JVP and len(sub.inputs) == 2 * count:
             pairs = zip(step.ins, sub.inputs[count:])
             self.rows.update((moving, self.rows[v]) for v, moving in pairs if v in self.rows)
+
+    def _tangents_alike(self, step: Step) -> bool:
+        """Whether what a rule gives is under the same units as the results."""
+        mine = {self.rows[v] for v in step.outs if v in self.rows}
+        rules = [v for sub in step.subs[1:] for v in sub.outputs if holds(v.axes, self.dimension)]
+        return not mine or all(self.rows.get(v) in {*mine, EQUAL} for v in rules)
 
     def _scans_parent(self, step: Step) -> bool:
         return any(axes.find(axis) is self.parent for axis in _length(step))

@@ -7,6 +7,7 @@ row by row, so that units under the parent may be in an order of their own there
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxprune.ir import axes, positions, primitives, views
@@ -46,7 +47,7 @@ def looked_up(step: Step, dimension: Axis, parent: Axis) -> Rows | None:
 def _gathered(step: Step, dimension: Axis, parent: Axis) -> Rows | None:
     table, indices = step.ins[:2]
     indexed, axis = views.indexed(step), place(step.outs[0], dimension)
-    if [axes.find(table.axes[k]) for k in indexed] != [parent] or axis is None:
+    if not _is_along([table.axes[k] for k in indexed], parent) or axis is None:
         return None
     windows = views.windows(step)
     along = tuple(k for k in range(len(step.outs[0].shape)) if k not in windows)
@@ -60,7 +61,7 @@ def _grouped(step: Step, dimension: Axis, parent: Axis) -> Rows | None:
     numbers, kernel = views.ragged(step), step.ins[1]
     axis, groups = place(step.outs[0], dimension), numbers.rhs_group
     plain = not numbers.dims.lhs_batch and len(numbers.dims.lhs_contract) == 1
-    if axis is None or not plain or [axes.find(kernel.axes[k]) for k in groups] != [parent]:
+    if axis is None or not plain or not _is_along([kernel.axes[k] for k in groups], parent):
         return None
     return Rows(axis, numbers.lhs_ragged, positions.origin(step.ins[2]) or step.ins[2])
 
@@ -70,7 +71,7 @@ def meets(step: Step, rows: Rows, dimension: Axis, parent: Axis) -> bool:
     numbers, kernel = views.ragged(step), step.ins[1]
     summed = zip(numbers.dims.lhs_contract, numbers.dims.rhs_contract)
     return (
-        [axes.find(kernel.axes[k]) for k in numbers.rhs_group] == [parent]
+        _is_along([kernel.axes[k] for k in numbers.rhs_group], parent)
         and (rows.axis, place(kernel, dimension)) in [*summed]
         and rows.along == numbers.lhs_ragged
         and rows.key is (positions.origin(step.ins[2]) or step.ins[2])
@@ -99,6 +100,11 @@ def handed(step: Step, rows: dict[Value, Rows], dimension: Axis) -> list[Rows | 
             return None
         results.append(frame)
     return results
+
+
+def _is_along(looked_up: Sequence[Axis], parent: Axis) -> bool:
+    """Whether places along an axis, the only one, say which unit of the parent is meant."""
+    return len(looked_up) == 1 and parent in axes.leaves(looked_up[0])
 
 
 def _holds(value: Value, dimension: Axis) -> bool:

@@ -148,12 +148,13 @@ def _pool(reader: _Reader, step: Step) -> None:
 def _gather(reader: _Reader, step: Step) -> None:
     table = step.ins[0]
     if table not in reader.moving:
-        for axis, size in zip(table.axes, views.window_sizes(step)):
-            reader.note(LOOKED_UP if axis.size == size else ROW, axis)
         _note_matrices(reader, table)
         chosen = [reader.has(table.axes[k], CHOSEN) for k in views.indexed(step)]
         if len(table.shape) > 2 and all(chosen):  # experts' matrices are kernels still
             reader.moving.difference_update(step.outs)
+            return
+        for axis, size in zip(table.axes, views.window_sizes(step)):
+            reader.note(LOOKED_UP if axis.size == size else ROW, axis)
 
 
 def _ragged(reader: _Reader, step: Step) -> None:
