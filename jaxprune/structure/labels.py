@@ -33,6 +33,7 @@ RULES: tuple[tuple[str, set[str], set[str]], ...] = (
     ("inputs of {reader}", {usage.READ}, {usage.MADE, usage.LOOKED_UP}),
     ("outputs of {maker}", {usage.MADE}, {usage.READ}),
     ("channels of {maker}", {usage.CHANNEL}, set()),
+    ("{module} hidden", {usage.MADE, usage.READ, usage.EXPERT, usage.LOOKED_UP}, set()),
     ("{maker} width", {usage.LOOKED_UP}, set()),
     ("{module} hidden", {usage.MADE, usage.READ}, set()),
 )
