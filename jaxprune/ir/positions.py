@@ -187,6 +187,8 @@ def selected(step: Step, j: int = 0) -> list[Value]:
 
     ``where(i < 0, i + n, i)`` never takes the first, for positions are not negative.
     """
+    if step.name != "select_n":
+        return []
     which, *cases = step.ins
     test = which.made
     if test is not None and test.name == "lt" and pointing(test.ins[0]) is not None:

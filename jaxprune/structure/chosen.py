@@ -90,7 +90,7 @@ class _Numbers:
 
     def _never_reads(self, step: Step, told: set[Value]) -> bool:
         """``where(i < 0, i + n, i)``: the first two are never of consequence."""
-        taken = positions.selected(step) if step.name == "select_n" else []
+        taken = positions.selected(step)
         return len(taken) == 1 and taken[0] not in told and self._is_number(taken[0])
 
     def _is_same(self, step: Step) -> bool:
