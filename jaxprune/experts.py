@@ -1,16 +1,18 @@
 """Whole experts of a mixture: which axes count them, what they are worth, the network without some.
 
 Removing an expert is no masking: an expert of zeros could still be chosen, and would take the place
-of one that computes something. So its column of the router goes with it, and what is left is the
-same function at fewer experts: the softmax over the router, before or after the choice, runs over
-those that are left, as the model does it. The function has to read the number of experts from its
-parameters, as ``params["router"].shape[-1]``; how experts are dispatched is its own affair.
+of one that computes something. So its column of the router goes with it, and the softmax over the
+router, before or after the choice, runs over those that are left, as the model does it.
+:meth:`Experts.compact` has ``jp.compact`` do so with ``semantics="kept"``. :meth:`Experts.remove`
+cuts parameters only, for the same function, whatever it does with its choices; it has to read the
+number of experts from its parameters, as ``params["router"].shape[-1]``.
 
 The reference is the whole network in which the logits of removed experts are minus infinity.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,14 +24,16 @@ import numpy as np
 from jaxprune._calls import calls_fn
 from jaxprune._tables import Part, Shown, Table
 from jaxprune.budget.groups import Runner
+from jaxprune.compaction.api import compact as _compact
 from jaxprune.compaction.blocks import View
+from jaxprune.compaction.model import Compact
 from jaxprune.costs import routing
 from jaxprune.ir import axes
-from jaxprune.ir.axes import Axis
 from jaxprune.ir.tape import Step, Value
 from jaxprune.reduce import Reduction
 from jaxprune.reduce import sum as summed
 from jaxprune.structure import infer
+from jaxprune.structure.infer import KEPT_ONLY
 from jaxprune.structure.unit_scores import unit_scores
 from jaxprune.typing import Params, named_leaves
 
@@ -53,6 +57,7 @@ class Layer:
       count: how many experts there are.
       top_k: how many of them one token uses.
       routers, slots: the axes that count experts, in leaves that choose and in those that compute.
+        Experts in groups are an axis of two factors, see ``jp.infer_structure``.
     """
 
     name: str
@@ -60,7 +65,17 @@ class Layer:
     top_k: int
     routers: tuple[Slot, ...]
     slots: tuple[Slot, ...]
-    axis: Axis = field(repr=False, compare=False)
+    key: routing.Key = field(repr=False, compare=False)
+
+    def check_groups(self, kept: np.ndarray) -> None:
+        """Raises unless equally many experts of each group are kept, or none of it."""
+        sizes = [axis.size for axis in self.key]
+        counts = kept.reshape(-1, sizes[-1]).sum(-1) if len(sizes) > 1 else np.ones(1, int)
+        if len(set(counts[counts > 0])) > 1:
+            raise ValueError(
+                f"keep[{self.name!r}] keeps between {counts[counts > 0].min()} and {counts.max()} "
+                f"of {sizes[-1]} experts of a group; keep equally many in each, or none of it"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +114,50 @@ class Experts(Shown):
         param_axes, scores = zip(*owned)
         return np.asarray(unit_scores([unit], param_axes, scores, {}, reduce)[0])
 
+    def compact(self, params: Params, keep: Keep, *args: Any) -> Compact:
+        """Returns a compact model without some experts, by ``jp.compact(..., semantics="kept")``.
+
+        The function may hold the number of experts as a number. What it chooses keeps the numbers
+        of the whole program.
+
+        Args:
+          params, keep, *args: as for :meth:`remove`.
+
+        Raises:
+          ValueError: as :meth:`remove` for ``keep``; where compact can't remove them, with its
+            reasons.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, jaxprune as jp
+          >>> def fn(p, x):
+          ...     gates, chosen = jax.lax.top_k(jax.nn.softmax(x @ p["router"]), 2)
+          ...     return jnp.einsum("tk,td,tkdf->tf", gates, x, p["experts"][chosen])
+          >>> params = {"router": jnp.eye(3, 4), "experts": jnp.ones((4, 3, 5))}
+          >>> found = jp.experts.find(fn, params, jnp.ones((2, 3)))
+          >>> keep = {"router": jnp.array([True, False, True, True])}
+          >>> small = found.compact(params, keep, jnp.ones((2, 3)))
+          >>> small.sizes["experts"], small.fn(small.params, jnp.ones((2, 3))).shape
+          (3, (2, 5))
+        """
+        leaves, treedef = jax.tree.flatten(params)
+        masks: list[Any] = [np.asarray(True)] * len(leaves)
+        for name, given in keep.items():
+            layer, kept = self._checked(name, given)
+            layer.check_groups(kept)
+            for slot in {*layer.routers, *layer.slots}:
+                shape = np.shape(leaves[slot.leaf])
+                masks[slot.leaf] = masks[slot.leaf] & _along(kept, shape, slot.axis)
+        small = _compact(
+            self._fn, params, jax.tree.unflatten(treedef, masks), *args, semantics=KEPT_ONLY
+        )
+        left = [f"{e.name}: {e.reason}" for e in small.certificate.entries if e.removed < e.masked]
+        if left:
+            raise ValueError(
+                f"these experts can't be removed by compact: {'; '.join(left)}; remove cuts "
+                "parameters for the same function: found.remove(params, keep, *args)"
+            )
+        return small
+
     def remove(self, params: Params, keep: Keep, *args: Any) -> Params:
         """Returns params without some experts, for the same function.
 
@@ -129,6 +188,11 @@ class Experts(Shown):
         leaves, treedef = jax.tree.flatten(params)
         for name, given in keep.items():
             layer, kept = self._checked(name, given)
+            if len(layer.key) > 1:
+                raise ValueError(
+                    f"{name!r} has experts in groups, which parameters alone don't tell; write "
+                    "found.compact(params, keep, *args)"
+                )
             for slot in {*layer.routers, *layer.slots}:
                 leaves[slot.leaf] = _taken(leaves[slot.leaf], kept, slot.axis)
         return jax.tree.unflatten(treedef, leaves)
@@ -164,10 +228,14 @@ class Experts(Shown):
           The largest difference of any result's entries, relative to that result's largest one: of
           the order of rounding.
         """
-        found = self._fn(self.remove(params, keep, *args), *args)
         hidden = {n: self._checked(n, k)[1] for n, k in keep.items()}
         if any(kept.ndim > 1 for kept in hidden.values()):
             raise ValueError("check wants one row of booleans for each layer; check layers alike")
+        if any(len(self.layers[name].key) > 1 for name in keep):
+            small = self.compact(params, keep, *args)
+            found = small.fn(small.params, *args)
+        else:
+            found = self._fn(self.remove(params, keep, *args), *args)
         xs = jax.tree.leaves((params, *args))
         wanted = _Reference(self, hidden).results(xs)
         pairs = zip(jax.tree.leaves(found), wanted, strict=True)
@@ -215,9 +283,9 @@ def find(fn: Callable[..., Any], params: Params, *args: Any) -> Experts:
     infer.settle([program])
     read = routing.routing(program.tape)
     paths = [path for path, _ in named_leaves(params)]
-    groups: dict[Axis, list[Axis]] = {}
-    for axis, router in read.choices.items():
-        groups.setdefault(router, []).append(axis)
+    groups: dict[routing.Key, list[routing.Key]] = {}
+    for key, router in read.choices.items():
+        groups.setdefault(router, []).append(key)
     layers = [_layer(program, paths, read, r, inside) for r, inside in groups.items()]
     named = {layer.name: layer for layer in layers if layer is not None}
     if not named:
@@ -233,11 +301,11 @@ def _layer(
     program: infer.Program,
     paths: Sequence[str],
     read: routing.Routing,
-    router: Axis,
-    inside: Sequence[Axis],
+    router: routing.Key,
+    inside: Sequence[routing.Key],
 ) -> Layer | None:
     """The experts along some axes, None where only vectors are: a vocabulary."""
-    own = {v for v, a in read.along if a is router}
+    own = {v for v, key in read.along if key == router}
     values = program.param_values
     choosing = [Slot(p, i, k) for i, (p, v) in enumerate(zip(paths, values)) if v in own
                 for k in _places(v, [router])]  # fmt: skip
@@ -247,11 +315,12 @@ def _layer(
     if not matrices or not choosing:
         return None
     top_k = min(read.chosen[a] for a in inside)
-    return Layer(choosing[0].path, router.size, top_k, tuple(choosing), tuple(using), router)
+    count = math.prod(axis.size for axis in router)
+    return Layer(choosing[0].path, count, top_k, tuple(choosing), tuple(using), router)
 
 
-def _places(value: Value, wanted: Sequence[Axis]) -> list[int]:
-    return [k for k, a in enumerate(value.axes) if any(axes.find(a) is w for w in wanted)]
+def _places(value: Value, wanted: Sequence[routing.Key]) -> list[int]:
+    return [k for k, a in enumerate(value.axes) if routing.key_of(a) in wanted]
 
 
 def _apart(x: Any, y: Any) -> float:
@@ -259,15 +328,26 @@ def _apart(x: Any, y: Any) -> float:
     return float(np.max(np.abs(x - y), initial=0) / max(np.max(np.abs(y), initial=0), 1e-30))
 
 
+def _along(kept: np.ndarray, shape: Sequence[int], axis: int) -> np.ndarray:
+    """The mask of a leaf with experts along an axis; rows stand along the first one."""
+    _check_rows(kept, shape)
+    sizes = [n if k == axis or (k == 0 and kept.ndim > 1) else 1 for k, n in enumerate(shape)]
+    return kept.reshape(sizes)
+
+
+def _check_rows(kept: np.ndarray, shape: Sequence[int]) -> None:
+    if kept.ndim > 1 and kept.shape[0] != shape[0]:
+        raise ValueError(
+            f"keep has {kept.shape[0]} rows for a leaf of shape {tuple(shape)}; wanted a row for "
+            "each layer of the scan"
+        )
+
+
 def _taken(leaf: Any, kept: np.ndarray, axis: int) -> Any:
     """The kept positions along an axis; other ones in each row where ``kept`` has rows."""
     if kept.ndim == 1:
         return jnp.take(leaf, np.flatnonzero(kept), axis)
-    if kept.shape[0] != np.shape(leaf)[0]:
-        raise ValueError(
-            f"keep has {kept.shape[0]} rows for a leaf of shape {np.shape(leaf)}; wanted a row for "
-            "each layer of the scan"
-        )
+    _check_rows(kept, np.shape(leaf))
     return jnp.stack([jnp.take(x, np.flatnonzero(k), axis - 1) for x, k in zip(leaf, kept)])
 
 
@@ -277,7 +357,7 @@ class _Reference(Runner):
     def __init__(self, experts: Experts, hidden: Mapping[str, np.ndarray]):
         super().__init__(View({}))
         self.program = experts._program
-        self.kept = {experts.layers[name].axis: kept for name, kept in hidden.items()}
+        self.kept = {experts.layers[name].key: kept for name, kept in hidden.items()}
         self.logits = routing.routing(self.program.tape).logits
 
     def results(self, xs: Sequence[Any]) -> list[Any]:
@@ -290,19 +370,24 @@ class _Reference(Runner):
             made = routing.choice_of(step)
             if made is not None:  # nothing removed is chosen, whatever is added to logits
                 seen, logits = dict(env), step.ins[0]
-                seen[logits] = self._hidden(self.read(env, logits), logits, made[1].axis)
+                seen[logits] = self._hidden(self.read(env, logits), logits)
                 super().steps([step], seen)
                 env.update((v, seen[v]) for v in step.outs)
                 continue
             super().steps([step], env)
-            for value, axis in self.logits:
-                if value in step.outs:
-                    env[value] = self._hidden(env[value], value, axis)
+            for value in {v for v, _ in self.logits} & {*step.outs}:
+                env[value] = self._hidden(env[value], value)
 
-    def _hidden(self, x: Any, value: Value, axis: Axis) -> Any:
-        axis = axes.find(axis)
-        if axis not in self.kept:
-            return x
-        (k, *_) = (k for k, a in enumerate(value.axes) if axes.find(a) is axis)
-        shape = [-1 if j == k else 1 for j in range(len(value.shape))]
-        return jnp.where(self.kept[axis].reshape(shape), x, -jnp.inf)
+    def _hidden(self, x: Any, value: Value) -> Any:
+        for key, kept in self.kept.items():
+            if routing.held(value, key):
+                x = jnp.where(_placed(kept, value, key), x, -jnp.inf)
+        return x
+
+
+def _placed(kept: np.ndarray, value: Value, key: routing.Key) -> np.ndarray:
+    """What is kept of experts, along the axes of a value that they are."""
+    inside = [[leaf for leaf in axes.leaves(a) if leaf in key] for a in value.axes]
+    order = [key.index(leaf) for found in inside for leaf in found]
+    shape = [math.prod(leaf.size for leaf in found) for found in inside]
+    return kept.reshape([leaf.size for leaf in key]).transpose(order).reshape(shape)

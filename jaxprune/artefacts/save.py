@@ -137,7 +137,7 @@ def load(
     with files.naming(path):
         conform(text, SCHEMA, "its plan")
     leaves.check(text["leaves"], params, text["function"]["params"])
-    (program,) = _infer.infer([(fn, args)], params)
+    (program,) = _infer.infer([(fn, args)], params, text["semantics"])
     structure = from_program(program, params)
     if not same_function:
         order = {row["path"]: i for i, row in enumerate(text["leaves"])}

@@ -30,11 +30,12 @@ def limits_of(
         theirs, or a minimum above the maximum.
     """
     sizes = {name: structure.dims[name].size for name in names}
-    limits = {name: (math.ceil(FLOOR * size), size) for name, size in sizes.items()}
+    fewest = {name: structure.dims[name].least for name in names}  # so many are chosen at a time
+    limits = {n: (max(math.ceil(FLOOR * size), fewest[n]), size) for n, size in sizes.items()}
     for name, most in _counts(structure, sizes, "maximum", maximum):
-        limits[name] = min(limits[name][0], most), most
+        limits[name] = min(limits[name][0], most), max(most, fewest[name])
     for name, least in _counts(structure, sizes, "minimum", minimum):
-        limits[name] = least, limits[name][1]
+        limits[name] = max(least, fewest[name]), limits[name][1]
         _check_order(name, *limits[name])
     return limits
 
@@ -117,6 +118,21 @@ def check_runtime(runtime: Any, device: Any, table: LatencyTable | None) -> Any:
             f"{found.key if found else 'XLA'}: jp.budget.LatencyTable(path, runtime=runtime)"
         )
     return found
+
+
+def check_masked(structure: Structure, names: Sequence[str], what: str) -> None:
+    """Raises where masked params are no small model: what is masked may still be chosen by value.
+
+    Raises:
+      ValueError: for such a dimension among ``names``.
+    """
+    chosen = [name for name in names if structure.dims[name].least]
+    if chosen:
+        raise ValueError(
+            f"{what} sees masked params, in which masked units of {chosen[0]!r} are still chosen; "
+            "leave that out by dims=, or judge and tune small.fn(small.params, ...) of "
+            'small = jp.compact(fn, params, plan.masks, *args, semantics="kept")'
+        )
 
 
 def _check_order(name: str, low: int, high: int) -> None:

@@ -114,7 +114,7 @@ def build(
     """
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *args)
     param_axes, fresh = infer.copy_axes(structure.param_axes)
-    program = infer.couple(closed, out_shape, params, args, param_axes)
+    program = infer.couple(closed, out_shape, params, args, param_axes, structure.semantics)
     dims = [axes.find(fresh[axes.find(structure.dims[n].axis)]) for n in names]
     found, timed = (
         operations.read(program.tape, dims),

@@ -18,7 +18,7 @@ from jaxprune.budget import trust
 from jaxprune.budget.choosing import Choices, Try
 from jaxprune.budget.correction import Measurements
 from jaxprune.budget.latency import LatencyTable
-from jaxprune.budget.limits import Limits, check_kinds, check_runtime, limits_of
+from jaxprune.budget.limits import Limits, check_kinds, check_masked, check_runtime, limits_of
 from jaxprune.budget.metric import BISECTIONS, Finetune, Metric
 from jaxprune.budget.model import Model, add_latency, build
 from jaxprune.budget.result import MetricResult, ParetoFront, SearchResult, Unreachable
@@ -183,6 +183,8 @@ class Search:
     ) -> ParetoFront:
         """The models at a list of targets; see :func:`jp.pareto` for arguments and errors."""
         every = targets_of(targets)
+        if metric is not None or finetune is not None:
+            self._check_masked("a metric or finetune")
         plans, values, trained = [], [], []
         for target in track(every, "plans", progress, label=str):
             plans.append(self.plan(target, verify=verify, uniform=uniform))
@@ -207,6 +209,7 @@ class Search:
     ) -> MetricResult:
         """The furthest plan at a floor; see :func:`jp.prune_to_metric` for arguments and errors."""
         metrics.check_bisection(minimize, bisections)
+        self._check_masked("a metric")
         dense = metrics.value_of(metric, self._params)
         metrics.check_dense(dense, floor)
         at = functools.partial(self._point, metric, minimize, finetune)
@@ -388,6 +391,9 @@ class Search:
             _structure=self.choices.structure,
             _choice=best.choice,
         )
+
+    def _check_masked(self, what: str) -> None:
+        check_masked(self.choices.structure, self.model.names, what)
 
     def _point(
         self, metric: Metric, minimize: str, finetune: Finetune | None, part: float

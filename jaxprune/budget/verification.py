@@ -154,7 +154,9 @@ class Verifier:
     def _count(self, tried: Try) -> None:
         """Compacts a try, if that wasn't done yet, and counts what it costs."""
         if tried.small is None:
-            tried.small = compact(self.fn, self.on_host, tried.masks, *self.args)
+            tried.small = compact(
+                self.fn, self.on_host, tried.masks, *self.args, semantics=self.structure.semantics
+            )
         total = cost(tried.small.fn, tried.small.params, *self.args)
         counted = [name for name in COUNTED if self.measured.dense[name]]
         tried.found = {name: float(getattr(total, name)) for name in counted}

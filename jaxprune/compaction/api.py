@@ -44,14 +44,17 @@ def compact(
       semantics: "masked" equals the masked model. "kept" is for models that will be trained on:
         removed units count as not there, whatever their values, and means and variances over a
         cut axis divide by what is left, as in a module written at the small size. Other constants
-        stay, the square root of the head size in attention among them.
+        stay, the square root of the head size in attention among them. What is not there is not
+        chosen either: whole experts of a mixture go, and the choice is among those that are left
+        (docs/experts.md).
 
     Returns:
       A :class:`Compact` with ``fn``, ``params``, ``certificate``, ``restrict`` and ``expand``.
 
     Raises:
       TypeError: for a leaf that is a shape only, where values of its removed slices are needed.
-      ValueError: for masks that do not fit params, or semantics of another name.
+      ValueError: for masks that do not fit params, semantics of another name, or masks that leave
+        fewer units than ``top_k`` chooses of them.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -66,10 +69,9 @@ def compact(
       >>> bool(jnp.allclose(small.fn(small.params, x), fn(jp.apply_masks(params, masks), x)))
       True
     """
-    if semantics not in (plan.MASKED, plan.KEPT_ONLY):
-        raise ValueError(f'semantics is {semantics!r}; wanted "masked" or "kept"')
+    _infer.check_semantics(semantics)
     with _infer.collecting_later():
-        (program,) = _infer.infer([(fn, args)], params)
+        (program,) = _infer.infer([(fn, args)], params, semantics)
         structure = from_program(program, params)
         masked = Masked.of(structure, params, masks)
         planned, demand = plan.decide(program, masked, semantics)

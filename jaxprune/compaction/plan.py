@@ -25,12 +25,12 @@ from jaxprune.rules.zero_flow import ZeroFlow
 from jaxprune.rules.zeros import Zeros
 from jaxprune.sharding import freely, host, layout
 from jaxprune.structure.dimensions import Dimension, Structure
-from jaxprune.structure.infer import Program
+from jaxprune.structure.infer import KEPT_ONLY, MASKED, Program
 from jaxprune.structure.parents import Order
 
 EMPTY = "all units are masked; one (of zeros) stays so that none is empty"
-MASKED, KEPT_ONLY = "masked", "kept"  # These are the two semantics.
 FOLDED = "constants that it leaves are folded into what reads them"
+FEWER = "the choice is among those that are left, as with logits of minus infinity"
 GONE = "all units are masked; what they feed is gone from the program"
 
 
@@ -172,7 +172,19 @@ def _draft(
             break
     for draft in drafts.values():
         _explain(draft, demand)
+        _check_least(draft)
     return drafts, evaluation(program, _split(drafts), zero_slices, structure.paths, semantics)
+
+
+def _check_least(draft: Draft) -> None:
+    """Raises where fewer units are left than are chosen of them at a time."""
+    dim, left = draft.dim, int(draft.kept.sum())
+    if left < dim.least:
+        where = max(axes.find(dim.axis).chosen, key=lambda one: one[1])[0]
+        raise ValueError(
+            f"the masks leave {left} of {dim.size} units of {dim.name!r}, and {where} chooses "
+            f"{dim.least} of them; keep at least so many"
+        )
 
 
 def _explain(draft: Draft, demand: Demand) -> None:
@@ -181,6 +193,8 @@ def _explain(draft: Draft, demand: Demand) -> None:
     draft.carried = demand.carried.get(leaf, none) & ~draft.kept
     if not draft.kept.any():
         draft.reasons.append(GONE)
+    if leaf.chosen and not draft.kept.all():
+        draft.reasons.append(FEWER)
     if any(leaf in block for _, block in demand.constants.leftovers):
         draft.reasons.append(FOLDED)
 

@@ -134,7 +134,8 @@ class _Staged:
 
     def _decide(self, closed: Any, out_shape: Any, full: Any, args: Any) -> _Traced:
         param_axes, fresh = _infer.copy_axes(self._structure.param_axes)
-        program = _infer.couple(closed, out_shape, full, args, param_axes)
+        semantics = self._plan.semantics
+        program = _infer.couple(closed, out_shape, full, args, param_axes, semantics)
         self._check_cut(program, fresh)
         demand = self._evaluation(program, self._parts(program, args, fresh))
         for dimension, index in demand.split.kept.items():
@@ -153,8 +154,9 @@ class _Staged:
         """Raises unless the program leaves all that was cut as free as the plan's did."""
         for old in self._plan.split.kept:
             leaf = fresh[axes.find(old)]
-            if axes.find(leaf) is not leaf or leaf.reasons:
-                self._refuse("; ".join(map(str, leaf.reasons)) or "tied")
+            why = _infer.blocked(leaf, self._plan.semantics)
+            if axes.find(leaf) is not leaf or why is not None:
+                self._refuse(why or "tied")
         obstacles = Obstacles(program.tape)
         for order in self._plan.orders.values():
             pair = (fresh[axes.find(axis)] for axis in (order.dimension, order.parent))

@@ -86,9 +86,10 @@ def _window_gradient(step: Step, ins: Shapes, outs: Shapes) -> Any:
     return math.prod(ins[0]) * math.prod(views.window(step))
 
 
-def _sort(step: Step, ins: Shapes, outs: Shapes) -> int:
-    n = ins[0][views.sorted_axis(step, len(ins[0]))]
-    return math.prod(ins[0]) * math.ceil(math.log2(max(n, 1)))
+def _sort(step: Step, ins: Shapes, outs: Shapes) -> Any:
+    """n log2 n; n may be several counts of what is chosen from."""
+    rounds = np.ceil(np.log2(np.maximum(ins[0][views.sorted_axis(step, len(ins[0]))], 1)))
+    return math.prod(ins[0]) * rounds.astype(int)
 
 
 def _fft(step: Step, ins: Shapes, outs: Shapes) -> Any:

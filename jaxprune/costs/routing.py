@@ -22,14 +22,25 @@ import numpy as np
 
 from jaxprune.ir import axes, primitives, views
 from jaxprune.ir.axes import Axis
-from jaxprune.ir.content import content
+from jaxprune.ir.content import counted
 from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step, Tape, Value
 
 MATRIX = 3  # Experts' weights have so many axes: an embedding's rows are no experts.
 
+Key = tuple[Axis, ...]  # the leaves of an axis: of groups of experts, two
+Held = tuple[Value, Key]  # a value, and an axis that it holds, maybe as several
 
-Held = tuple[Value, Axis]  # a value, and one of the axes that it holds
+
+def key_of(axis: Axis) -> Key:
+    """What tells an axis from others."""
+    return tuple(axes.leaves(axis))
+
+
+def held(value: Value, key: Key) -> bool:
+    """Whether a value holds all that an axis is made of."""
+    inside = set(axes.distinct_leaves(value.axes))
+    return inside.issuperset(key)
 
 
 class Choice(NamedTuple):
@@ -51,19 +62,26 @@ class Routing(NamedTuple):
       logits: the products of routers, with that axis.
     """
 
-    chosen: Mapping[Axis, int]
+    chosen: Mapping[Key, int]
     routers: frozenset[Value]
-    choices: Mapping[Axis, Axis] = {}
+    choices: Mapping[Key, Key] = {}
     along: frozenset[Held] = frozenset()
     logits: frozenset[Held] = frozenset()
 
     def active(self, value: Value, sizes: Mapping[Axis, Any]) -> Any:
         """The entries of a parameter that one token uses, at some counts of dimensions."""
         within = value not in self.routers and len(value.shape) >= MATRIX
-        found = {leaf for a in value.axes for leaf in axes.leaves(a) if leaf in self.chosen}
-        used = {a: np.minimum(self.chosen[a], sizes.get(a, a.size)) for a in found if within}
-        now = {**sizes, **used}
-        return math.prod(axes.size_of(a, now) for a in value.axes)
+        used = {
+            (leaf,): np.minimum(self.chosen[(leaf,)], sizes.get(leaf, leaf.size))
+            for leaf in axes.distinct_leaves(value.axes)
+            if within and (leaf,) in self.chosen
+        }
+        now = {**sizes, **{key[0]: count for key, count in used.items()}}
+        whole = [(key_of(a), axes.size_of(a, now)) for a in value.axes]
+        return math.prod(
+            np.minimum(self.chosen[key], size) if within and key in self.chosen else size
+            for key, size in whole
+        )
 
 
 def chooses(tape: Tape) -> bool:
@@ -77,13 +95,12 @@ def routing(tape: Tape) -> Routing:
     """Reads a coupled program."""
     found: list[tuple[Axis, Choice]] = []
     _follow(tape, {}, found)
-    chosen: dict[Axis, int] = {}
-    choices: dict[Axis, Axis] = {}
+    chosen: dict[Key, int] = {}
+    choices: dict[Key, Key] = {}
     for axis, choice in found:
-        for leaf in axes.leaves(axis):
-            if leaf.size == axis.size:
-                chosen[leaf] = min(choice.chosen, chosen.get(leaf, choice.chosen))
-                choices[leaf] = axes.find(choice.axis)
+        key = key_of(axis)
+        chosen[key] = min(choice.chosen, chosen.get(key, choice.chosen))
+        choices[key] = key_of(choice.axis)
     logits: set[Held] = set()
     along = frozenset(_routers(tape, set(), logits))
     return Routing(chosen, frozenset(v for v, _ in along), choices, along, frozenset(logits))
@@ -135,21 +152,9 @@ def _met(step: Step, known: Mapping[Value, Choice]) -> Iterator[Axis]:
         yield from (step.ins[1].axes[k] for k in views.ragged(step).rhs_group)
     elif kind is Kind.ELEMENTWISE:
         for value in step.ins:
-            k = _numbered(value)
+            k = counted(value)
             if k is not None:
                 yield step.outs[0].axes[k]
-
-
-def _numbered(value: Value) -> int | None:
-    """The axis along which a constant counts 0, 1, 2, ...; None for what doesn't."""
-    numbers = content(value) if value.shape else None
-    if numbers is None or not _counts(value):
-        return None
-    for k, n in enumerate(value.shape):
-        line = np.arange(n).reshape([-1 if j == k else 1 for j in range(len(value.shape))])
-        if n > 1 and (numbers == line).all():
-            return k
-    return None
 
 
 def _enter(step: Step, known: dict[Value, Choice], found: list[tuple[Axis, Choice]]) -> None:
@@ -173,14 +178,14 @@ def _routers(tape: Tape, wanted: set[Held], logits: set[Held]) -> set[Held]:
     for step in reversed(tape.steps):
         made = choice_of(step)
         if made is not None:
-            wanted.add((step.ins[0], axes.find(made[1].axis)))
+            wanted.add((step.ins[0], key_of(made[1].axis)))
         elif step.subs:
             wanted |= {*_inside(step, wanted, logits)}
         else:
             if primitives.kind(step) is Kind.CONTRACTION:
                 logits |= {(v, a) for v, a in wanted if v in step.outs}
-            along = {axis for v, axis in wanted if v in step.outs}
-            wanted |= {(v, a) for a in along for v in step.ins if _holds(v, a)}
+            along = {key for v, key in wanted if v in step.outs}
+            wanted |= {(v, key) for key in along for v in step.ins if held(v, key)}
     return {(v, a) for v, a in wanted if v in tape.inputs}
 
 
@@ -190,8 +195,4 @@ def _inside(step: Step, wanted: set[Held], logits: set[Held]) -> Iterator[Held]:
         results = {(o, a) for v, o in zip(step.outs, sub.outputs) for w, a in wanted if w is v}
         chosen = _routers(sub, results, logits)
         for inner, outer in zip(sub.inputs, part.operands):
-            yield from ((outer, a) for v, a in chosen if v is inner and _holds(outer, a))
-
-
-def _holds(value: Value, axis: Axis) -> bool:
-    return any(axes.find(a) is axis for a in value.axes)
+            yield from ((outer, a) for v, a in chosen if v is inner and held(outer, a))

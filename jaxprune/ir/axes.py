@@ -30,7 +30,7 @@ _order = itertools.count()
 class Axis:
     """A node of the algebra. Build with :func:`leaf`, :func:`prod`, :func:`sum_`, :func:`perm`."""
 
-    __slots__ = ("index", "kids", "kind", "link", "order", "reasons", "size")
+    __slots__ = ("chosen", "index", "kids", "kind", "link", "order", "reasons", "size")
 
     def __init__(
         self, kind: str, size: int, kids: tuple[Axis, ...] = (), index: np.ndarray | None = None
@@ -39,6 +39,7 @@ class Axis:
         self.index: Any = index  # of a perm: the position of its kid at each of its own
         self.link: Axis | None = None  # set once this node has become another one
         self.reasons: list[Any] = []  # why a leaf may not change its size; empty = free
+        self.chosen: list[tuple[str, int]] = []  # (what chooses units by value, how many at least)
         self.order = next(_order)
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
@@ -152,6 +153,17 @@ def freeze(axis: Axis, reason: Any) -> None:
             node.reasons.append(reason)
 
 
+def choose(axis: Axis, where: str, least: int) -> None:
+    """Says that an equation chooses units of ``axis`` by their values, so many at least."""
+    axis = find(axis)
+    for node in leaves(axis):  # the other factors of a product may all stay
+        own = 1 if axis.kind is SUM else -(-least * node.size // axis.size)
+        if len(node.chosen) < _MAX_REASONS and (where, own) not in node.chosen:
+            node.chosen.append((where, own))
+        elif (where, own) not in node.chosen:
+            node.chosen[-1] = (node.chosen[-1][0], max(own, node.chosen[-1][1]))
+
+
 def unify(a: Axis, b: Axis, reason: Any = "layouts that do not nest") -> None:
     """States that ``a`` and ``b`` index the same thing.
 
@@ -199,6 +211,8 @@ def _become(node: Axis, target: Axis) -> None:
     node.link = target
     for reason in node.reasons:
         freeze(target, reason)
+    for where, least in node.chosen:
+        choose(target, where, least)
 
 
 def _text(reason: Any) -> Any:

@@ -94,6 +94,19 @@ def content(value: Value, depth: int = _LONGEST) -> np.ndarray | None:
     return value.known[0] if value.known else None
 
 
+def counted(value: Value, numbers_there: Sequence[int] | None = None) -> int | None:
+    """The axis along which a value counts 0, 1, 2, ..., or these numbers; None: it doesn't."""
+    numbers = content(value) if value.shape else None
+    if numbers is None or not np.issubdtype(numbers.dtype, np.integer):
+        return None
+    for k, n in enumerate(value.shape):
+        wanted = np.arange(n) if numbers_there is None else np.asarray(numbers_there)
+        line = wanted.reshape([-1 if j == k else 1 for j in range(len(value.shape))])
+        if n > 1 and len(wanted) == n and (numbers == line).all():
+            return k
+    return None
+
+
 def _computed(step: Step, depth: int) -> np.ndarray | None:
     compute, aval = COMPUTE.get(step.name), step.eqn.outvars[0].aval
     if compute is None or not depth or not _is_small(aval.shape):

@@ -23,7 +23,7 @@ from jaxprune.ir.primitives import Kind
 class Value:
     """One array of the program: its type, what each of its axes is made of, maybe its content."""
 
-    __slots__ = ("aval", "axes", "const", "known", "maker")
+    __slots__ = ("aval", "axes", "const", "known", "made", "maker", "outer", "points")
 
     def __init__(self, aval: Any, axs: Sequence[Axis] | None = None, const: Any = None):
         self.aval = aval
@@ -31,6 +31,9 @@ class Value:
         self.const = const  # a literal or a closed-over array; None for computed values
         self.maker: Step | None = None  # if it depends on nothing: the equation
         self.known: Any = None  # what jaxprune.ir.content has found out about it
+        self.made: Step | None = None  # of whole numbers and truths: the equation
+        self.outer: Value | None = None  # in a program inside: what it always is outside
+        self.points: Any = None  # what jaxprune.ir.positions has found
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,6 +50,7 @@ class Step:
     around: str = ""  # the nearest enclosing source line
     subs: list[Tape] = field(default_factory=list)  # instantiated sub-programs
     ties: list[tuple[Value, Value]] = field(default_factory=list)  # one array under two names
+    chosen: list[tuple[Axis, Axis]] = field(default_factory=list)  # one, if choices are of the kept
 
     @functools.cached_property
     def where(self) -> str:
@@ -65,6 +69,19 @@ class Step:
         """Forbids ``axis`` to change, naming this equation."""
         at = f" at {self.where}" if self.where else ""
         axes.freeze(axis, f"{self.name}{at}{': ' + why if why else ''}")
+
+    def choose(self, axis: Axis, least: int) -> None:
+        """Says that so many units of ``axis`` are chosen by value, or indexed by what was chosen.
+
+        It may lose units only if they count as not there: masked ones would still be chosen.
+        """
+        at = f" at {self.where}" if self.where else ""
+        axes.choose(axis, f"{self.name}{at}", least)
+
+    def chosen_from(self, axis: Axis, along: Axis) -> None:
+        """Says that positions which were chosen along one axis are looked up in another."""
+        self.choose(axis, 1)
+        self.chosen.append((along, axis))
 
     def unify(self, a: Axis, b: Axis) -> None:
         axes.unify(a, b, self._conflict)
@@ -130,10 +147,18 @@ def _walk(
             step.outs = [Value(v.aval, a) for v, a in zip(eqn.outvars, results, strict=True)]
             steps.append(step)
             outs = step.outs
+            for out in outs:
+                if getattr(out.aval, "dtype", None) in _WHOLE:
+                    out.made = step
             if len(outs) == 1 and all(map(_is_fixed, args)):
                 outs[0].maker = step
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+# The types of positions, and of what compares them.
+_WHOLE = {np.dtype(t) for t in ("bool", "int8", "int16", "int32", "int64",
+                                "uint8", "uint16", "uint32", "uint64")}  # fmt: skip
 
 
 def _is_fixed(value: Value) -> bool:

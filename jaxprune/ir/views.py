@@ -194,6 +194,11 @@ def window_sizes(step: Any) -> tuple[Any, ...]:
     return step.params["slice_sizes"]
 
 
+def windows(step: Any) -> Axes:
+    """The axes of a gather's result that lie within its windows."""
+    return _tuple(step.params["dimension_numbers"].offset_dims)
+
+
 def indexed(step: Any) -> Axes:
     """The axes of the operand that the indices of a gather or a scatter point into."""
     numbers = step.params["dimension_numbers"]

@@ -38,7 +38,8 @@ def structured(
     The score of a unit is the mean (or sum) of the entry scores over all its slots, so that a
     producer, its bias and its consumers vote together. Leaves that should not vote (running
     statistics in Flax variables) get a score of zero before. Inputs, logits and frozen
-    dimensions are never cut, and at least one unit (``round_to`` units) of each dimension stays.
+    dimensions are never cut, and at least one unit (``round_to`` units, as many experts as a token
+    chooses) of each dimension stays.
 
     Args:
       structure: what ``jp.infer_structure`` found.
@@ -90,8 +91,7 @@ def structured(
         units = {name: jnp.asarray(every[name]) for name in names}
         wanted = distribution(units, sparsity)
         counts = {
-            name: _kept_units(structure.dims[name].size, wanted[name], steps[name])
-            for name in names
+            name: _kept_units(structure.dims[name], wanted[name], steps[name]) for name in names
         }
         return structure.traced_masks({n: _best(units[n], counts[n]) for n in names})
 
@@ -140,11 +140,13 @@ def _by_name(
     return by_path(table, distribution.default)
 
 
-def _kept_units(size: int, sparsity: Any, round_to: int) -> Any:
+def _kept_units(dim: Dimension, sparsity: Any, round_to: int) -> Any:
     """Units to keep: the nearest multiple of ``round_to``, never none; all at sparsity 0."""
-    step, xp = min(round_to, size), np if selection.known(sparsity) else jnp
+    size, xp = dim.size, np if selection.known(sparsity) else jnp
+    step = min(round_to, size)
+    least = min(-(-max(dim.least, 1) // step) * step, size)
     exact = (np.float32(1.0) - xp.asarray(sparsity, np.float32)) * np.float32(size)
-    nearest = xp.clip(xp.round(exact / np.float32(step)).astype(np.int32) * step, step, size)
+    nearest = xp.clip(xp.round(exact / np.float32(step)).astype(np.int32) * step, least, size)
     return xp.where(exact >= size, size, nearest)
 
 

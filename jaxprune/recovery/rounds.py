@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._progress import Progress
+from jaxprune.budget.limits import check_masked
 from jaxprune.budget.search import Search, targets_of
 from jaxprune.budget.target import Target
 from jaxprune.compaction.api import compact
@@ -76,15 +77,17 @@ def in_rounds(
     """
     if not targets:
         raise ValueError("targets is empty; pass speed-ups from mild to deep, such as [1.7, 3.0]")
+    check_masked(search.verifier.structure, search.model.names, "pruning in rounds")
     dense, score = search.verifier, score or functools.partial(taylor_units, progress=progress)
     evidence = list(itertools.islice(check_batches(batches), EVIDENCE))
     params, masks = dense.params, jax.tree.map(lambda _: True, dense.params)
+    semantics = dense.structure.semantics
     for target in targets_of(targets):
         plan = search.stage(score(dense.structure, params, loss, evidence)).plan(target)
         masks = jax.tree.map(jnp.logical_and, masks, plan.masks)
-        cut = compact(dense.fn, params, masks, *dense.args)
+        cut = compact(dense.fn, params, masks, *dense.args, semantics=semantics)
         small = recover(cut, loss, batches, progress=progress, **options)
         params = small.expand(small.params)
     # The certificate speaks of the dense network's masks, and not of the last round's parameters.
-    whole = compact(dense.fn, dense.params, masks, *dense.args)
+    whole = compact(dense.fn, dense.params, masks, *dense.args, semantics=semantics)
     return replace(whole.replace(small.params), recovery=small.recovery)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.ir import axes, compat, views
+from jaxprune.ir import axes, compat, positions, views
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.tape import Step
 from jaxprune.ir.views import Contraction
@@ -69,14 +69,23 @@ def _free(step: Step, numbers: views.Ragged) -> tuple[list[int], list[int]]:
 
 
 def couple_ragged(step: Step) -> Any:
-    """As a dot; rows of the ragged axis belong to groups by position, so both are frozen."""
+    """As a dot; rows of the ragged axis belong to groups by position, so both are frozen.
+
+    Groups that count what was chosen have no rows where they are not there to be chosen.
+    """
     numbers, (lhs, rhs, counts) = views.ragged(step), step.ins[:3]
     if len(counts.shape) != 1:
         return couple_opaque(step)
     _tie(step, numbers.dims)
-    ragged = [lhs.axes[i] for i in numbers.lhs_ragged]
-    for axis in [*ragged, *(rhs.axes[j] for j in numbers.rhs_group), *counts.axes]:
+    groups = [*(rhs.axes[j] for j in numbers.rhs_group), *counts.axes]
+    found = positions.counts_chosen(counts)
+    counted = found is not None and axes.find(found) is axes.find(counts.axes[0])
+    for axis in groups[1:]:
+        step.unify(groups[0], axis)
+    for axis in [lhs.axes[i] for i in numbers.lhs_ragged] + ([] if counted else groups):
         step.freeze(axis, "groups of rows")
+    if counted:
+        step.choose(groups[0], 1)
     free_l, free_r = _free(step, numbers)
     result = [lhs.axes[i] for i in (*numbers.dims.lhs_batch, *free_l)]
     result += [rhs.axes[j] for j in free_r]

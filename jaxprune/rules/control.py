@@ -35,7 +35,7 @@ def _copies(values: Sequence[Value], fixed: int = 0) -> list[Value]:
     """The values as a program inside gets them; the first ``fixed`` are the same in each turn."""
     copies = [Value(v.aval, v.axes) for v in values]
     for copy, v in zip(copies[:fixed], values):
-        copy.known = (content(v),)
+        copy.known, copy.outer = (content(v),), v
     return copies
 
 
@@ -116,6 +116,8 @@ def couple_scan(step: Step) -> list[tuple[Axis, ...]]:
     body_jaxpr, _ = compat.open_jaxpr(p.jaxpr)
     rows = [var.aval for var in body_jaxpr.invars[len(held) :]]
     slices = [Value(aval, v.axes[1:]) for aval, v in zip(rows, scanned, strict=True)]
+    for row, v in zip(slices, scanned):
+        row.outer = v
     body = build(step, p.jaxpr, [*_copies(held, p.num_consts), *slices])
     step.subs = [body]
     carried = body.inputs[p.num_consts : p.num_consts + p.num_carry]

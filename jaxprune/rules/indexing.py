@@ -1,14 +1,21 @@
-"""Gathers, scatters and dynamic slices: whole windows pass, indexed axes are frozen."""
+"""Gathers, scatters and dynamic slices: whole windows pass, indexed axes are frozen.
+
+What is indexed by positions that were chosen along an axis is that axis, see
+``jaxprune/ir/positions.py``. Such positions are those of the whole program everywhere but here,
+where they become those of the kept entries.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.lax import GatherScatterMode
 
-from jaxprune.ir import axes, compat, primitives
+from jaxprune.ir import axes, compat, positions, primitives, views
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.content import content
 from jaxprune.ir.primitives import Kind
@@ -117,6 +124,48 @@ def constant_gather(step: Step) -> Constant | None:
     return Constant(axis, place, index) if inside and len(set(index)) == len(index) else None
 
 
+def in_the_whole(view: View, axis: Axis, found: Any) -> Any:
+    """Positions along what is kept of an axis, as positions along all of it."""
+    return _looked_up(view.index(axis), found) if _is_cut(view, axis) else found
+
+
+def among_kept(view: View, axis: Axis, found: Any) -> Any:
+    """Positions along an axis, all of kept entries, as positions along what is kept."""
+    if not _is_cut(view, axis):
+        return found
+    table = np.zeros(axis.size, np.int32)
+    table[view.index(axis)] = np.arange(view.size(axis))
+    return _looked_up(table, found)
+
+
+def _looked_up(table: np.ndarray, found: Any) -> Any:
+    numbers = jnp.asarray(table.astype(found.dtype))
+    return numbers.at[found].get(mode="promise_in_bounds")
+
+
+def _small_indices(view: View, step: Step) -> Callable[[Any], Any]:
+    """Index vectors into what is kept of the operand."""
+    indexed = [step.ins[0].axes[k] for k in views.indexed(step)]
+
+    def small(indices: Any) -> Any:
+        if not any(_is_cut(view, axis) for axis in indexed):
+            return indices
+        rows = [among_kept(view, axis, indices[..., c]) for c, axis in enumerate(indexed)]
+        return jnp.stack(rows, -1)
+
+    return small
+
+
+def _couple_indexed(step: Step, k: int, single: bool) -> None:
+    """An axis that is indexed: one that was chosen along, or frozen."""
+    axis, indexed = step.ins[0].axes[k], views.indexed(step)
+    along = positions.component(step.ins[1], indexed.index(k)) if k in indexed else None
+    if along is not None and along.size == axis.size and single:
+        step.chosen_from(axis, along)
+    else:
+        step.freeze(axis, "indexed")
+
+
 def couple_gather(step: Step) -> list[list[Axis]]:
     """Full windows pass; what is indexed is frozen; batch axes of the indices pass.
 
@@ -138,7 +187,7 @@ def couple_gather(step: Step) -> list[list[Axis]]:
         elif k in windows and step.params["slice_sizes"][k] == axis.size:
             result[windows[k]] = axis
         else:
-            step.freeze(axis, "indexed")
+            _couple_indexed(step, k, step.params["slice_sizes"][k] == 1)
             if k in windows:
                 step.freeze(result[windows[k]], "indexed")
     step.freeze(indices.axes[-1], "index vector")
@@ -177,6 +226,8 @@ def evaluate_gather(view: View, step: Step, xs: list[Any]) -> list[Any]:
     constant = constant_gather(step)
     if constant is not None and _is_cut(view, step.ins[0].axes[constant.axis]):
         xs = [xs[0], _kept_index(view, step, constant)]
+    elif constant is None:
+        xs = [xs[0], _small_indices(view, step)(xs[1])]
     sizes = tuple(
         view.size(axis) if size == axis.size else size
         for axis, size in zip(step.ins[0].axes, step.params["slice_sizes"], strict=True)
@@ -225,7 +276,7 @@ def couple_scatter(step: Step) -> list[list[Axis]]:
         elif k in windows and update.shape[windows[k]] == axis.size:
             step.unify(axis, update.axes[windows[k]])
         else:
-            step.freeze(axis, "indexed")
+            _couple_indexed(step, k, k not in windows or update.shape[windows[k]] == 1)
             if k in windows:
                 step.freeze(update.axes[windows[k]], "indexed")
     for j, place in _scatter_places(step).items():
@@ -272,7 +323,11 @@ def mixes_scatter(step: Step, known: list[Zeros]) -> list[Mix]:
     return [Mix(a, zero & adds, "none") for a, zero in found]
 
 
+def evaluate_scatter(view: View, step: Step, xs: list[Any]) -> list[Any]:
+    return compat.bind(step.eqn, [xs[0], _small_indices(view, step)(xs[1]), xs[2]])
+
+
 register(
     *primitives.names(Kind.SCATTER),
-    couple=couple_scatter, zeros=zeros_scatter, mixes=mixes_scatter,
+    couple=couple_scatter, zeros=zeros_scatter, mixes=mixes_scatter, evaluate=evaluate_scatter,
 )  # fmt: skip

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from jaxprune.ir import axes, compat, primitives
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.content import content
+from jaxprune.ir.positions import COMPARISONS, compared
 from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step, concrete
 from jaxprune.rules import zeros
@@ -102,9 +103,21 @@ def _chosen(step: Step, cases: list[Zeros]) -> list[Zeros]:
     return [cases[int(which.flat[0])]]
 
 
+def couple_compared(step: Step) -> list[list[Axis]]:
+    """Chosen positions that are compared with 0, 1, 2, ...: these count what is chosen along."""
+    (result,) = couple_pointwise(step)
+    found = compared(step)
+    if found is not None:
+        along, k = found
+        step.chosen.append((along, result[k]))
+    return [result]
+
+
 register(
-    *primitives.names(Kind.ELEMENTWISE, Kind.TYPE), couple=couple_pointwise, zeros=zeros_pointwise
-)
+    *(n for n in primitives.names(Kind.ELEMENTWISE, Kind.TYPE) if n not in COMPARISONS),
+    couple=couple_pointwise, zeros=zeros_pointwise,
+)  # fmt: skip
+register(*COMPARISONS, couple=couple_compared, zeros=zeros_pointwise)
 
 
 def evaluate_resharding(view: View, step: Step, xs: list[Any]) -> list[Any]:

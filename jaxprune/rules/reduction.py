@@ -1,15 +1,22 @@
-"""Reductions, cumulative sums, positions and sorting."""
+"""Reductions, cumulative sums, positions, sorting and choosing by value.
+
+What is chosen by value may lose units when they count as not there: then the choice is among the
+kept ones, and the positions that it gives are those of the whole program.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from jaxprune.ir import axes, primitives, views
+from jaxprune.ir import axes, compat, primitives, views
 from jaxprune.ir.axes import Axis
 from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step
 from jaxprune.rules import zeros
-from jaxprune.rules.registry import Mix, register
+from jaxprune.rules.indexing import in_the_whole
+from jaxprune.rules.registry import Mix, View, register
 from jaxprune.rules.zeros import Zeros
 
 # Operations for which a zero adds nothing; None: of no operation that joins two blocks (xor).
@@ -53,11 +60,16 @@ register(
 
 def couple_position(step: Step) -> list[list[Axis]]:
     for k in views.reduction(step).axes:
-        step.freeze(step.ins[0].axes[k], "the result is a position along it")
+        step.choose(step.ins[0].axes[k], 1)
     return couple_reduce(step)
 
 
-register(*primitives.names(Kind.POSITION), couple=couple_position)
+def evaluate_position(view: View, step: Step, xs: list[Any]) -> list[Any]:
+    (found,) = compat.bind(step.eqn, xs)
+    return [in_the_whole(view, step.ins[0].axes[views.reduction(step).axes[0]], found)]
+
+
+register(*primitives.names(Kind.POSITION), couple=couple_position, evaluate=evaluate_position)
 
 
 def couple_generic(step: Step) -> list[list[Axis]]:
@@ -103,6 +115,31 @@ register(
 register("cumlogsumexp", couple=couple_same, mixes=mixes_cumulative)
 
 
+def couple_chosen(step: Step) -> list[list[Axis]]:
+    """``top_k``: which entries it gives depends on their values; how many doesn't."""
+    operand, axis = step.ins[0].axes, views.sorted_axis(step, len(step.ins[0].shape))
+    count = step.eqn.outvars[0].aval.shape[axis]
+    if count == operand[axis].size:
+        step.freeze(operand[axis], "all of them are chosen")
+    step.choose(operand[axis], count)
+    found = axes.leaf(count)
+    step.freeze(found, "sorted by value")
+    return [[*operand[:axis], found, *operand[axis + 1 :]]] * 2
+
+
+def evaluate_chosen(view: View, step: Step, xs: list[Any]) -> list[Any]:
+    k = views.sorted_axis(step, len(step.ins[0].shape))
+    along, count = step.ins[0].axes[k], step.outs[0].shape[k]
+    left = view.size(along)
+    if left < count:
+        raise ValueError(
+            f"{step.name} at {step.where} chooses {count} of {along.size} units, and the masks "
+            f"leave {left}: keep at least {count}"
+        )
+    values, found = compat.bind(step.eqn, xs)
+    return [values, in_the_whole(view, along, found)]
+
+
 def couple_sorted(step: Step) -> list[list[Axis]]:
     """Sorting moves entries along one axis by their values: that axis is frozen."""
     axis = views.sorted_axis(step, len(step.ins[0].shape))
@@ -134,4 +171,5 @@ def zeros_sorted(step: Step, known: list[Zeros]) -> list[Zeros]:
     return results
 
 
-register(*primitives.names(Kind.SORT), couple=couple_sorted, zeros=zeros_sorted)
+register("sort", "approx_top_k", couple=couple_sorted, zeros=zeros_sorted)
+register("top_k", couple=couple_chosen, zeros=zeros_sorted, evaluate=evaluate_chosen)

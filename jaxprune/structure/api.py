@@ -18,6 +18,7 @@ def infer_structure(
     params: Any,
     *args: Any,
     also: Sequence[tuple[Callable[..., Any], Sequence[Any]]] = (),
+    semantics: str = _infer.MASKED,
 ) -> Structure:
     """Finds the logical dimensions of ``fn(params, *args)`` by reading its jaxpr.
 
@@ -28,13 +29,17 @@ def infer_structure(
       *args: the other arguments, arrays or ``jax.ShapeDtypeStruct``; nothing is computed.
       also: further uses of the same params, ``[(train_step, (batch,)), ...]``. A dimension is
         prunable only if every use allows it; parameters that only one of them reads are included.
+      semantics: what ``jp.compact`` will be asked for. With "masked", what ``top_k`` or ``argmax``
+        chooses from is frozen, for what is masked could still be chosen. With "kept" it isn't there
+        to be chosen: whole experts of a mixture are a dimension, in the router and in the weights
+        that are looked up by what was chosen.
 
     Returns:
       A :class:`Structure`: ``.dims``, ``.masks(keep)``, ``.keep(masks)``. ``print`` it.
 
     Raises:
       TypeError: for an fn that isn't a function, or an entry of also that isn't (fn, args).
-      ValueError: for params without an array.
+      ValueError: for params without an array, or semantics of another name.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -50,4 +55,5 @@ def infer_structure(
                 f"also wants pairs (fn, args) with args a tuple, got {entry!r:.80}; for example "
                 "also=[(train_step, (batch,))]"
             )
-    return from_programs(_infer.infer([(fn, args), *also], params), params)
+    _infer.check_semantics(semantics)
+    return from_programs(_infer.infer([(fn, args), *also], params, semantics), params)

@@ -49,6 +49,7 @@ class Dimension:
       params: number of entries in the leaves that it governs.
       label: what a person would call it, from what the program does with it; may change between
         versions, the name doesn't.
+      least: how many units have to stay, for so many are chosen by value at a time.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Dimension:
     params: int
     axis: Axis = field(repr=False, compare=False)
     label: str = field(default="", compare=False)
+    least: int = field(default=0, compare=False)
 
     def matches(self, pattern: str) -> bool:
         """Whether its name or its label is ``pattern``, which may hold wildcards."""
@@ -73,6 +75,7 @@ class Structure(Shown):
       paths, shapes: of the leaves of params, in their order.
       statistics: paths of the leaves that are running means and variances, as BatchNorm has them;
         they have no vote in the scores of units.
+      semantics: what removed units are, "masked" or "kept"; see :func:`infer_structure`.
     """
 
     dims: dict[str, Dimension]
@@ -82,6 +85,7 @@ class Structure(Shown):
     treedef: Any = field(repr=False)
     layouts: tuple[Any, ...] = field(repr=False, default=())  # how params lie on a mesh, or None
     statistics: tuple[str, ...] = field(repr=False, default=())
+    semantics: str = "masked"
 
     def masks(self, keep: Mapping[str, Any]) -> Any:
         """Masks of all coupled slots.
@@ -216,6 +220,7 @@ class Structure(Shown):
                     f"keep[{name!r}][{above!r}] keeps between {kept.sum(1).min()} and "
                     f"{kept.sum(1).max()} units; keep equally many under each unit of {above!r}"
                 )
+            self._check_least(dim, kept)
             yield dim, parent, kept
 
     def traced_masks(self, keep: Mapping[str, Any]) -> Any:
@@ -254,7 +259,17 @@ class Structure(Shown):
                     f"keep[{name!r}] keeps none of {dim.size} units; keep at least 1 (where "
                     "jp.search lets a whole branch go, plan.masks says so)"
                 )
+            if shaped:
+                self._check_least(dim, vector)
             yield dim, vector
+
+    @staticmethod
+    def _check_least(dim: Dimension, kept: np.ndarray) -> None:
+        if kept.sum(-1).min() < dim.least:
+            raise ValueError(
+                f"keep[{dim.name!r}] keeps {kept.sum(-1).min()} of {dim.size} units, and "
+                f"{dim.least} are chosen at a time; keep at least so many"
+            )
 
     def _named(self, name: str) -> Dimension:
         if name in self.dims:

@@ -31,6 +31,8 @@ from jaxprune.rules.reduction import couple_reduce
 from jaxprune.structure import state
 from jaxprune.typing import ending_in, named_leaves, path_str
 
+MASKED, KEPT_ONLY = "masked", "kept"  # What removed units are: zeros, or not there at all.
+
 Shapes = Sequence[tuple[str, tuple[int, ...]]]  # (path, shape) of each leaf
 Seen = dict[Step, Sequence[Axis] | None]  # The leaves that a rule met when it was asked last.
 
@@ -43,21 +45,30 @@ class Program:
     num_params: int
     out_tree: Any
     seen: Seen = field(default_factory=dict)
+    semantics: str = MASKED
 
     @property
     def param_values(self) -> list[Value]:
         return self.tape.inputs[: self.num_params]
 
 
-def infer(uses: Sequence[tuple[Callable[..., Any], Sequence[Any]]], params: Any) -> list[Program]:
+def infer(
+    uses: Sequence[tuple[Callable[..., Any], Sequence[Any]]], params: Any, semantics: str = MASKED
+) -> list[Program]:
     """Traces and couples all uses ``(fn, args)`` of the same params until nothing new is found."""
     programs: list[Program] = []
     for fn, args in uses:
         known = [value.axes for value in programs[0].param_values] if programs else None
-        programs.append(couple(*_trace(fn, params, args), params, args, known))
+        programs.append(couple(*_trace(fn, params, args), params, args, known, semantics))
     with collecting_later():
         settle(programs)
     return programs
+
+
+def check_semantics(semantics: str) -> None:
+    """Raises for what is no semantics."""
+    if semantics not in (MASKED, KEPT_ONLY):
+        raise ValueError(f'semantics is {semantics!r}; wanted "masked" or "kept"')
 
 
 def _trace(fn: Callable[..., Any], params: Any, args: Sequence[Any]) -> tuple[Any, Any]:
@@ -79,8 +90,13 @@ def couple(
     params: Any,
     args: Sequence[Any],
     param_axes: Sequence[Sequence[Axis]] | None = None,
+    semantics: str = MASKED,
 ) -> Program:
-    """Couples a trace once; ``param_axes`` continues from what an earlier trace found."""
+    """Couples a trace once; ``param_axes`` continues from what an earlier trace found.
+
+    With the semantics "kept" the axes into which chosen positions point are those that they are
+    chosen along.
+    """
     values = [Value(v.aval) for v in closed.jaxpr.invars]
     if param_axes is not None:
         for value, axs in zip(values, param_axes):
@@ -99,9 +115,35 @@ def couple(
     with collecting_later():
         program = tape.build(closed, values, couple_and_note)
     count = len(jax.tree.leaves(params))
-    result = Program(program, count, jax.tree.structure(out_shape), seen)
+    result = Program(program, count, jax.tree.structure(out_shape), seen, semantics)
     _freeze_ends(result, params, args, out_shape)
+    if semantics == KEPT_ONLY:
+        _tie_chosen(program.steps)
     return result
+
+
+def _tie_chosen(steps: Sequence[Step]) -> None:
+    for step in steps:
+        for a, b in step.chosen:
+            step.unify(a, b)
+        for sub in step.subs:
+            _tie_chosen(sub.steps)
+
+
+def blocked(leaf: Axis, semantics: str) -> str | None:
+    """Why a dimension may not lose units; None: it may."""
+    if leaf.reasons:
+        return "; ".join(map(str, leaf.reasons)) + (f"; {BY_EXPERTS}" if leaf.chosen else "")
+    if leaf.chosen and semantics == MASKED:
+        return f"{leaf.chosen[0][0]}: {CHOSEN}"
+    return None
+
+
+BY_EXPERTS = "whole experts also go by jp.experts.find(fn, params, *args).remove"
+CHOSEN = (
+    "masked units could still be chosen there, so call jp.infer_structure and jp.compact with "
+    'semantics="kept", for which they are not there, or jp.experts.find(fn, params, *args).compact'
+)
 
 
 # ------------------------------------------------------------------------------------- settling
@@ -120,12 +162,15 @@ def settle(programs: Sequence[Program]) -> None:
     coupled already. A step that holds programs is asked at least twice: its inside is coupled in
     order, too.
     """
-    noted = [(step, p.seen) for p in programs for step in p.seen if not _lasts(step)]
-    while moved := [(step, seen) for step, seen in noted if _has_moved(seen[step])]:
-        for step, seen in moved:
+    noted = [(step, p) for p in programs for step in p.seen if not _lasts(step)]
+    while moved := [(step, p) for step, p in noted if _has_moved(p.seen[step])]:
+        for step, program in moved:
             before = _leaves(step, [v.axes for v in step.outs])
             _couple_again(step)
-            seen[step] = None if _has_moved(before) else _leaves(step, [v.axes for v in step.outs])
+            if program.semantics == KEPT_ONLY:
+                _tie_chosen([step])
+            after = [v.axes for v in step.outs]
+            program.seen[step] = None if _has_moved(before) else _leaves(step, after)
 
 
 def _has_moved(leaves: Sequence[Axis] | None) -> bool:
@@ -140,6 +185,7 @@ def _has_moved(leaves: Sequence[Axis] | None) -> bool:
 
 def _couple_again(step: Step) -> None:
     step.ties.clear()
+    step.chosen.clear()
     for value, axs in zip(step.outs, registry.couple(step), strict=True):
         for known, found in zip(value.axes, axs, strict=True):
             step.unify(known, found)
@@ -256,7 +302,7 @@ def copy_axes(param_axes: Sequence[Sequence[Axis]]) -> tuple[list[list[Axis]], d
 
     def copy(node: Axis, kids: list[Axis]) -> Axis:
         new = Axis(node.kind, node.size, tuple(kids), node.index)
-        new.reasons = list(node.reasons)
+        new.reasons, new.chosen = list(node.reasons), list(node.chosen)
         return new
 
     rows = [list(axs) for axs in param_axes]

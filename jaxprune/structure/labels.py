@@ -15,6 +15,7 @@ from jaxprune.structure import usage
 RULES: tuple[tuple[str, set[str], set[str]], ...] = (
     # label, facts that hold, facts that don't
     ("{module} layers", {usage.LAYER}, set()),
+    ("{module} experts", {usage.CHOSEN, usage.EXPERT}, set()),
     ("{module} heads", {usage.HEADS}, set()),
     ("{module} queries per head", {usage.SHARING}, set()),
     ("{module} head size (pairs)", {usage.MATCHED, usage.PAIRED}, set()),
@@ -32,6 +33,7 @@ RULES: tuple[tuple[str, set[str], set[str]], ...] = (
     ("inputs of {reader}", {usage.READ}, {usage.MADE, usage.LOOKED_UP}),
     ("outputs of {maker}", {usage.MADE}, {usage.READ}),
     ("channels of {maker}", {usage.CHANNEL}, set()),
+    ("{module} hidden", {usage.MADE, usage.READ, usage.EXPERT, usage.LOOKED_UP}, set()),
     ("{maker} width", {usage.LOOKED_UP}, set()),
     ("{module} hidden", {usage.MADE, usage.READ}, set()),
 )
@@ -74,13 +76,18 @@ def label_of(facts: set[str], places: Sequence[Place]) -> str:
 
 
 def _of_groups(template: str, places: Sequence[Place]) -> str:
-    """Grouped convolutions and norms make channels a product of two."""
+    """Grouped convolutions and norms make channels a product of two, routers experts."""
     factors = {place.factor for place in places if place.last}
-    if template != "channels of {maker}" or len(factors) != 1:
-        return template
-    return {(0, 2): "groups of {maker}", (1, 2): "channels per group of {maker}"}.get(
-        next(iter(factors)) or (0, 0), template
-    )
+    factor = factors.pop() if len(factors) == 1 else None
+    return template if factor is None else _FACTORS.get((template, factor), template)
+
+
+_FACTORS = {
+    ("channels of {maker}", (0, 2)): "groups of {maker}",
+    ("channels of {maker}", (1, 2)): "channels per group of {maker}",
+    ("{module} experts", (0, 2)): "{module} groups of experts",
+    ("{module} experts", (1, 2)): "{module} experts per group",
+}
 
 
 def fill(templates: Sequence[str], places: Sequence[Sequence[Place]]) -> list[str]:

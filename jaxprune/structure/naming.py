@@ -34,23 +34,27 @@ def from_programs(programs: Sequence[_infer.Program], params: Any) -> Structure:
     slots = _slots(paths, param_axes, _first_use(programs))
     used = set().union(*(_infer.used_leaves(p.tape) for p in programs))
     sizes = dict(zip(paths, map(math.prod, shapes)))
-    whys = [_why(leaf, used) for leaf in slots]
+    semantics = programs[0].semantics
+    whys = [_why(leaf, used, semantics) for leaf in slots]
     names = labels.numbered(_labels(programs, slots, paths), [why is None for why in whys])
     dims = {}
     for (leaf, found), why, label in zip(slots.items(), whys, names, strict=True):
         governed = sum(map(sizes.__getitem__, {s.path for s in found}))
         name = str(found[0])
-        dims[name] = Dimension(name, leaf.size, found, why, governed, leaf, label)
+        least = max((n for _, n in leaf.chosen), default=0)
+        dims[name] = Dimension(name, leaf.size, found, why, governed, leaf, label, least)
     layouts = tuple(map(declared_layout, jax.tree.leaves(params)))
     still = set[int]().union(*(statistics(p.tape, p.param_values) for p in programs))
     told = tuple(paths[i] for i in sorted(still))
-    return Structure(dims, paths, shapes, param_axes, jax.tree.structure(params), layouts, told)
+    treedef = jax.tree.structure(params)
+    return Structure(dims, paths, shapes, param_axes, treedef, layouts, told, semantics)
 
 
-def _why(leaf: Axis, used: set[Axis]) -> str | None:
+def _why(leaf: Axis, used: set[Axis], semantics: str) -> str | None:
     """Why a dimension can't be pruned; None: it can."""
-    if leaf.reasons:
-        return "; ".join(map(str, leaf.reasons))
+    why = _infer.blocked(leaf, semantics)
+    if why is not None:
+        return why
     if leaf.size == 1:
         return APART
     return None if leaf in used else "nothing in this trace reads it"

@@ -19,7 +19,9 @@ from jaxprune.ir.axes import Axis
 from jaxprune.ir.primitives import CALLS, CONTROL, Kind
 from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules.control import step_length
+from jaxprune.structure.chosen import holds, looks_up, numbers_told
 from jaxprune.structure.landing import Way, flat, landed, landings
+from jaxprune.structure.rows import EQUAL, Rows, handed, looked_up, meets
 
 NESTED = CALLS | CONTROL  # The programs that these hold are checked in their turn.
 
@@ -57,10 +59,6 @@ def pair(axs: Sequence[Axis], dimension: Axis, parent: Axis) -> Pair | None:
     (k, units), (j, above) = found[0][0], found[1][0]
     inside = above[units >= 0] if j == k else above
     return Pair(k, units, j, above) if (inside >= 0).all() else None
-
-
-def holds(axs: Sequence[Axis], dimension: Axis) -> bool:
-    return any(dimension is leaf for axis in axs for leaf in axes.leaves(axis))
 
 
 def possible(param_axes: Sequence[Sequence[Axis]], dimension: Axis, parent: Axis) -> bool:
@@ -107,8 +105,10 @@ class Obstacles:
 
     def between(self, dimension: Axis, parent: Axis) -> str | None:
         """The first obstacle; None: they can."""
-        proof = _Proof(axes.find(dimension), axes.find(parent), self)
-        return next(proof.obstacles(self._tape), None)
+        dimension = axes.find(dimension)
+        proof = _Proof(dimension, axes.find(parent), self, {})
+        found = next(proof.obstacles(self._tape), None)
+        return found or (numbers_told(self._tape, dimension) if dimension.chosen else None)
 
     def holding(self, tape: Tape) -> _Holding:
         """Where a program's dimensions are."""
@@ -153,6 +153,7 @@ class _Proof(NamedTuple):
     dimension: Axis
     parent: Axis
     program: Obstacles
+    rows: dict[Value, Rows]  # what holds the dimension and was looked up along the parent
     one_by_one: bool = False
 
     @property
@@ -162,15 +163,24 @@ class _Proof(NamedTuple):
     def obstacles(self, tape: Tape) -> Iterator[str]:
         """Where a program may tell the units of one parent's unit from those of another."""
         holding = self.program.holding(tape)
-        if not all(map(self._in_place, holding.inputs.get(self.dimension, ()))):
+        inputs = holding.inputs.get(self.dimension, ())
+        if not all(v in self.rows or self._in_place(v) for v in inputs):
             yield "an input of a program holds them elsewhere"
         for step in holding.steps(self.dimension):
-            if not self._passes(step):
+            if not (self._passes(step) or self._passes_rows(step)):
                 at = f" at {step.where}" if step.where else ""
                 yield f"{step.name}{at} tells them apart"
             inside = self._replace(one_by_one=True) if self._scans_parent(step) else self
             for sub in step.subs:
+                self._tell_tangents(step, sub)
                 yield from inside.obstacles(sub)
+            self.rows.update(
+                (out, self.rows[inner])
+                for out, inner in zip(step.outs, step.subs[0].outputs if step.subs else ())
+                if inner in self.rows
+            )
+            if not self._tangents_alike(step):
+                yield f"{step.name} at {step.where} has a derivative that tells them apart"
 
     def _in_place(self, value: Value) -> bool:
         """Whether a value that holds the dimension has it under one unit of the parent."""
@@ -192,7 +202,48 @@ class _Proof(NamedTuple):
         if step.subs:
             nested = primitives.kind(step) in NESTED
             return not mine or nested and all(starmap(self._alike, step.ties))
-        return not mine or self._lands(step)
+        choosing = bool(self.dimension.chosen) and looks_up(step, self.dimension)
+        return not mine or choosing or self._lands(step)
+
+    def _passes_rows(self, step: Step) -> bool:
+        """The same of what was looked up along the parent; notes the rows of its results."""
+        if self.one_by_one or self.dimension.chosen:
+            return False
+        mine = [v for v in step.ins if holds(v.axes, self.dimension)]
+        if step.subs:  # results are known once the programs are, see obstacles
+            once = primitives.kind(step) in (Kind.REMAT, Kind.CUSTOM_JVP)
+            return once and all(v in self.rows for v in mine)
+        rows = [self.rows[v] for v in mine if v in self.rows]
+        if not mine and primitives.kind(step) is not Kind.BROADCAST:
+            return False
+        if not mine:  # a number is spread over all units
+            results: list[Rows | None] | None = handed(step, self.rows, self.dimension)
+        elif not rows:
+            found = looked_up(step, self.dimension, self.parent)
+            placed = found is not None and len(mine) == 1 and self._in_place(mine[0])
+            results = [found] if placed else None
+        elif primitives.kind(step) is Kind.RAGGED:
+            fits = len(mine) == 2 and meets(step, rows[0], self.dimension, self.parent)
+            results = [None] if fits and self._in_place(step.ins[1]) else None
+        else:
+            results = handed(step, self.rows, self.dimension)
+        if results is None:
+            return False
+        self.rows.update((v, found) for v, found in zip(step.outs, results) if found is not None)
+        return True
+
+    def _tell_tangents(self, step: Step, sub: Tape) -> None:
+        """A rule's tangents are under the same units as the operands that they stand beside."""
+        count = len(step.ins)
+        if primitives.kind(step) is Kind.CUSTOM_JVP and len(sub.inputs) == 2 * count:
+            pairs = zip(step.ins, sub.inputs[count:])
+            self.rows.update((moving, self.rows[v]) for v, moving in pairs if v in self.rows)
+
+    def _tangents_alike(self, step: Step) -> bool:
+        """Whether what a rule gives is under the same units as the results."""
+        mine = {self.rows[v] for v in step.outs if v in self.rows}
+        rules = [v for sub in step.subs[1:] for v in sub.outputs if holds(v.axes, self.dimension)]
+        return not mine or all(self.rows.get(v) in {*mine, EQUAL} for v in rules)
 
     def _scans_parent(self, step: Step) -> bool:
         return any(axes.find(axis) is self.parent for axis in _length(step))

@@ -26,6 +26,8 @@ SHARING = "free there, beside another free axis"
 CARRIED = "free there"
 ROW = "indexed"
 LOOKED_UP = "a window of what is indexed"
+CHOSEN = "chosen from by value"
+EXPERT = "an axis of kernels that hold matrices"
 LAYER = "scanned over"
 RESIDUAL = "added to a stream"
 
@@ -59,7 +61,8 @@ class _Reader:
 
 def facts_of(tape: Tape, num_params: int, leaves: Iterable[Axis]) -> Facts:
     """The facts of the given leaves in one program."""
-    reader = _Reader({leaf: set() for leaf in leaves}, set(tape.inputs[num_params:]))
+    found = {leaf: {CHOSEN} if leaf.chosen else set[str]() for leaf in leaves}
+    reader = _Reader(found, set(tape.inputs[num_params:]))
     _walk(reader, tape)
     return reader.facts
 
@@ -97,6 +100,9 @@ def _dot(reader: _Reader, step: Step) -> None:
         reader.moving.update(step.outs)
     reader.note(STACKED, *batch)
     reader.note(READ, *contracted)
+    for value, data in zip(step.ins, moving):
+        if not data:
+            _note_matrices(reader, value)
     for axs, data in zip(free, moving):
         if not data:
             reader.note(MADE, *axs)
@@ -142,8 +148,28 @@ def _pool(reader: _Reader, step: Step) -> None:
 def _gather(reader: _Reader, step: Step) -> None:
     table = step.ins[0]
     if table not in reader.moving:
+        _note_matrices(reader, table)
+        chosen = [reader.has(table.axes[k], CHOSEN) for k in views.indexed(step)]
+        if len(table.shape) > 2 and all(chosen):  # experts' matrices are kernels still
+            reader.moving.difference_update(step.outs)
+            return
         for axis, size in zip(table.axes, views.window_sizes(step)):
             reader.note(LOOKED_UP if axis.size == size else ROW, axis)
+
+
+def _ragged(reader: _Reader, step: Step) -> None:
+    kernel, numbers = step.ins[1], views.ragged(step)
+    if kernel in reader.moving:
+        return
+    _note_matrices(reader, kernel)
+    reader.note(READ, *(kernel.axes[k] for k in numbers.dims.rhs_contract))
+    free = set(numbers.dims.free(1, len(kernel.shape))) - set(numbers.rhs_group)
+    reader.note(MADE, *(kernel.axes[k] for k in free))
+
+
+def _note_matrices(reader: _Reader, kernel: Value) -> None:
+    if len(kernel.shape) > 2:
+        reader.note(EXPERT, *kernel.axes)
 
 
 def _scan(reader: _Reader, step: Step) -> None:
@@ -194,6 +220,7 @@ _LOOK: dict[Kind, Callable[[_Reader, Step], None]] = {
     Kind.CONVOLUTION: _convolve,
     Kind.POOL: _pool,
     Kind.GATHER: _gather,
+    Kind.RAGGED: _ragged,
     Kind.LOOP: _scan,
     Kind.ELEMENTWISE: _add,
 }

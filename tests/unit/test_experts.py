@@ -99,6 +99,25 @@ def test_experts_are_found_and_removed(name):
     assert again.layers[layer.name].count == 4
 
 
+@pytest.mark.parametrize("name", DISPATCH)
+def test_a_compact_model_without_experts(name):
+    fn, params, x, _ = model(name)
+    found = jp.experts.find(fn, params, x)
+    keep = dict.fromkeys(found.layers, KEEP)
+    small = found.compact(params, keep, x)
+    assert small.sizes["experts"] == 4 and small.certificate.semantics == "kept"
+    wanted = fn(found.remove(params, keep, x), x)
+    np.testing.assert_allclose(small.fn(small.params, x), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_compact_follows_a_number_in_the_code():
+    params, x = drawn(**SHAPES), floats(9, W)
+    small = jp.experts.find(fixed, params, x).compact(params, {"router": KEEP}, x)
+    wanted = unfixed({n: a[:, KEEP] if n == "router" else a[KEEP]
+                      for n, a in params.items() if n != "out"}, x)  # fmt: skip
+    np.testing.assert_allclose(small.fn(small.params, x), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_a_masked_expert_is_no_removed_one():
     """The reason why this is no masking: a router column of zeros is still chosen."""
     fn, params, x, _ = model("one-hot, softmax after")
@@ -129,6 +148,8 @@ def test_layers_of_a_scan_lose_experts_together_or_each_its_own():
     rows = np.stack([KEEP, np.roll(KEEP, 1), ~np.isin(np.arange(E), [0, 1])])
     small = found.remove(params, {name: rows}, x)
     y = x
+    compact = found.compact(params, {name: rows}, x)
+    np.testing.assert_allclose(compact.fn(compact.params, x), fn(small, x), rtol=2e-4, atol=1e-4)
     for k in range(3):
         p = {n: leaf[k] for n, leaf in params["layers"].items()}
         kept = np.flatnonzero(rows[k])
@@ -154,6 +175,12 @@ def test_hidden_units_go_within_all_experts():
     assert small.params["up"].shape == (E, W, 4)
     masked = fn(jp.apply_masks(params, masks), x)
     np.testing.assert_allclose(small.fn(small.params, x), masked, rtol=1e-4, atol=1e-5)
+
+
+def unfixed(p, x):
+    values, chosen = jax.lax.top_k(x @ p["router"], K)
+    gate = jnp.einsum("tk,tke->te", values, one_hot(p, chosen))
+    return jnp.einsum("tef,efd,te->td", hidden(p, x), p["down"], gate)
 
 
 def fixed(p, x):
@@ -199,6 +226,22 @@ BAD = {
 def test_bad_input(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def test_what_compact_refuses():
+    def shifted(p, x):
+        gates, chosen = jax.lax.top_k(x @ p["router"], K)
+        h = jax.nn.gelu(jnp.einsum("td,tkdf->tkf", x, p["up"][(chosen + 1) % E]))
+        return jnp.einsum("tk,tkf,tkfd->td", gates, h, p["down"][chosen])
+
+    params, x = drawn(**SHAPES), floats(9, W)
+    found = jp.experts.find(shifted, params, x)
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)these experts can't be removed by compact: .*indexed"
+        r".*found.remove\(params, keep, \*args\)",
+    ):
+        found.compact(params, {"router": KEEP}, x)
 
 
 def test_the_results_must_keep_their_shapes():
