@@ -38,7 +38,16 @@ from benchmarks.models.resnet import ResNet
 PyTree = Any
 NAME = "encoder"
 VIEWS, LABELS = "views", "labels"  # what a loss is made of
-BEFORE, AFTER = "before", "after"
+BEFORE = "before"
+
+
+# how units are told apart, by what the network learned before and learns after
+WAYS = {
+    "after, by magnitude": (VIEWS, "magnitude"),
+    "after, by the loss without labels": (VIEWS, VIEWS),
+    "after, by the probe's loss": (VIEWS, "probe"),
+    "learned and pruned by labels": (LABELS, LABELS),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +66,13 @@ class Settings:
     evidence: int = 32  # batches that scores are made from
     probe: int = 10_000  # images with labels
     test_images: int = 10_000
+    ways: tuple[str, ...] = (BEFORE, *WAYS)
 
 
 QUICK = Settings(
     seeds=1, steps=12, tune_steps=10, batch=16, widths=(8, 8), features=16, projected=8,
     flops=(0.5,), evidence=2, probe=200, test_images=200,
+    ways=("after, by the loss without labels",),
 )  # fmt: skip
 
 # ---- an encoder and its losses --------------------------------------------------------------
@@ -219,21 +230,13 @@ class Case:
         return float(np.mean(found == self.images.test_y))
 
 
-# how units are told apart, by what the network learned before and learns after
-WAYS = {
-    "after, by magnitude": (VIEWS, "magnitude"),
-    "after, by the loss without labels": (VIEWS, VIEWS),
-    "after, by the probe's loss": (VIEWS, "probe"),
-    "learned and pruned by labels": (LABELS, LABELS),
-}
-
-
 def rows(case: Case, found: dict[str, Any]) -> Iterator[None]:
     """Adds what is missing of one seed; yields after each."""
     settings = case.settings
-    wanted = [(name, f) for f in settings.flops for name in ("before", *WAYS)]
+    wanted = [(name, f) for f in settings.flops for name in settings.ways]
     missing = [(name, f) for name, f in wanted if key(name, f) not in found.get("rows", {})]
-    for by in (VIEWS, LABELS) if missing else ():
+    learned = dict.fromkeys(WAYS.get(name, (VIEWS,))[0] for name in settings.ways)
+    for by in learned if missing else ():
         if by not in found.setdefault("dense", {}):
             found["dense"][by] = case.judged(case.fn, case.dense(by))
             print(f"  dense, by {by}: {found['dense'][by]:.4f}", flush=True)
@@ -281,7 +284,8 @@ def summary(seeds: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(seeds: dict[str, Any]) -> Table:
-    dense = {by: np.mean([each["dense"][by] for each in seeds.values()]) for by in (VIEWS, LABELS)}
+    known = next(iter(seeds.values()))["dense"]
+    dense = {by: np.mean([each["dense"][by] for each in seeds.values()]) for by in known}
     said = ", ".join(f"learned by {by} {value:.2%}" for by, value in dense.items())
     shown = Table("", "a new probe alone", "trained on, points lost",
                   title=f"linear probe: {said}, {len(seeds)} seeds")  # fmt: skip
@@ -296,7 +300,9 @@ def picture(seeds: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name in ("before", *WAYS):
+    for name in dict.fromkeys(
+        row["way"] for each in seeds.values() for row in each["rows"].values()
+    ):
         points: dict[float, list[float]] = {}
         for each in seeds.values():
             for row in each["rows"].values():

@@ -52,8 +52,8 @@ class Settings:
     """How much of everything; the whole of it goes into the result file."""
 
     seeds: int = 3
-    steps: int = 1500
-    tune_steps: int = 500
+    steps: int = 1000
+    tune_steps: int = 300
     batch: int = 64
     rate: float = 1e-3
     # (of convolutions, of dense layers), absolute values below which weights go
