@@ -6,7 +6,6 @@ the files together.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,9 +159,9 @@ def written(page: str) -> str:
         begin, end = marked(name)
         if begin not in page or end not in page:
             raise ValueError(f"the page has no place for {name}: {begin} ... {end}")
-        place = re.compile(rf"{re.escape(begin)}.*?{re.escape(end)}", re.S)
-        new = f"{begin}\n\n{section(name)}\n\n{end}"
-        page = place.sub(lambda _, new=new: new, page)
+        before, _, rest = page.partition(begin)
+        after = rest.partition(end)[2]
+        page = f"{before}{begin}\n\n{section(name)}\n\n{end}{after}"
     return page
 
 

@@ -168,6 +168,7 @@ class Case:
         strides = 2 if size > 16 else 1
         net = ResNet(settings.features, settings.widths, stem_strides=strides)
         self.encoder = Encoder(net, settings, images.classes)
+        self._dense: dict[str, PyTree] = {}
         self.fn, self.x = self.encoder.features, jnp.asarray(images.test_x[:64])
         self.start = self.encoder.start(self.x[:1], seed)
         self.structure = jp.infer_structure(self.fn, self.start, self.x)
@@ -184,7 +185,7 @@ class Case:
 
     def dense(self, by: str) -> PyTree:
         """All parameters after training by a loss."""
-        if by not in self.__dict__.setdefault("_dense", {}):
+        if by not in self._dense:
             whole = self.cut(self.start, jax.tree.map(lambda _: jnp.asarray(True), self.start))
             self._dense[by] = self.trained(whole, by, self.settings.steps).params
         return self._dense[by]

@@ -167,7 +167,7 @@ def test_a_quick_form_writes_its_rows_and_does_nothing_twice(name, tmp_path, cap
     monkeypatch.setattr(data, "load", lambda *_: data.from_digits())
     module = importlib.import_module(f"benchmarks.studies.{STUDIES[name].module}")
     given = ["--quick", "--results", str(tmp_path), *QUICK[name]]
-    if name not in ("thresholds", "self_supervision"):
+    if name != "self_supervision":
         given += ["--weights", str(tmp_path)]
     module.main(given)
     path = results.folder(tmp_path) / f"{name}-quick.json"

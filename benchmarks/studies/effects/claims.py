@@ -86,7 +86,7 @@ def compared(
     """One row per claim of which both methods have run."""
     rows = []
     for claim in wanted:
-        runs = [accuracy.get(name(m, claim.sparsity)) for m in (claim.first, claim.second)]
+        runs = [accuracy.get(name(m, claim.sparsity), {}) for m in (claim.first, claim.second)]
         if all(runs):
             rows.append({"network": network} | judge(claim, *map(_values, runs)))
     return rows

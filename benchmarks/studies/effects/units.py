@@ -164,10 +164,10 @@ def ways(case: Case, settings: Settings) -> dict[str, Callable[[], jp.typing.Com
     for kept, score in itertools.product(WIDTHS, ("curvature", "magnitude")):
         found[name(score, 1 - kept)] = part(by_width, case, score, kept)
     for flops in (DEEP, SHALLOW):
-        found[name("search", 1 - flops)] = lambda f=flops: by_search(case, taylor(), f)
-        found[name("the same fraction of all", 1 - flops)] = lambda f=flops: by_search(
-            case, taylor(), f, uniform=True
-        )
+        for way, uniform in (("search", False), ("the same fraction of all", True)):
+            found[name(way, 1 - flops)] = part(
+                lambda f, u: by_search(case, taylor(), f, uniform=u), flops, uniform
+            )
     return found
 
 

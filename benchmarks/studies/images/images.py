@@ -49,7 +49,12 @@ def plan(case: Case, rows: Rows, known: Rows) -> Iterator[None]:
         return
     search = jp.Search(case.fn, case.dense, case.structure, case.scores("taylor"), case.x)
     for asked in missing:
-        found = search.plan(jp.Target(speedup=asked))
+        try:
+            found = search.plan(jp.Target(speedup=asked))
+        except ValueError as error:  # a speed that cannot be had
+            rows[f"{asked:g}"] = {"asked": asked, "refused": str(error).splitlines()[0]}
+            yield
+            continue
         rows[f"{asked:g}"] = {
             "asked": asked,
             "speedup": found.measured["speedup"],

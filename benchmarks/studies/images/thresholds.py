@@ -27,6 +27,7 @@ from benchmarks import studies
 from benchmarks.common import data, results, train
 from benchmarks.common.data import Data
 from benchmarks.studies.recovery import networks
+from benchmarks.studies.speed.accuracy import load, save
 
 PyTree = Any
 CLAIM = 0.5  # points
@@ -98,14 +99,19 @@ def trained(
     return variables
 
 
-def rows(data: Data, settings: Settings, seed: int, found: dict[str, Any]) -> Iterator[None]:
+def rows(
+    data: Data, settings: Settings, seed: int, found: dict[str, Any], path: Path
+) -> Iterator[None]:
     """Adds what is missing of one seed; yields after each row."""
     if len(found.get("rows", {})) == 2 * len(settings.taus) + 1:
         return
     module = CNN(data.classes, settings.widths)
     fn = jax.jit(train.inference(module))
     judged = lambda v: train.accuracy(fn, v, data, 250)  # noqa: E731
-    dense = trained(module, data, settings, seed, settings.steps)
+    if not path.exists():
+        save(trained(module, data, settings, seed, settings.steps), path)
+    like = jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(data.train_x[:1]))
+    dense = jax.tree.map(jnp.asarray, load(like, path))
     found.update(dense=judged(dense), rows=found.get("rows", {}))
     for name, masks in choices(dense, settings).items():
         if name in found["rows"]:
@@ -178,6 +184,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a look: one seed, hardly trained")
     parser.add_argument("--tau", nargs=2, type=float, action="append", metavar=("CONV", "DENSE"))
     parser.add_argument("--results", type=Path, default=results.FOLDER)
+    parser.add_argument("--weights", type=Path, default=Path.home() / ".cache" / "jaxprune")
     return parser.parse_args(argv)
 
 
@@ -198,7 +205,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     kept = results.continued(path, about["settings"])
     for seed in range(settings.seeds):
         found = kept.setdefault("CNN", {}).setdefault(str(seed), {})
-        for _ in rows(images, settings, seed, found):
+        weights = args.weights / stem / f"{seed}-{settings.steps}.npz"
+        for _ in rows(images, settings, seed, found, weights):
             results.save(about | {"networks": kept, "summary": summary(kept["CNN"])}, path)
     Console(width=110).print(table(kept["CNN"]))
     print(path)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import itertools
@@ -85,19 +86,21 @@ def plan(case: Case, network: str, found: dict[str, Any], settings: Settings) ->
     rows, side = found["rows"], torch_side()
     for way, asked in itertools.product(THEIRS, settings.times_less):
         if name_of(way, asked) not in rows:
-            rows[name_of(way, asked)] = {"way": way, "asked": asked} | at_speed(
-                lambda ratio, way=way: side.pruned(case, network, way, ratio, settings),
-                lambda cut: side.speedup(case, network, cut, settings.rounds),
+            found_at = at_speed(
+                functools.partial(side.pruned, case, network, way, settings=settings),
+                functools.partial(side.speedup, case, network, rounds=settings.rounds),
                 asked, settings,
             )  # fmt: skip
+            rows[name_of(way, asked)] = {"way": way, "asked": asked} | found_at
             print(f"  {rows[name_of(way, asked)]}", flush=True)
             yield
     plans: dict[str, Any] = dict(found.get("plans", {}))
     for _ in image_study.plan(case, plans, found.get("known", {})):
         pass
     for asked in settings.times_less:
-        if name_of(OURS, asked) not in rows:
-            rows[name_of(OURS, asked)] = {"way": OURS} | plans[f"{asked:g}"]
+        plan = plans[f"{asked:g}"]
+        if name_of(OURS, asked) not in rows and "units" in plan:
+            rows[name_of(OURS, asked)] = {"way": OURS} | plan
             yield
 
 
