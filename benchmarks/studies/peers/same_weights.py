@@ -98,9 +98,9 @@ def plan(case: Case, network: str, found: dict[str, Any], settings: Settings) ->
     for _ in image_study.plan(case, plans, found.get("known", {})):
         pass
     for asked in settings.times_less:
-        plan = plans[f"{asked:g}"]
-        if name_of(OURS, asked) not in rows and "units" in plan:
-            rows[name_of(OURS, asked)] = {"way": OURS} | plan
+        ours = plans[f"{asked:g}"]
+        if name_of(OURS, asked) not in rows and "units" in ours:
+            rows[name_of(OURS, asked)] = {"way": OURS} | ours
             yield
 
 
