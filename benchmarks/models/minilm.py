@@ -102,14 +102,19 @@ def block(p: dict[str, Any], x: jax.Array, real: jax.Array) -> jax.Array:
     return norm(p["mlp_norm"], x + dense(p["down"], hidden))
 
 
-def apply(params: dict[str, Any], tokens: jax.Array) -> jax.Array:
-    """Embeddings (batch, 384) of tokens (batch, tokens), padded with 0."""
+def pooled(params: dict[str, Any], tokens: jax.Array) -> jax.Array:
+    """The mean (batch, 384) over the tokens (batch, tokens) that are no padding, which is 0."""
     real, tables = tokens != PAD, params["embedding"]
     x = norm(tables["norm"], tables["word"][tokens] + tables["position"][: tokens.shape[1]])
     for p in params["blocks"]:
         x = block(p, x, real)
     total = jnp.sum(jnp.where(real[..., None], x, 0), 1)
-    mean = total / jnp.sum(real, 1, keepdims=True)
+    return total / jnp.sum(real, 1, keepdims=True)
+
+
+def apply(params: dict[str, Any], tokens: jax.Array) -> jax.Array:
+    """Embeddings (batch, 384) of tokens: their mean at unit length."""
+    mean = pooled(params, tokens)
     return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
 

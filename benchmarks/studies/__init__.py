@@ -57,6 +57,16 @@ STUDIES = {
         "What do cutting and compiling cost at twice the size?", "structure.scale",
         ("--rounds", "1", "--scale", "0.05")),
     "effects": Study("Which published effects appear here?", "effects.effects", QUICK),
+    "text": Study("When and how is a text encoder pruned?", "text.text", QUICK),
+    "images": Study("What does a measured speed cost image classifiers?", "images.images", QUICK),
+    "thresholds": Study(
+        "Do thresholds by kind of layer cost half a point?", "images.thresholds", QUICK),
+    "self_supervision": Study(
+        "When may an encoder that learns without labels be cut?", "self_supervision", QUICK),
+    "effects_units": Study(
+        "Which effects of cutting whole units appear here?", "effects.units", QUICK),
+    "peers": Study(
+        "Whose cut of the same weights is more accurate?", "peers.same_weights", QUICK),
     "experts": Study(
         "Which experts of a mixture may go?", "experts", ("--seeds", "1", "--steps", "30")),
     "pretrained": Study(

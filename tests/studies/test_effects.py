@@ -131,7 +131,7 @@ def test_convolution_as_a_product_is_the_convolution():
     ],
 )
 def test_the_rule(first, says, second, appears):
-    row = effects_claims._judge(Claim("schedule", "a", says, "b", 0.9), first, second)
+    row = effects_claims.judge(Claim("schedule", "a", says, "b", 0.9), first, second)
     assert row["appears"] is appears
     n = len(first)
     error = np.sqrt(np.var(first, ddof=1) / n + np.var(second, ddof=1) / n)
@@ -154,7 +154,7 @@ def test_collapse_must_happen_in_all_seeds(snip, flow, appears):
 
 def test_what_does_not_appear_is_said():
     rows = [
-        effects_claims._judge(Claim("dynamic", "rigl", ABOVE, "set", 0.95), a, [0.8, 0.81])
+        effects_claims.judge(Claim("dynamic", "rigl", ABOVE, "set", 0.95), a, [0.8, 0.81])
         | {"network": "perceptron"}
         for a in ([0.7, 0.71], [0.9, 0.91])
     ]

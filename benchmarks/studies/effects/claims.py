@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,22 +73,30 @@ def name(method: str, sparsity: float) -> str:
 
 def judged(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per claim whose runs are there, by RULE."""
-    rows = []
+    wanted = list(claims(result["settings"]["tickets"]))
+    rows: list[dict[str, Any]] = []
     for network, found in result["networks"].items():
-        for claim in claims(result["settings"]["tickets"]):
-            runs = [
-                found["accuracy"].get(name(m, claim.sparsity)) for m in (claim.first, claim.second)
-            ]
-            if all(runs):
-                rows.append({"network": network} | _judge(claim, *map(_values, runs)))
+        rows += compared(network, found["accuracy"], wanted)
     return rows + [row for row in [_collapse(result["collapse"])] if row]
+
+
+def compared(
+    network: str, accuracy: Mapping[str, Any], wanted: Iterable[Claim]
+) -> list[dict[str, Any]]:
+    """One row per claim of which both methods have run."""
+    rows = []
+    for claim in wanted:
+        runs = [accuracy.get(name(m, claim.sparsity), {}) for m in (claim.first, claim.second)]
+        if all(runs):
+            rows.append({"network": network} | judge(claim, *map(_values, runs)))
+    return rows
 
 
 def _values(runs: Mapping[str, float]) -> list[float]:
     return [runs[seed] for seed in sorted(runs, key=int)]
 
 
-def _judge(claim: Claim, first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+def judge(claim: Claim, first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
     difference = statistics.fmean(first) - statistics.fmean(second)
     error = math.hypot(standard_error(first), standard_error(second))
     appears = difference > error if claim.says == ABOVE else -difference <= error

@@ -9,6 +9,7 @@ done: a job that was interrupted goes on where it was.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,13 @@ from benchmarks.studies.effects.training import (
 )
 
 COLLAPSE = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+LONGER = 3  # times as many epochs, for what may need more steps
+# name -> (network, times as many epochs, times fewer rounds of tickets)
+NETWORKS = {
+    "perceptron": ("perceptron", 1, 1),
+    "convolutional": ("convolutional", 1, 2),
+    "perceptron, longer": ("perceptron", LONGER, 1),
+}
 Result = dict[str, Any]
 
 
@@ -42,27 +50,29 @@ class Job(NamedTuple):
     runs: Callable[[], Iterator[tuple[str, float]]]
 
 
-def jobs(trainer: Trainer, brief: bool) -> Iterator[Job]:
-    """What one network and one seed are compared on; less where it is slow, or to be brief."""
-    perceptron = trainer.network == "perceptron"
-    yield lottery(trainer) if perceptron else masked(trainer, "dense", 0.0)
-    for s in SPARSITIES:
+def jobs(trainer: Trainer, brief: bool, at: Sequence[float] = SPARSITIES) -> Iterator[Job]:
+    """What one network and one seed are compared on, or less to be brief."""
+    yield lottery(trainer)
+    for s in at:
         yield scheduled(trainer, "gradual, magnitude", s)
         yield scheduled(trainer, "one-shot, magnitude", s)
         yield masked(trainer, "SNIP", s)
         yield masked(trainer, "SNIP", s, shuffled=True)
     if brief:
         return
-    for s in SPARSITIES:
+    for s in at:
         yield scheduled(trainer, "gradual, random", s)
-        if perceptron:
-            yield scheduled(trainer, "one-shot, random", s)
-    for s in SPARSITIES[1:]:
+        yield scheduled(trainer, "one-shot, random", s)
+    yield from dynamic(trainer, at)
+    yield from (masked(trainer, m, at[-1]) for m in ("random, uniform", "GraSP", "SynFlow"))
+
+
+def dynamic(trainer: Trainer, at: Sequence[float] = SPARSITIES) -> Iterator[Job]:
+    """Masks that move, and one that stays, where there is little left to lose."""
+    for s in (s for s in at if s > SPARSITIES[0]):
         yield scheduled(trainer, "rigl", s)
         yield scheduled(trainer, "set", s)
         yield masked(trainer, "random, ERK", s)
-    if perceptron:
-        yield from (masked(trainer, m, 0.98) for m in ("random, uniform", "GraSP", "SynFlow"))
 
 
 def scheduled(trainer: Trainer, method: str, sparsity: float) -> Job:
@@ -133,6 +143,7 @@ def measure(
     result: Result,
     save: Callable[[], None],
     brief: bool = False,
+    at: Sequence[float] = SPARSITIES,
 ) -> None:
     """Fills in what the result lacks, and saves after each run."""
     for seed in seeds:
@@ -144,11 +155,15 @@ def measure(
     save()
     for network in networks:
         here = result["networks"].setdefault(network, {"rates": {}, "accuracy": {}})
-        choose_rate(images, settings, network, here)
+        kind, longer, fewer = NETWORKS[network]
+        choose_rate(images, settings, kind, here)
         save()
+        own = dataclasses.replace(
+            settings, epochs=longer * settings.epochs, tickets=settings.tickets // fewer
+        )
         for seed in seeds:
-            trainer = Trainer(settings, images, network, seed, here["rate"])
-            for job in jobs(trainer, brief):
+            trainer = Trainer(own, images, kind, seed, here["rate"])
+            for job in jobs(trainer, brief, at) if longer == 1 else dynamic(trainer, at):
                 _fill(job, here["accuracy"], str(seed), save)
 
 
@@ -187,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(images.describe())
     save = lambda: results.save(result, path)  # noqa: E731
     arrays = on_device(images, settings, 500 if args.quick else None)
-    measure(arrays, settings, seeds, args.networks, result, save, brief=args.quick)
+    measure(arrays, settings, seeds, args.networks, result, save, args.quick, args.at)
     result["rule"] = effects_claims.RULE
     result["effects"] = effects_claims.judged(result)
     save()
@@ -199,8 +214,8 @@ def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = studies.parser("effects", __doc__)
     parser.add_argument("--quick", action="store_true", help="tiny networks on digits, in seconds")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--networks", nargs="*", default=["perceptron"],
-                        choices=["perceptron", "convolutional"])  # fmt: skip
+    parser.add_argument("--networks", nargs="*", default=["perceptron"], choices=list(NETWORKS))
+    parser.add_argument("--at", nargs="*", type=float, default=SPARSITIES, choices=SPARSITIES)
     parser.add_argument("--again", action="store_true", help="forget what an earlier job has done")
     parser.add_argument("--data", choices=["auto", *data.SOURCES], default="auto")
     parser.add_argument("--results", type=Path, default=results.FOLDER)

@@ -13,6 +13,7 @@ import optax
 
 from benchmarks.common import train
 from benchmarks.common.data import Data
+from benchmarks.models.depthwise import DepthwiseNet
 from benchmarks.models.resnet import ResNet
 
 PyTree = Any
@@ -76,6 +77,7 @@ NETWORKS = {
     ),
     "vit": Network(lambda classes, size: ViT(classes), _adam(1e-3)),
     "lstm": Network(lambda classes, size: Rows(classes), _adam(3e-3)),
+    "depthwise": Network(lambda classes, size: DepthwiseNet(classes), _adam(3e-3)),
 }
 
 

@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a look: one seed, hardly trained")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     names = list(networks.NETWORKS)
-    parser.add_argument("--networks", nargs="+", choices=names, default=names)
+    parser.add_argument("--networks", nargs="+", choices=names, default=["residual", "vit", "lstm"])
     parser.add_argument("--of", nargs="+", default=["speedup", "flops"], help="budgets to tune at")
     parser.add_argument("--repairs", nargs="+", choices=Settings().repairs, help="to tune by")
     parser.add_argument("--results", type=Path, default=results.FOLDER)

@@ -1,0 +1,1 @@
+"""What pruning does to image classifiers."""

@@ -1,0 +1,1 @@
+"""What pruning does to a text encoder that is fine-tuned."""
