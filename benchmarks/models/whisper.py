@@ -21,6 +21,7 @@ RATE, SECONDS = 16_000, 30
 WINDOW, HOP, MELS = 400, 160, 80  # samples, samples, bands
 HEAD, EPSILON = 64, 1e-5
 PROMPT, END = (50257, 50362), 50256  # start of a transcript, without timestamps; its end
+QUERIES = 300  # that the encoder reads for at a time
 LIMIT = 220  # tokens of a transcript at most
 
 
@@ -80,10 +81,8 @@ def heads(p: Params, x: jax.Array) -> jax.Array:
     return jnp.moveaxis(dense(p, x).reshape(*x.shape[:2], -1, HEAD), 1, 2)
 
 
-def attend(
-    p: Params, q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None = None
-) -> jax.Array:
-    """What the queries read, (batch, length, width); ``seen``: which keys each query may see.
+def read(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None = None) -> jax.Array:
+    """What queries read of values, (batch, heads, queries, 64); ``seen``: which keys each may see.
 
     Heads come first, so that products need no copies; weights are divided after the product with
     the values, which has 64 columns where they have one for each key.
@@ -92,8 +91,24 @@ def attend(
     if seen is not None:
         scores = jnp.where(seen, scores, -jnp.inf)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    read = jnp.einsum("bhqk,bhkd->bhqd", weights, v) / weights.sum(-1, keepdims=True)
-    return dense(p["o"], jnp.moveaxis(read, 2, 1).reshape(q.shape[0], q.shape[2], -1))
+    return jnp.einsum("bhqk,bhkd->bhqd", weights, v) / weights.sum(-1, keepdims=True)
+
+
+def read_all(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """As :func:`read`, 300 queries of one example at a time: their weights fit into a cache."""
+
+    def some(given: tuple[jax.Array, ...]) -> jax.Array:
+        q, k, v = given  # (heads, length, 64)
+        parts = jnp.moveaxis(q.reshape(len(q), -1, QUERIES, HEAD), 1, 0)
+        found = jax.lax.map(lambda part: read(part[None], k[None], v[None])[0], parts)
+        return jnp.moveaxis(found, 0, 1).reshape(q.shape)
+
+    return read(q, k, v) if q.shape[2] % QUERIES else jax.lax.map(some, (q, k, v))
+
+
+def joined(p: Params, x: jax.Array) -> jax.Array:
+    """(batch, heads, length, 64) -> (batch, length, width), by the last kernel of an attention."""
+    return dense(p["o"], jnp.moveaxis(x, 2, 1).reshape(x.shape[0], x.shape[2], -1))
 
 
 def mlp(p: Params, x: jax.Array) -> jax.Array:
@@ -107,7 +122,8 @@ def mlp(p: Params, x: jax.Array) -> jax.Array:
 def block(p: Params, x: jax.Array) -> jax.Array:
     """One layer of the encoder on hidden states (batch, positions, 384)."""
     y = norm(p["attention"]["norm"], x)
-    x = x + attend(p["attention"], *(heads(p["attention"][name], y) for name in "qkv"))
+    q, k, v = (heads(p["attention"][name], y) for name in "qkv")
+    x = x + joined(p["attention"], read_all(q, k, v))
     return x + mlp(p["mlp"], x)
 
 
@@ -164,9 +180,9 @@ def written_states(
         held = {n: jax.lax.dynamic_update_slice_in_dim(held[n], new[n], start, 2) for n in "kv"}
         seen = jnp.arange(held["k"].shape[2]) <= start + jnp.arange(count)[:, None]
         q = heads(one["attention"]["q"], y)
-        x = x + attend(one["attention"], q, held["k"], held["v"], seen)
+        x = x + joined(one["attention"], read(q, held["k"], held["v"], seen))
         q = heads(one["cross"]["q"], norm(one["cross"]["norm"], x))
-        x = x + attend(one["cross"], q, given["k"], given["v"])
+        x = x + joined(one["cross"], read(q, given["k"], given["v"]))
         x = x + mlp(one["mlp"], x)
         full.append(held)
     return norm(p["norm"], x), full
