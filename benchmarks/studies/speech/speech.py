@@ -60,8 +60,10 @@ QUICK = Settings(
 class Job:
     """The recognizer, its splits, and what was found so far."""
 
-    def __init__(self, settings: Settings, found: dict[str, Any], weights: Path):
-        self.settings, self.found, self.weights = settings, found, weights
+    def __init__(
+        self, settings: Settings, found: dict[str, Any], weights: Path, splits: Sequence[int]
+    ):
+        self.settings, self.found, self.weights, self.splits = settings, found, weights, splits
         self.model = Recognizer.load()
         self.clips = prompts.clips()
 
@@ -93,7 +95,7 @@ class Job:
 
     def _each(self, key: str, do: Callable[[Case], dict[str, Any]]) -> Iterator[str]:
         """What a row says, for each split where it isn't known."""
-        for split in range(self.settings.splits):
+        for split in self.splits:
             rows = self.found.setdefault(str(split), {})
             if key not in rows:
                 begin = time.perf_counter()
@@ -205,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a look: four chunks, hardly trained")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--rows", nargs="+", choices=list(recipes.ROWS), help="to add")
+    parser.add_argument("--splits", nargs="+", type=int, help="of all, to add")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     parser.add_argument("--weights", type=Path, default=Path.home() / ".cache" / "jaxprune")
     args = parser.parse_args(argv)
@@ -213,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     head = results.header("whisper") | {"settings": dataclasses.asdict(settings)}
     found = results.continued(path, head["settings"])
     chosen = dataclasses.replace(settings, rows=tuple(args.rows or settings.rows))
-    job = Job(chosen, found, args.weights / stem)
+    splits = args.splits or range(settings.splits)
+    job = Job(chosen, found, args.weights / stem, splits)
     for stage, done in ((s, d) for s in args.stages for d in job.run(s)):
         summary = report.summary(found, settings.splits)
         results.save(head | {"networks": found, "summary": summary}, path)
