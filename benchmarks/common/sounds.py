@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 import wave
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 from scipy.signal import resample_poly
 
 SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
+TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 RATE = 16_000
 PAUSE = RATE // 2  # samples of silence between prompts
 BELOW = 35.0  # dB below an excerpt's loudest chunk: no speech
@@ -40,3 +43,20 @@ def loud(audio: np.ndarray, chunk: int) -> np.ndarray:
     """Whether each chunk is less than 35 dB below the excerpt's loudest: (batch, chunks)."""
     power = np.square(audio.reshape(len(audio), -1, chunk)).mean(-1)
     return power > power.max(1, keepdims=True) * 10 ** (-BELOW / 10)
+
+
+def transcripts() -> dict[str, str]:
+    """What is said in each prompt that is a wav file, by its name without the suffix.
+
+    Remarks in brackets are no speech; silence and sounds without words are left out.
+    """
+    if not TEXTS.is_file() or not SOUNDS.is_dir():
+        raise FileNotFoundError("no prompts here: apt-get install asterisk-core-sounds-en-wav")
+    found = {}
+    with gzip.open(TEXTS, "rt", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            name, colon, said = line.partition(":")
+            said = re.sub(r"[(\[<].*?[)\]>]", "", said).strip()
+            if colon and said and line[0] != ";" and (SOUNDS / f"{name}.wav").is_file():
+                found[name] = said
+    return found

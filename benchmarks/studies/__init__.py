@@ -72,6 +72,7 @@ STUDIES = {
     "pretrained": Study(
         "What is left of pretrained text and speech models?", "pretrained",
         ("--models", "minilm", "--rounds", "3")),
+    "whisper": Study("What does pruning cost speech recognition?", "speech.speech", QUICK),
     "oneshot": Study(
         "What does one-shot pruning leave of a language model?", "oneshot.weights",
         ("--at", "50%", "--methods", "magnitude", "wanda", "--sequences", "4")),

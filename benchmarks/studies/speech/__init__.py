@@ -1,0 +1,1 @@
+"""What pruning costs speech recognition, and what it gains in time."""
