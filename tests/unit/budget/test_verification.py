@@ -16,7 +16,7 @@ from jaxprune.budget.verification import Speedup, Verifier, uncertainty
 from tests.unit.budget.networks import clockless, setting
 
 
-def shrunk(fn, params, masks, *args):
+def shrunk(fn, params, masks, *args, **options):
     """In place of ``jp.compact``, of the mlp: shapes tell its FLOPs, and nothing is compiled."""
     found = setting("mlp")[2].keep(masks)
     up, mid = (int(found[name].sum()) for name in ("up/kernel:1", "mid/kernel:1"))
