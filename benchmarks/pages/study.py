@@ -30,11 +30,21 @@ def measured(name: str, at: Path) -> str:
     return "\n\n".join([*parts, *(_file(name, path, at) for path in files)])
 
 
+def newest(name: str, at: Path) -> str:
+    """Returns the table of the file measured last, for a page that tells of several studies."""
+    files = results.files(name)
+    return _file(name, files[-1], at) if files else f"Not measured yet: `{_call(name)}`."
+
+
 def _command(name: str) -> str:
     fact = next(f for f in facts.facts() if f.study == name)
-    command = f"python -m benchmarks{'' if name == 'main' else f' {name}'}"
+    command = _call(name)
     look = f"; a look of minutes: `{command} --quick`" if fact.quick else ""
     return f"`{command}` (minutes of a whole run: {fact.minutes}{look})."
+
+
+def _call(name: str) -> str:
+    return f"python -m benchmarks{'' if name == 'main' else f' {name}'}"
 
 
 def _file(name: str, path: Path, at: Path) -> str:

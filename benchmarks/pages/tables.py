@@ -11,14 +11,19 @@ from typing import Any
 
 from benchmarks.common import results, table
 from benchmarks.pages import generic, markdown
+from benchmarks.studies import self_supervision
 from benchmarks.studies.browser import browser
 from benchmarks.studies.effects import claims
+from benchmarks.studies.images import images, thresholds
 from benchmarks.studies.oneshot import report as oneshot_report
 from benchmarks.studies.oneshot import structured as oneshot_structured
+from benchmarks.studies.peers import same_weights
 from benchmarks.studies.recovery import recovery
 from benchmarks.studies.runtimes import int8, int8_pretrained, runtimes, searched
+from benchmarks.studies.speech import report as speech_report
 from benchmarks.studies.speed import accuracy
 from benchmarks.studies.speed import native as native_study
+from benchmarks.studies.text import text
 
 ASKED = ("search 1.25 x", "search 1.5 x", "search 2 x", "search 3 x")
 MEASURED = ("prefill", "predicted", "one token")
@@ -173,6 +178,10 @@ def in_browser(path: Path, at: Path) -> str:
     return "\n\n".join([shown, markdown.picture(path.with_suffix(".png"), at, "the page")])
 
 
+def speech(path: Path, at: Path) -> str:
+    return markdown.from_rich(speech_report.table(results.load(path)))
+
+
 TABLES: dict[str, Callable[[Path, Path], str]] = {
     "main": main,
     "speed": speed,
@@ -181,6 +190,15 @@ TABLES: dict[str, Callable[[Path, Path], str]] = {
     "oneshot_structured": oneshot_units,
     "native": native,
     "effects": effects,
+    "effects_units": effects,
+    "text": _networks(lambda found: [text.table(*each) for each in found.items()]),
+    "images": _networks(lambda found: [images.table(*each) for each in found.items()]),
+    "thresholds": _networks(lambda found: [thresholds.table(each) for each in found.values()]),
+    "self_supervision": _networks(
+        lambda found: [self_supervision.table(each) for each in found.values()]
+    ),
+    "peers": _networks(lambda found: [same_weights.table(*each) for each in found.items()]),
+    "whisper": speech,
     "pretrained": pretrained,
     "recovery": _networks(lambda found: [recovery.table(*each) for each in found.items()]),
     "runtimes": _networks(runtimes.table),

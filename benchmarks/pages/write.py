@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.common import results
-from benchmarks.pages import facts, readme, study
+from benchmarks.pages import engines, facts, readme, study
 
 ROOT = results.ROOT
 RESULTS = ROOT / "docs" / "results"
+APPLICATIONS = (
+    "text", "images", "thresholds", "peers", "self_supervision", "effects", "effects_units",
+    "whisper",
+)  # fmt: skip
 # file -> name of a part -> what writes it, from the folder that links start in
 PARTS: dict[str, dict[str, Callable[[Path], str]]] = {
     "README.md": {"tasks": readme.tasks, "example": readme.example},
     "docs/index.md": {"tasks": readme.tasks},
+    "docs/applications.md": {name: functools.partial(study.newest, name) for name in APPLICATIONS},
+    "docs/runtimes.md": {"engines": engines.fastest, "searched": engines.searched},
     "docs/results/index.md": {"studies": facts.index},
     "docs/reviewing.md": {
         "claims": facts.claims,

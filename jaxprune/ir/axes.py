@@ -131,6 +131,11 @@ def leaves(axis: Axis) -> Iterator[Axis]:
         rest += reversed(node.kids)
 
 
+def holds(axs: Iterable[Axis], leaf: Axis) -> bool:
+    """Whether a leaf stands anywhere within several axes."""
+    return any(leaf is found for axis in axs for found in leaves(axis))
+
+
 def distinct_leaves(axs: Iterable[Axis]) -> list[Axis]:
     """The leaves of several axes, each once, in the order in which they come first."""
     found, seen, rest = [], set[Axis](), list(axs)[::-1]

@@ -17,24 +17,20 @@ from jaxprune.ir.primitives import Kind
 from jaxprune.ir.tape import Step, Tape, Value
 
 
-def holds(axs: Sequence[Axis], dimension: Axis) -> bool:
-    return any(dimension is leaf for axis in axs for leaf in axes.leaves(axis))
-
-
 def looks_up(step: Step, dimension: Axis) -> bool:
     """Whether a step chooses among units of a dimension, or takes or counts those chosen."""
     kind = primitives.kind(step)
     along = positions.choice(step)
     if along is not None:
-        return holds([along], dimension)
+        return axes.holds([along], dimension)
     if kind in (Kind.GATHER, Kind.SCATTER):
         inside = [step.ins[0].axes[k] for k in views.indexed(step)]
         elsewhere = [a for v in step.ins[1:] for a in v.axes]
-        alone = holds(inside, dimension) and not holds(elsewhere, dimension)
+        alone = axes.holds(inside, dimension) and not axes.holds(elsewhere, dimension)
         return alone and _points_into(step.ins[1], inside)
     if kind is Kind.RAGGED:
         counts, rows = step.ins[2], step.ins[0]
-        return holds(counts.axes, dimension) and not holds(rows.axes, dimension)
+        return axes.holds(counts.axes, dimension) and not axes.holds(rows.axes, dimension)
     return kind is Kind.FRESH  # positions of units are numbers, too: see below
 
 
@@ -74,9 +70,9 @@ class _Numbers:
     def _is_number(self, value: Value) -> bool:
         found = positions.pointing(value)
         if found is not None:
-            return holds([found.axis], self.dimension)
+            return axes.holds([found.axis], self.dimension)
         k = counted(value) if value.maker is not None and value.shape else None
-        return k is not None and holds([value.axes[k]], self.dimension)
+        return k is not None and axes.holds([value.axes[k]], self.dimension)
 
     def _note(self, step: Step) -> None:
         told = {v for v in step.ins if v in self.told}

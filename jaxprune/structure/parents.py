@@ -19,7 +19,7 @@ from jaxprune.ir.axes import Axis
 from jaxprune.ir.primitives import CALLS, CONTROL, Kind
 from jaxprune.ir.tape import Step, Tape, Value
 from jaxprune.rules.control import step_length
-from jaxprune.structure.chosen import holds, looks_up, numbers_told
+from jaxprune.structure.chosen import looks_up, numbers_told
 from jaxprune.structure.landing import Way, flat, landed, landings
 from jaxprune.structure.rows import EQUAL, Rows, handed, looked_up, meets
 
@@ -63,7 +63,7 @@ def pair(axs: Sequence[Axis], dimension: Axis, parent: Axis) -> Pair | None:
 
 def possible(param_axes: Sequence[Sequence[Axis]], dimension: Axis, parent: Axis) -> bool:
     """Whether all parameters that hold the dimension hold the parent, too."""
-    owners = [axs for axs in param_axes if holds(axs, dimension)]
+    owners = [axs for axs in param_axes if axes.holds(axs, dimension)]
     different = axes.find(dimension) is not axes.find(parent)
     return different and all(pair(axs, dimension, parent) is not None for axs in owners)
 
@@ -184,17 +184,17 @@ class _Proof(NamedTuple):
 
     def _in_place(self, value: Value) -> bool:
         """Whether a value that holds the dimension has it under one unit of the parent."""
-        if not holds(value.axes, self.dimension):
+        if not axes.holds(value.axes, self.dimension):
             return True
         if self.one_by_one:  # the program's own unit of the parent must not meet the others
-            return bool(_line(value, self.dimension)) and not holds(value.axes, self.parent)
+            return bool(_line(value, self.dimension)) and not axes.holds(value.axes, self.parent)
         return pair(value.axes, self.dimension, self.parent) is not None
 
     def _passes(self, step: Step) -> bool:
         """Whether a step gives reordered results for reordered operands."""
-        mine = [v for v in [*step.ins, *step.outs] if holds(v.axes, self.dimension)]
+        mine = [v for v in [*step.ins, *step.outs] if axes.holds(v.axes, self.dimension)]
         length = _length(step)
-        if length and (holds(length, self.dimension) or mine and self._scans_a_part(length)):
+        if length and (axes.holds(length, self.dimension) or mine and self._scans_a_part(length)):
             return False
         fixed = any(v.const is not None for v in mine)  # it has one order for all
         if fixed or not all(map(self._in_place, mine)):
@@ -209,7 +209,7 @@ class _Proof(NamedTuple):
         """The same of what was looked up along the parent; notes the rows of its results."""
         if self.one_by_one or self.dimension.chosen:
             return False
-        mine = [v for v in step.ins if holds(v.axes, self.dimension)]
+        mine = [v for v in step.ins if axes.holds(v.axes, self.dimension)]
         if step.subs:  # results are known once the programs are, see obstacles
             once = primitives.kind(step) in (Kind.REMAT, Kind.CUSTOM_JVP)
             return once and all(v in self.rows for v in mine)
@@ -242,18 +242,20 @@ class _Proof(NamedTuple):
     def _tangents_alike(self, step: Step) -> bool:
         """Whether what a rule gives is under the same units as the results."""
         mine = {self.rows[v] for v in step.outs if v in self.rows}
-        rules = [v for sub in step.subs[1:] for v in sub.outputs if holds(v.axes, self.dimension)]
+        rules = [
+            v for sub in step.subs[1:] for v in sub.outputs if axes.holds(v.axes, self.dimension)
+        ]
         return not mine or all(self.rows.get(v) in {*mine, EQUAL} for v in rules)
 
     def _scans_parent(self, step: Step) -> bool:
         return any(axes.find(axis) is self.parent for axis in _length(step))
 
     def _scans_a_part(self, length: Sequence[Axis]) -> bool:
-        return holds(length, self.parent) and axes.find(length[0]) is not self.parent
+        return axes.holds(length, self.parent) and axes.find(length[0]) is not self.parent
 
     def _alike(self, a: Value, b: Value) -> bool:
         """Whether two names of one array show the same units at the same positions."""
-        if not (holds(a.axes, self.dimension) or holds(b.axes, self.dimension)):
+        if not (axes.holds(a.axes, self.dimension) or axes.holds(b.axes, self.dimension)):
             return True
         lines = [(_line(a, leaf), _line(b, leaf)) for leaf in (self.dimension, self.parent)]
         return all(
@@ -270,7 +272,7 @@ class _Proof(NamedTuple):
         summed: list[list[_Place]] = []
         for landing in found:
             operand, result = step.ins[landing.operand], step.outs[landing.result]
-            if not holds(operand.axes, self.dimension):
+            if not axes.holds(operand.axes, self.dimension):
                 continue
             found_places = [_place(operand, leaf, landing.ways) for leaf in self.leaves]
             places = [place for place in found_places if place is not None]

@@ -83,10 +83,10 @@ def handed(step: Step, rows: dict[Value, Rows], dimension: Axis) -> list[Rows | 
     found, results = landings(step), list[Rows | None]()
     for j, out in enumerate(step.outs):
         ways = [x for x in found or () if x.result == j]
-        mine = [x for x in ways if _holds(step.ins[x.operand], dimension)]
+        mine = [x for x in ways if axes.holds(step.ins[x.operand].axes, dimension)]
         varying = [x for x in mine if rows.get(step.ins[x.operand]) is not EQUAL]
         if found is not None and not varying:
-            results.append(EQUAL if _holds(out, dimension) else None)
+            results.append(EQUAL if axes.holds(out.axes, dimension) else None)
             continue
         frames = {_frame(step, x, rows) for x in varying}
         if len(frames) != 1 or None in frames:
@@ -105,10 +105,6 @@ def handed(step: Step, rows: dict[Value, Rows], dimension: Axis) -> list[Rows | 
 def _is_along(looked_up: Sequence[Axis], parent: Axis) -> bool:
     """Whether places along an axis, the only one, say which unit of the parent is meant."""
     return len(looked_up) == 1 and parent in axes.leaves(looked_up[0])
-
-
-def _holds(value: Value, dimension: Axis) -> bool:
-    return any(leaf is dimension for a in value.axes for leaf in axes.leaves(a))
 
 
 def _frame(step: Step, landing: Landing, rows: dict[Value, Rows]) -> Rows | None:

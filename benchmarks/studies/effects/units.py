@@ -293,6 +293,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         weights = args.weights / ("effects_units-quick" if args.quick else "recovery")
         case = Case(WHOLE, images, settings, seed, weights)
         keep(whole_units(case, settings, accuracy[WHOLE], str(seed)))
+    result["effects"] = judged(result)
     print(rules.text(result["effects"]))
     picture(result["effects"], path.with_suffix(".png"))
     print(path)

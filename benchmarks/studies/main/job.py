@@ -23,7 +23,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "masks and whole channels at several operating points, compacts what can be compacted, "
         "and measures accuracy, size, FLOPs and time against the dense network in one run.",
         epilog="Writes DIR/<device>/main-quick.json (--full: main.json), with every raw timing, "
-        "and two pictures beside it. For README's table: python -m benchmarks.common.readme.",
+        "and two pictures beside it. For README's table: python -m benchmarks.pages.",
     )
     parser.add_argument(
         "--full", action="store_true", help="all operating points, longer training and 3 seeds"

@@ -219,9 +219,9 @@ def table(network: str, seeds: dict[str, Any]) -> Table:
                   title=f"{network}: dense {dense:.2%}, {len(seeds)} seeds")  # fmt: skip
     for row in summary(seeds):
         milliseconds = ", ".join(f"{k} {v:.2f}" for k, v in row["milliseconds"].items())
+        error = f" ± {row['standard_error']:.2%}" if row["seeds"] > 1 else ""
         shown.add_row(
-            f"{row['asked']:g} x", row["way"],
-            f"{row['accuracy']:.2%} ± {row['standard_error']:.2%} of {row['seeds']}",
+            f"{row['asked']:g} x", row["way"], f"{row['accuracy']:.2%}{error} of {row['seeds']}",
             " ".join(f"{s:.2f}" for s in row["speedups"]), milliseconds,
         )  # fmt: skip
     return shown

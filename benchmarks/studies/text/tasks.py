@@ -75,22 +75,21 @@ def supersenses() -> Task:
         definition = synset.gloss.partition('; "')[0]
         if len(sides) == 1 and definition not in found:
             found[definition] = synset.file - texts.FIRST_NOUNS, sides.pop()
-    rows = [(text, label, test) for text, (label, test) in found.items()]
-    return _task(tuple(f"supersense {k}" for k in range(26)), rows)
+    return _task(tuple(f"supersense {k}" for k in range(26)), found)
 
 
 def entities() -> Task:
     """Glosses with one name marked, and its class."""
     known, seen = names(), collections.Counter[str]()
     order = {file: k for k, file in enumerate(NAMES)}
-    rows = []
+    found: dict[str, tuple[int, bool]] = {}
     for part in PARTS:
         for synset in synsets(part):
             for name, text in mentions(synset.gloss, known):
                 seen[name] += 1
                 if seen[name] <= AT_MOST:
-                    rows.append((text, order[known[name]], is_test(name)))
-    return _task(tuple(NAMES.values()), rows)
+                    found.setdefault(text, (order[known[name]], is_test(name)))
+    return _task(tuple(NAMES.values()), found)
 
 
 def names() -> dict[str, int]:
@@ -124,11 +123,13 @@ def _name_at(words: list[str], i: int, known: dict[str, int]) -> tuple[str, int]
     return "", 1
 
 
-def _task(classes: tuple[str, ...], rows: list[tuple[str, int, bool]]) -> Task:
+def _task(classes: tuple[str, ...], found: dict[str, tuple[int, bool]]) -> Task:
+    """Shuffles texts; each of them is there once, with its label and whether it is for tests."""
+    rows = list(found.items())
     order = np.random.default_rng(0).permutation(len(rows))
     sides: dict[bool, Split] = {side: Split([], []) for side in (False, True)}
     for k in order:
-        text, label, test = rows[k]
+        text, (label, test) = rows[k]
         sides[test].texts.append(text)
         sides[test].labels.append(label)
     return Task(classes, sides[False], sides[True])

@@ -203,13 +203,7 @@ def test_numbers_that_a_result_tells_forbid_orders(how):
 
 def grouped(p, x):
     """Experts in groups of which a token may use two, and two experts of these."""
-    scores = jax.nn.sigmoid(x @ p["router"])
-    groups = scores.reshape(len(x), 4, -1)
-    used = jax.nn.one_hot(jax.lax.top_k(jax.lax.top_k(groups, 2)[0].sum(-1), 2)[1], 4).sum(1) > 0
-    allowed = jnp.where(used[..., None], groups, -jnp.inf).reshape(scores.shape)
-    chosen = jax.lax.top_k(allowed, 2)[1]
-    gates = jnp.take_along_axis(scores, chosen, -1)
-    return jnp.einsum("tk,td,tkdf->tf", gates, x, p["up"][chosen])
+    return grouped_at(p, x, x @ p["router"])
 
 
 def test_each_group_loses_its_own_experts():
