@@ -1,10 +1,10 @@
 """Leaves of one shape and type in one call, so that compile time follows shapes, not leaves.
 
 XLA inlines a function that is called for each leaf, and its passes take their time for each. Small
-leaves that are alike are therefore stacked, some at a time, and go through the function together.
-A stack holds about as many leaves as there are stacks, for both cost: each stack is operations, and
-each place in it a kernel, which takes a leaf out; XLA compiles that once for all stacks of one
-shape. The last stack is filled up with repeated leaves, so that it is of that shape, too.
+leaves that are alike are therefore stacked, and go through the function together. Compiling kernels
+takes longest, and XLA compiles equal ones once. So all stacks of one type have one shape, for which
+the last is filled up with repeated leaves, and the place from which a leaf is taken out of a stack
+is an argument, see :func:`_places`.
 
 A large leaf runs alone, for a stack is a copy; and so does one that lies on a mesh, for what is
 stacked would have to lie alike, and within ``jax.jit`` nothing says how it lies.
@@ -23,7 +23,8 @@ import numpy as np
 from jaxprune.sharding import varying
 
 LARGE = 1 << 18  # A leaf of so many entries runs alone.
-MOST = 1 << 20  # A stack holds at most so many entries: 4 MB of float32.
+MOST = 1 << 20  # A stack holds at most so many entries: 4 MB of float32,
+ROWS = 64  # and leaves.
 
 
 def map_alike(
@@ -46,16 +47,32 @@ def map_alike(
     """
     rows = list(zip(*columns, strict=True))
     found: list[Any] = [None] * len(rows)
-    for members, count in _groups(rows, any_shape):
+    groups = _groups(rows, any_shape)
+    places = _places(max([count for _, count in groups], default=1))
+    for members, count in groups:
         if count == 1:
             found[members[0]] = fn(*rows[members[0]])
             continue
         filled = [*members, *members[-1:] * (count - len(members))]
         results = _mapped(fn, list(zip(*(rows[i] for i in filled))), any_shape)
-        for at, i in enumerate(members):
+        for i, place in zip(members, places):
             shape = np.shape(rows[i][0]) if any_shape else results.shape[1:]
-            found[i] = jax.lax.reshape(jax.lax.slice_in_dim(results, at, at + 1), shape)
+            found[i] = jax.lax.reshape(_taken(results, place), shape)
     return found
+
+
+def _taken(stack: jax.Array, place: Any) -> jax.Array:
+    """The row at a place, as a stack of one."""
+    start = [place, *[np.uint32(0)] * (stack.ndim - 1)]
+    return jax.lax.dynamic_slice(stack, start, (1, *stack.shape[1:]))
+
+
+def _places(count: int) -> Sequence[Any]:
+    """The numbers 0, 1, ... as XLA does not know them: what comes out of a loop is no constant."""
+    if count == 1:
+        return [0]
+    numbers = np.arange(count, dtype=np.uint32)
+    return jax.lax.scan(lambda found, i: ((i, *found[:-1]), None), (*numbers,), numbers[::-1])[0]
 
 
 def _mapped(fn: Callable[..., Any], columns: Sequence[Sequence[Any]], any_shape: bool) -> Any:
@@ -86,7 +103,8 @@ def _groups(rows: Sequence[tuple[Any, ...]], any_shape: bool) -> list[tuple[list
     for members in alike.values():
         members.sort(key=lambda i: np.shape(rows[i][0]))  # What fills a stack is one program, too.
         size = max(np.size(x) for x in rows[members[0]])
-        count = max(1, min(math.isqrt(2 * len(members)), MOST // max(size, 1)))
+        stacks = -(-len(members) // max(1, min(ROWS, MOST // max(size, 1))))
+        count = -(-len(members) // stacks)
         found += [(members[i : i + count], count) for i in range(0, len(members), count)]
     return found
 

@@ -114,9 +114,14 @@ def loops(leaves):
     return text.count("stablehlo.while")
 
 
-def test_programs_grow_with_the_root_of_the_number_of_leaves():
-    assert loops(2) == loops(1) + 1
-    assert loops(50) < 6 * loops(2)
+def test_a_program_holds_a_loop_for_each_shape_and_one_for_the_places():
+    assert loops(1) + 2 == loops(2) == loops(8) > 0
+
+
+def test_one_kernel_takes_all_leaves_out_of_a_stack():
+    scores = [jnp.ones((4, 4))] * 5
+    masks = jax.jit(lambda xs: map_alike(keep_largest, xs, [3] * 5))
+    assert "slice={" not in masks.lower(scores).compile().as_text()  # That is one at a known place.
 
 
 def groups(leaves):
@@ -131,6 +136,9 @@ LEAF_16 = jnp.ones((4, 4))
 
 
 def test_large_leaves_run_alone_and_stacks_are_bounded(monkeypatch):
+    assert groups(5) == ([5], {5})
+    monkeypatch.setattr(_alike, "ROWS", 4)
+    assert groups(9) == ([3, 3, 3], {3})
     assert groups(10) == ([4, 4, 2], {4})
     monkeypatch.setattr(_alike, "MOST", 32)
     assert groups(5) == ([2, 2, 1], {2})
