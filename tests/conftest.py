@@ -1,6 +1,7 @@
 """What all tests share: hypothesis, memory maps, float64 where a test asks for it, no windows."""
 # ruff: noqa: E402  JAX reads the environment when it is imported.
 
+import gc
 import os
 from importlib import metadata
 from pathlib import Path
@@ -13,9 +14,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Compiling is most of the time, so that XLA leaves out what only makes programs fast: half of it
 # is saved. Doctests, notebooks and benchmarks run with all optimizations.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# XLA otherwise cuts a program into up to 32 pieces that threads compile: half of it is saved again.
+FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 if metadata.version("jaxlib").startswith("0.10."):  # XLA ends a process for a flag it does not know
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}"
+    os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
 import pytest
@@ -75,6 +77,13 @@ def pytest_collection_modifyitems(config, items):
         out = set(left)
         items[:] = [item for item in items if item not in out]
         config.hook.pytest_deselected(items=left)
+
+
+def pytest_collection_finish(session):
+    """Garbage is looked for seldom: tracing makes many objects that live. It saves a sixth."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_configure(config):

@@ -63,7 +63,8 @@ def export(
     gets an error.
 
     Args:
-      small: what ``jp.compact`` gave; or a function, whose parameters come first in ``args``.
+      small: what ``jp.compact`` gave; or a function, whose parameters come first in ``args`` as a
+        tree, before its inputs. Without both, a lone array or no input, all ``args`` are inputs.
       folder: is made when it does not exist; a program that is there is replaced.
       *args: what follows the parameters, arrays or ``jax.ShapeDtypeStruct``.
       shapes: symbolic sizes as ``jax.export.symbolic_args_specs`` takes them: ``"b, ..."`` for a
@@ -166,12 +167,14 @@ def load_exported(folder: str | Path) -> Exported:
     """Reads what :func:`export` wrote, for whatever runtime: ``fn(params, *args)``.
 
     For XLA it works under ``jax.jit``. For an engine params are an empty dict, since they are in
-    its file, and the results are NumPy arrays.
+    its file, and the results are NumPy arrays. They are empty, too, where ``export`` was given
+    inputs alone: ``fn({}, *inputs)``.
 
     Raises:
       FileNotFoundError: when the folder holds no exported model.
       ImportError: without the engine's packages.
-      ValueError: for a damaged or edited file, or a program that this version of JAX can't read.
+      ValueError: for a damaged or edited file, or a program that this version of JAX can't read;
+        ``fn`` raises it for trees that the program does not take.
 
     Example:
       >>> import tempfile, jax.numpy as jnp, jaxprune as jp
@@ -192,7 +195,20 @@ def load_exported(folder: str | Path) -> Exported:
     with files.naming(Path(folder) / FILE):
         conform(text, SCHEMA, "its plan")
         program = _deserialized(arrays.pop("program", None), text["made with"]["jax"])
-        return Exported(program.call, dict(_params(program, text["leaves"], arrays)))
+        params = dict(_params(program, text["leaves"], arrays))
+        return Exported(functools.partial(_call, program, text["arguments"]), params)
+
+
+def _call(program: Any, inputs: Sequence[str], params: Any, *args: Any) -> Any:
+    """The program's results, or an error that says what it takes."""
+    if jax.tree.structure(((params, *args), {})) != program.in_tree:
+        (wanted, *_), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+        raise ValueError(
+            f"the exported program takes params {sorted(wanted)} and inputs [{', '.join(inputs)}] "
+            f"in trees as it was exported with, not {jax.tree.structure((params, *args))}: call "
+            "fn(model.params, *inputs); params that were exported as a lone array are an input"
+        )
+    return program.call(params, *args)
 
 
 def _array(leaf: Any) -> jax.Array:

@@ -160,7 +160,7 @@ def parts(fn: Any, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, .
     """The argument that becomes constants, if any; the others; and the function of those."""
     if isinstance(fn, Stateful):
         return (), args, fn
-    is_tree = bool(args) and not jax.tree_util.treedef_is_leaf(jax.tree.structure(args[0]))
+    is_tree = bool(args) and not jax.tree_util.all_leaves(args[:1])
     if isinstance(fn, Compact) or len(args) < 2 or not is_tree:
         return (), args, fn
     return args[:1], args[1:], partial(fn, args[0])

@@ -135,6 +135,34 @@ def test_a_cast_of_a_known_number_within_a_call(tmp_path):
     np.testing.assert_allclose(model.fn(model.params, x[:1]), small.fn(small.params, x[:1]))
 
 
+W, X = np.arange(6, dtype=np.float32).reshape(3, 2), np.ones((4, 3), np.float32)
+ALONE = {  # a function, what export is given, and the inputs of what is loaded
+    "a lone array": (lambda w, x: x @ w, (W, X), (W, X)),
+    "no params": (lambda p, x: x @ W, ({}, X), (X,)),
+    "no input": (lambda p: p["w"].sum(), ({"w": W},), ({"w": W},)),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_where_no_tree_comes_before_an_input_all_are_inputs(tmp_path, name):
+    fn, given, inputs = ALONE[name]
+    jp.export(fn, tmp_path, *given)
+    model = jp.load_exported(tmp_path)
+    assert model.params == {}
+    np.testing.assert_allclose(model.fn(model.params, *inputs), fn(*given))
+
+
+def test_a_program_says_what_it_takes(tmp_path):
+    jp.export(lambda w, x: x @ w, tmp_path, W, X)
+    model = jp.load_exported(tmp_path)
+    taken = r"takes params \[\] and inputs \[float32\[3,2\], float32\[4,3\]\].*a lone array are an"
+    with pytest.raises(ValueError, match=taken):
+        model.fn(model.params, X)
+    jp.export(lambda p, x: x @ p["w"], tmp_path, {"w": W}, X)
+    with pytest.raises(ValueError, match=r"takes params \['w'\] and inputs"):
+        jp.load_exported(tmp_path).fn(X)
+
+
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(FileNotFoundError, match="exported.safetensors is missing"):
         jp.load_exported(tmp_path)

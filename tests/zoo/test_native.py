@@ -22,19 +22,26 @@ QUICK = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 UNFUSED = {"int8_activations": {"xla_disable_hlo_passes": "fusion"}}
 
 
-@functools.cache
-def opened(entry: Entry) -> Any:
-    """The model, its structure, and its results with gradients, compiled once for all masks."""
-    fn, params, args = entry.build()
-    structure = jp.infer_structure(fn, params, *args)
-    return fn, params, args, structure, value_and_gradient(fn, entry)
+class Opened:
+    """One entry's model, its structure, and its results with gradients, compiled once for all."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry, (self.fn, self.params, self.args) = entry, entry.build()
+        self.structure = jp.infer_structure(self.fn, self.params, *self.args)
+        self.run = value_and_gradient(self.fn, entry)
+        self.compacted = functools.cache(self._compacted)
+
+    def _compacted(self, seed: int) -> Any:
+        """The masked parameters, and the compact model."""
+        masks = self.structure.masks(halves(self.structure, seed))
+        small = jp.compact(jax.jit(self.fn), self.params, masks, *self.args)
+        return jp.apply_masks(self.params, masks), small
 
 
-@functools.cache
-def compacted(entry: Entry, seed: int) -> Any:
-    fn, params, args, structure, _ = opened(entry)
-    masks = structure.masks(halves(structure, seed))
-    return jp.apply_masks(params, masks), jp.compact(jax.jit(fn), params, masks, *args)
+@pytest.fixture(scope="module", params=ENTRIES, ids=str)
+def zoo(request: Any) -> Opened:
+    """All tests of an entry run one after another."""
+    return Opened(request.param)
 
 
 def halves(structure: jp.typing.Structure, seed: int) -> dict[str, np.ndarray]:
@@ -115,45 +122,42 @@ def split_slot(slot: str) -> tuple[str, int]:
     return path, int(axis)
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=str)
-def test_dimensions_are_found(entry):
-    structure = opened(entry)[3]
-    found = {slot: prunable_sizes(structure, *split_slot(slot)) for slot in entry.prunable}
-    assert found == dict(entry.prunable), f"\n{structure}"
+def test_dimensions_are_found(zoo):
+    structure, wanted = zoo.structure, zoo.entry.prunable
+    found = {slot: prunable_sizes(structure, *split_slot(slot)) for slot in wanted}
+    assert found == dict(wanted), f"\n{structure}"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("entry", ENTRIES, ids=str)
-def test_half_of_every_dimension_goes_exactly_or_is_refused(entry, seed):
-    _, params, args, structure, run = opened(entry)
-    masked, small = compacted(entry, seed)
+def test_half_of_every_dimension_goes_exactly_or_is_refused(zoo, seed):
+    entry, structure = zoo.entry, zoo.structure
+    masked, small = zoo.compacted(seed)
     certificate = str(small.certificate)
     assert small.certificate.exact, certificate
     if entry.refused:
         assert any(re.search(entry.refused, r) for r in reasons(structure, small.certificate))
-    results, grads = run(masked, *args)
-    mine = value_and_gradient(small.fn, entry)(small.params, *args)
+    results, grads = zoo.run(masked, *zoo.args)
+    mine = value_and_gradient(small.fn, entry)(small.params, *zoo.args)
     assert relative(small.restrict_outputs(results), mine[0]) < 1e-5, certificate
     if entry.differentiable:
         assert gradient_error(small.restrict(grads), mine[1]) < 1e-4, certificate
     if any(not d.frozen for d in structure.dims.values()):
-        assert count(small.params) < count(params)
+        assert count(small.params) < count(zoo.params)
 
 
 def count(tree: Any) -> int:
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=str)
-def test_the_check_in_float64_agrees_and_the_masked_model_sees_its_input(entry):
-    _, _, args, _, run = opened(entry)
-    masked, small = compacted(entry, 0)
+def test_the_check_in_float64_agrees_and_the_masked_model_sees_its_input(zoo):
+    masked, small = zoo.compacted(0)
     checker = small.certificate._checker
     whole = functools.partial(jax.jit(checker.function, compiler_options=QUICK))
     whole.fn = checker.function.fn
     object.__setattr__(checker, "function", whole)  # compiled once, not operation by operation
     assert small.certificate.check(1) < 1e-10
-    results, others = (inexact(run(masked, *a)[0]) for a in (args, jax.tree.map(moved, args)))
+    inputs = zoo.args, jax.tree.map(moved, zoo.args)
+    results, others = (inexact(zoo.run(masked, *args)[0]) for args in inputs)
     assert any((a != b).any() for a, b in zip(results, others))
 
 
