@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._progress import Progress, inner, working
+from jaxprune.budget import landing
 from jaxprune.budget.choosing import MET, Choices, Try
 from jaxprune.budget.clock import compile_all
 from jaxprune.budget.correction import Measurements
@@ -22,7 +23,7 @@ from jaxprune.costs.api import cost
 from jaxprune.measuring import Race, benchmark
 from jaxprune.structure.dimensions import Structure
 
-DECISIONS = 3  # At most so many long runs decide, as long as nothing in them meets the target.
+DECISIONS = 3  # At most so many long runs are made until something in them meets the target.
 NEAR = (0.9, 1.08)  # A try that used such a share of the budget in a short run gets a long one.
 FINALISTS = 5  # At most so many tries are in a long run.
 DECISIVE = 3  # A long run is at most so many times as long as a short one.
@@ -115,19 +116,20 @@ class Verifier:
         """The tries near the target and their neighbors, measured in one long interleaved run.
 
         A short run puts some on the wrong side, and the one of most score is likely to be one that
-        looked faster than it is.
+        looked faster than it is. From the best that fits a walk leads up to the target.
         """
         finalists = self._finalists(choices, budgets, uniform, tries)
         measured: list[Try] = []
         for _ in range(DECISIONS):
             self.verify(finalists, budgets, DECISIVE)
             measured += finalists
-            if any(t.enough for t in finalists):
+            if any(t.used <= 1 for t in finalists):
                 break
-            finalists = self._more(choices, budgets, uniform, measured)
+            finalists = choices.beside(budgets, uniform, measured)[: FINALISTS - 1]
             if not finalists:
                 break
-        return measured
+        verify = functools.partial(self.verify, budgets=budgets, runs=DECISIVE)
+        return measured + landing.land(choices, verify, budgets, uniform, measured)
 
     def _finalists(
         self, choices: Choices, budgets: Mapping[str, float], uniform: bool, tries: Sequence[Try]
@@ -136,20 +138,6 @@ class Verifier:
         near = near or [min(tries, key=lambda t: abs(t.used - 1))]
         near += choices.beside(budgets, uniform, near)
         return sorted(near, key=lambda t: choices.worth.at(t.choice), reverse=True)[:FINALISTS]
-
-    @staticmethod
-    def _more(
-        choices: Choices, budgets: Mapping[str, float], uniform: bool, measured: Sequence[Try]
-    ) -> list[Try]:
-        """New choices: what fits, filled up; where nothing does, what is expected to fit."""
-        if not any(t.used <= 1 for t in measured):
-            return choices.beside(budgets, uniform, measured)[: FINALISTS - 1]
-        if uniform:
-            return []
-        found = [*choices.halfway(measured), *choices.between(budgets, measured)]
-        distinct = [t for i, t in enumerate(found) if not any(t.same(s.choice) for s in found[:i])]
-        distinct.sort(key=lambda t: choices.worth.at(t.choice), reverse=True)
-        return distinct[:FINALISTS]
 
     def _count(self, tried: Try) -> None:
         """Compacts a try, if that wasn't done yet, and counts what it costs."""
