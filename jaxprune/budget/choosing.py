@@ -19,7 +19,7 @@ from jaxprune.structure.dimensions import Structure
 
 MET = 0.99  # A speed-up of this share of the target counts as met: clocks are noisy.
 CLOSE = 0.96  # The search stops once this share of the budget is used: 3 % above the target.
-NEAR = 0.05  # A search also stops to solve anew that close to the target: clocks decide then.
+NEAR = 0.1  # A search also stops to solve anew that close to the target: clocks decide then.
 BESIDE = (1.03, 1.0, 0.97)  # A long run also measures what is best at these shares of the budget.
 
 

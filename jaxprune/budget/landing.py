@@ -72,46 +72,65 @@ def land(
     tries: Sequence[Try],
 ) -> list[Try]:
     """New tries between the best that fits and the target, measured until one is near enough."""
-    best, seconds = choices.best(tries), AIM / MET * budgets["latency"]
-    known, held = [*tries], set[int]()
-    way = _way(choices, budgets, uniform, best, held)
-    for _ in range(RUNS if best.used <= 1 else 0):
-        while way.low + 1 == way.high < len(way.choices):  # There is a cliff.
-            held |= {*np.flatnonzero(way.choices[way.high] != way.choices[way.low])}
-            way = _way(choices, budgets, uniform, way.top, held)
-        if way.top.enough:
+    if choices.best(tries).used > 1:
+        return []
+    walk = Walk(choices, budgets, uniform, [*tries])
+    for _ in range(RUNS):
+        new = walk.next()
+        if not new:
             break
-        above = {k: choices.tried(way.choices[k], best.apart) for k in way.picks(seconds)}
-        tried = [*known, *above.values()]
-        aside = [] if uniform else _aside(choices, way.top, budgets, seconds, tried)
-        if not above and not aside:
-            break
-        verify([*above.values(), *aside])
-        known, way.known = [*tried, *aside], way.known | above
-        best = choices.best([way.top, *aside])
-        if best is not way.top:
-            held = set()
-            way = _way(choices, budgets, uniform, best, held)
-    return known[len(tries) :]
+        verify(new)
+        walk.learn(new)
+    return walk.known[len(tries) :]
 
 
-def _aside(
-    choices: Choices, top: Try, budgets: Mapping[str, float], seconds: float, known: Sequence[Try]
-) -> list[Try]:
-    """What is worth most near by as tables tell, of those that are worth more and not known."""
-    for part in PARTS:
-        between = top.found["latency"] + part * (seconds - top.found["latency"])
-        choice = choices.exchanged(budgets, top, between)
-        better = choices.worth.at(choice) > choices.worth.at(top.choice)
-        if better and not any(t.same(choice) for t in known):
-            return [choices.tried(choice)]
-    return []
+class Walk:
+    """Where a walk is: the way that it is on, the dimensions that stay, and all known tries."""
 
+    def __init__(
+        self, choices: Choices, budgets: Mapping[str, float], uniform: bool, known: list[Try]
+    ):
+        self.choices, self.budgets, self.uniform, self.known = choices, budgets, uniform, known
+        self.seconds = AIM / MET * budgets["latency"]
+        self.held: set[int] = set()
+        self.above: dict[int, Try] = {}  # what is to be measured on the way, by position
+        self.way = self._from(choices.best(known))
 
-def _way(
-    choices: Choices, budgets: Mapping[str, float], uniform: bool, start: Try, held: set[int]
-) -> Way:
-    table = choices.model.tables["latency"]
-    every = choices.upwards(budgets, start.choice, held, uniform)
-    dense = table.at(choices.full), choices.measured.dense["latency"]
-    return Way(every, [table.at(c) for c in every], {0: start}, dense)
+    def next(self) -> list[Try]:
+        """What to measure next: on the way, and beside it; none where it ends."""
+        while self.way.low + 1 == self.way.high < len(self.way.choices):  # There is a cliff.
+            over, under = (self.way.choices[k] for k in (self.way.high, self.way.low))
+            self.held |= {*np.flatnonzero(over != under)}
+            self.way = self._from(self.way.top)
+        top = self.way.top
+        if top.enough:
+            return []
+        picks = self.way.picks(self.seconds)
+        self.above = {k: self.choices.tried(self.way.choices[k], top.apart) for k in picks}
+        return [*self.above.values(), *self._aside(top)]
+
+    def learn(self, new: Sequence[Try]) -> None:
+        """Goes on from the best of those that were measured."""
+        self.known += new
+        self.way.known |= self.above
+        best = self.choices.best([self.way.top, *new])
+        if best is not self.way.top:
+            self.held = set()
+            self.way = self._from(best)
+
+    def _aside(self, top: Try) -> list[Try]:
+        """What is worth most near by as tables tell, if it is worth more and isn't known."""
+        worth, known = self.choices.worth, [*self.known, *self.above.values()]
+        for part in () if self.uniform else PARTS:
+            between = top.found["latency"] + part * (self.seconds - top.found["latency"])
+            choice = self.choices.exchanged(self.budgets, top, between)
+            better = worth.at(choice) > worth.at(top.choice)
+            if better and not any(t.same(choice) for t in known):
+                return [self.choices.tried(choice)]
+        return []
+
+    def _from(self, start: Try) -> Way:
+        table, choices = self.choices.model.tables["latency"], self.choices
+        every = choices.upwards(self.budgets, start.choice, self.held, self.uniform)
+        dense = table.at(choices.full), choices.measured.dense["latency"]
+        return Way(every, [table.at(c) for c in every], {0: start}, dense)

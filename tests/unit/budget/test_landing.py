@@ -23,7 +23,7 @@ def on_a_device(monkeypatch, search, seconds):
         search.model.tables["latency"] = search.model.tables["flops"]
         search.measured.dense["latency"] = dense
 
-    def speedups(self, tries, runs):
+    def speedups(self, tries, runs, asked):
         smalls = [t.small for t in tries]
         found = [jp.cost(s.fn, s.params, *self.args).flops for s in smalls]
         widths = [(int(s.keep[UP].sum()), int(s.keep[MID].sum())) for s in smalls]
