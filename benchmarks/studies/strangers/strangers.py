@@ -1,4 +1,4 @@
-"""Does README's recipe keep accuracy on networks of others?
+"""Does README's recipe hold for networks of others?
 
 ``python -m benchmarks strangers`` copies README's recipe (scores, search, compact, recover, shrink)
 to three networks that it was not made on, one per framework, trained on Fashion-MNIST, with nothing
