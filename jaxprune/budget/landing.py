@@ -9,6 +9,7 @@ below it, and the others go on.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ import numpy as np
 
 from jaxprune.budget.choosing import CLOSE, MET, Choices, Try
 
-RUNS = 6  # At most so many runs lead to the target, each of four networks at most.
+RUNS = 6  # At most so many runs lead to the target, each of four networks at most,
+SECONDS = 60.0  # and none begins once the walk has lasted so long.
 AIM = (1 + CLOSE) / 2  # The share of the budget that is aimed at: both sides are as near.
 PARTS = (1, 2 / 3, 1 / 3)  # Of what is left so much is given to an exchange of units, in turn.
 
@@ -74,10 +76,10 @@ def land(
     """New tries between the best that fits and the target, measured until one is near enough."""
     if choices.best(tries).used > 1:
         return []
-    walk = Walk(choices, budgets, uniform, [*tries])
+    walk, begin = Walk(choices, budgets, uniform, [*tries]), time.monotonic()
     for _ in range(RUNS):
         new = walk.next()
-        if not new:
+        if not new or time.monotonic() - begin > SECONDS:
             break
         verify(new)
         walk.learn(new)

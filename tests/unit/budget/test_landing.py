@@ -99,6 +99,18 @@ def test_uniform_choices_land_too(monkeypatch):
     assert plan.measured.speedup == pytest.approx(min(s for s in speedups if s >= 0.99 * 2.0))
 
 
+def test_no_run_begins_once_the_time_is_up(monkeypatch):
+    fn, params, structure, scores, x = setting("mlp")
+    count = []
+    for seconds in (landing.SECONDS, -1.0):
+        monkeypatch.setattr(landing, "SECONDS", seconds)
+        search = jp.Search(fn, params, structure, scores, x, round_to=1)
+        measured = on_a_device(monkeypatch, search, cliff_in_one)
+        search.plan(jp.Target(speedup=3.0))
+        count.append(len(measured))
+    assert count[1] < count[0]
+
+
 def test_other_budgets_hold_on_the_way_up(monkeypatch):
     fn, params, structure, scores, x = setting("mlp")
     search = jp.Search(fn, params, structure, scores, x, round_to=1)
