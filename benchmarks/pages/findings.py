@@ -261,7 +261,7 @@ FINDINGS = {
     "speed": Finding("A search reaches the speed that is asked for", speed),
     "speed_accuracy": Finding("At 2 x no way of choosing is ahead of the others", speed_accuracy),
     "recovery": Finding("A short recovery wins back most of what a cut costs", recovery),
-    "strangers": Finding("README's recipe wins back most of a cut on networks of others", strangers),
+    "strangers": Finding("README's recipe wins back most of a cut elsewhere, too", strangers),
     "runtimes": Finding("A pruned network is faster in each engine, and equal there", runtimes),
     "runtimes_search": Finding("Widths of one engine are not those of another", runtimes_search),
     "int8": Finding("Pruned networks bear int8 as dense ones do", int8),
