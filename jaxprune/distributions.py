@@ -68,13 +68,14 @@ def erk(scores: Scores, sparsity: Any, *, power: float = 1.0) -> Sparsities:
     shapes = [np.shape(leaf) for leaf in leaves if np.size(leaf)]
     if not shapes:
         return uniform(scores, sparsity)
-    densities = iter(_erk_densities(shapes, sparsity, power))
-    some = [1 - next(densities) if np.size(leaf) else np.zeros(()) for leaf in leaves]
-    return jax.tree.unflatten(treedef, some)
+    of = _erk_sparsities(shapes, sparsity, power)
+    return jax.tree.unflatten(treedef, [of.get(np.shape(x), np.zeros(())) for x in leaves])
 
 
-def _erk_densities(shapes: Sequence[tuple[int, ...]], sparsity: Any, power: float) -> list[Any]:
-    """Of leaves that have entries."""
+def _erk_sparsities(
+    shapes: Sequence[tuple[int, ...]], sparsity: Any, power: float
+) -> dict[tuple[int, ...], Any]:
+    """One for each shape of leaves that have entries."""
     sizes = np.array([np.prod(shape) for shape in shapes], np.float64)
     raw = (np.array([max(sum(shape), 1) for shape in shapes]) / sizes) ** power
     # With the leaves in order of raw, the first j of them capped, lambda solves a line; the mean
@@ -87,7 +88,11 @@ def _erk_densities(shapes: Sequence[tuple[int, ...]], sparsity: Any, power: floa
     scale = xp.max(
         (wanted - capped.astype(wanted.dtype)) / _suffix_sums(slopes).astype(wanted.dtype)
     )
-    return [xp.asarray(xp.clip(scale * xp.asarray(r, wanted.dtype), 0, 1)) for r in raw]
+    densities = {
+        shape: xp.asarray(xp.clip(scale * xp.asarray(r, wanted.dtype), 0, 1))
+        for shape, r in dict(zip(shapes, raw)).items()
+    }
+    return {shape: 1 - density for shape, density in densities.items()}
 
 
 def _suffix_sums(x: np.ndarray) -> np.ndarray:

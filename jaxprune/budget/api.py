@@ -28,6 +28,7 @@ def search(
     *args: Any,
     target: Target,
     verify: bool = True,
+    metric: Metric | None = None,
     **options: Any,
 ) -> SearchResult:
     """Chooses how many units of each dimension to keep: the most score that meets a target.
@@ -39,6 +40,8 @@ def search(
       fn, params, structure, scores, *args: as for :class:`jp.Search`.
       target: what to reach, a :class:`jp.Target`.
       verify: compact and measure. Without it the prediction stands alone.
+      metric: ``params -> number``, larger = better, which decides between the choices that meet the
+        target; see :meth:`jp.Search.plan`.
       **options: of :class:`jp.Search`: dims, minimum, maximum, objective, round_to, device, table,
         repeats, progress, runtime.
 
@@ -46,7 +49,8 @@ def search(
       A :class:`jp.budget.SearchResult`: ``.keep``, ``.masks``, ``.predicted``, ``.measured``.
 
     Raises:
-      TypeError: for an unknown option, or one of another kind.
+      TypeError: for an unknown option, one of another kind, or a metric that doesn't return one
+        number.
       ValueError: for a target that cannot be met, with the least that can; and as
         :class:`jp.Search`.
 
@@ -62,7 +66,7 @@ def search(
       (array([0, 0, 0, 0, 1, 1, 1, 1]), 0.5)
     """
     found = Search(fn, params, structure, scores, *args, **options)
-    return found.plan(target, verify=verify)
+    return found.plan(target, verify=verify, metric=metric)
 
 
 @renamed("jp.pareto", rounds="repeats")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxprune.budget.choosing import Try
 from jaxprune.budget.result import SearchResult, Unreachable
 from jaxprune.budget.target import COUNTED, as_number
 from jaxprune.masks import apply_masks, check_structure
@@ -55,6 +56,15 @@ def tuned(params: Any, masks: Any, finetune: Finetune | None) -> Any:
         "what finetune returned", found, params, "return a tree like params, and nothing beside it"
     )
     return apply_masks(found, masks)
+
+
+def best(metric: Metric, params: Any, tries: Sequence[Try]) -> Try:
+    """The try of largest metric, which is noted; NaN is the least."""
+    values = [value_of(metric, apply_masks(params, tried.masks)) for tried in tries]
+    at = int(np.argmax(np.nan_to_num(values, nan=-math.inf)))
+    said = ", ".join(f"{value:.4g}" for value in values)
+    tries[at].notes += (f"chosen by its metric, {values[at]:.4g}, of those at hand: {said}",)
+    return tries[at]
 
 
 def check_bisection(minimize: str, bisections: int) -> None:

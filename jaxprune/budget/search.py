@@ -146,30 +146,57 @@ class Search:
         self._notes = (*total.notes, *trust.estimated(self.device))
         self._by_default = "" if minimum else " (an eighth of each stays by default)"
 
-    def plan(self, target: Target, *, verify: bool = True, uniform: bool = False) -> SearchResult:
+    def plan(
+        self,
+        target: Target,
+        *,
+        verify: bool = True,
+        uniform: bool = False,
+        metric: Metric | None = None,
+    ) -> SearchResult:
         """The plan for one target.
 
         Args:
           target: a :class:`jp.Target`.
           verify: compact and measure. Without it the prediction stands alone.
           uniform: the same fraction of every dimension in place of the best counts.
+          metric: ``params -> number``, larger = better; params are masked and at full size. Of the
+            choices that meet the target the one of largest metric is taken, not the one that keeps
+            most score. A uniform choice is among them.
 
         Returns:
           A :class:`jp.budget.SearchResult`: ``.keep``, ``.masks``, ``.predicted``, ``.measured``.
 
         Raises:
-          TypeError: for a target that isn't a :class:`jp.Target`.
+          TypeError: for a target that isn't a :class:`jp.Target`, or a metric that doesn't return
+            one number.
           ValueError: for a target that cannot be met, with the least that can.
         """
         if not isinstance(target, Target):
             raise TypeError(f"target is {target!r}; write target=jp.Target(speedup=2.0)")
+        if metric is not None:
+            self._check_masked("a metric")
         with working(f"search for {target}", inner(self._progress)):
             budgets = self._budgets(target)
             tries = self._attempts(target, budgets, verify, uniform)
             whole = tries[-1].same(self.choices.full)
             if verify and target.timed and self.verifier.timed and not whole:
                 tries = self.verifier.decided(self.choices, budgets, uniform, tries)
+            if metric is not None:
+                rivals = self._rivals(budgets, verify, uniform, tries)
+                return self._result(target, metrics.best(metric, self._params, rivals))
             return self._result(target, self.choices.best(tries))
+
+    def _rivals(
+        self, budgets: Mapping[str, float], verify: bool, uniform: bool, tries: Sequence[Try]
+    ) -> list[Try]:
+        """The choices that a metric decides between: those that meet the target, or the nearest."""
+        more = self.choices.beside(budgets, uniform, tries)
+        if verify and more:
+            self.verifier.verify(more, budgets)
+        for tried in more:
+            tried.judge(budgets)
+        return [t for t in [*tries, *more] if t.used <= 1] or [self.choices.best(tries)]
 
     def pareto(
         self,

@@ -93,6 +93,10 @@ class Certificate(tables.Shown):
     ) -> float:
         """Largest relative error against the masked model on ``n`` random inputs in float64.
 
+        With ``semantics="kept"`` it is that against the function itself at the small params, in
+        which removed units are not there. Numbers of chosen units among the results (positions of
+        ``top_k``) are others there.
+
         Each floating argument is drawn from a normal distribution, others are taken as they were
         given to ``compact``. A function that can't be traced in float64 is compared in the given
         types, with a warning.
@@ -106,13 +110,13 @@ class Certificate(tables.Shown):
             inputs, such as ``tqdm.tqdm``.
 
         Returns:
-          max|compact - masked| / max|masked|; NaN where the masked model is NaN itself, so that it
+          max|compact - wanted| / max|wanted|; NaN where what is wanted is NaN itself, so that it
           passes no ``check() < tolerance``; infinite where only one of both is a number, or their
           infinities differ.
 
         Raises:
-          ValueError: for n < 1, a model compacted with ``semantics="kept"``, params that are gone
-            or of other shapes.
+          ValueError: for n < 1, params that are gone or of other shapes, and for a model
+            compacted with ``semantics="kept"`` whose function fixes its sizes.
         """
         if n < 1:
             raise ValueError(f"check wants n >= 1 random inputs, got {n}")

@@ -1,4 +1,8 @@
-"""Comparing a compact model with its masked model, on random inputs in float64."""
+"""Comparing a compact model with what it is to equal, on random inputs in float64.
+
+That is the masked model. Where removed units count as not there, it is the function itself at the
+small params, as far as it reads its sizes from them.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +26,10 @@ from jaxprune.costs.api import cost
 from jaxprune.sharding import declared_layout, host, put
 from jaxprune.structure.dimensions import Structure
 
-NOT_COMPARABLE = (
-    'a model compacted with semantics="kept" is not the masked model: compare it with a module '
-    'written at the small size, or compact with semantics="masked"'
+FIXED_SIZES = (
+    'a model compacted with semantics="kept" is not the masked model, and the function does not '
+    "run at the small params, for it fixes its sizes ({error}): compare it with a module written "
+    'at the small size, or compact with semantics="masked"'
 )
 
 
@@ -110,11 +115,11 @@ class Checker:
 
     def error(self, n: int, seed: int, params: Any, progress: Progress = None) -> float:
         """The largest relative error on ``n`` random inputs; NaN wins."""
-        if self.cut.plan.semantics == KEPT_ONLY:
-            raise ValueError(NOT_COMPARABLE)
         masked = self.source.masked(self.cut, params)
         leaves = [self.cut.slice(leaf, i) for i, leaf in enumerate(jax.tree.leaves(masked))]
         small = jax.tree.unflatten(self.cut.structure.treedef, leaves)
+        if self.cut.plan.semantics == KEPT_ONLY:
+            self._check_runs(small)
         keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(n)]
         inputs = track(keys, "comparing on random inputs", progress)
         return float(np.max([self._compare(masked, small, key) for key in inputs]))
@@ -133,10 +138,24 @@ class Checker:
             warnings.warn(f"compared in the given types, for float64 fails: {error}", stacklevel=5)
             return self._difference(masked, small, draw(key, self.args, None))
 
+    def _check_runs(self, small: Any) -> None:
+        """Raises ValueError unless the function takes small params, with the same results."""
+        try:
+            itself = jax.eval_shape(self.function.fn, small, *self.args)
+        except Exception as error:  # of whatever kind its framework raises
+            raise ValueError(FIXED_SIZES.format(error=str(error).split("\n")[0])) from error
+        cut = jax.eval_shape(self.function, small, *self.args)
+        shapes, wanted = ([x.shape for x in jax.tree.leaves(tree)] for tree in (itself, cut))
+        if shapes != wanted:
+            raise ValueError(FIXED_SIZES.format(error=f"it gives {shapes}, not {wanted}"))
+
     def _difference(self, masked: Any, small: Any, args: Any) -> float:
         """The largest relative error of any output."""
-        expected = jax.tree.leaves(self.cut.outputs(self.function.fn(masked, *args)))
-        got = jax.tree.leaves(self.function(small, *args))
+        if self.cut.plan.semantics == KEPT_ONLY:
+            wanted = self.function.fn(small, *args)
+        else:
+            wanted = self.cut.outputs(self.function.fn(masked, *args))
+        expected, got = jax.tree.leaves(wanted), jax.tree.leaves(self.function(small, *args))
         return float(np.max([0.0, *map(error, expected, got)]))
 
     def overhead(self) -> float:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._alike import map_alike
 from jaxprune._leaf import widen
 from jaxprune.patterns._factory import factory
 from jaxprune.patterns._units import check_axis
@@ -51,11 +52,14 @@ def n_m(n: int, m: int, *, axis: int = -2, where: Where = is_kernel) -> Pattern:
     def masks(scores: Scores, sparsity: Any) -> Masks:
         part = _part_of_target(sparsity, n, m)
         chosen = choose(scores, where)
-        kept = {}
         for path, leaf in chosen.leaves.items():
-            groups, place = _groups(path, leaf, n, m, axis)
-            kept[path] = _keep_n_of_m(groups, n, place, part).reshape(leaf.shape)
-        return chosen.masks(kept)
+            _check(path, leaf, n, m, axis)
+
+        def keep(leaf: jax.Array) -> jax.Array:
+            groups, place = _groups(leaf, m, axis)
+            return _keep_n_of_m(groups, n, place, part).reshape(leaf.shape)
+
+        return chosen.masks(dict(zip(chosen.leaves, map_alike(keep, chosen.leaves.values()))))
 
     within, inputs = _within(n, m), functools.partial(_along, n, m, axis)
     return Pattern(masks, f"jp.n_m({n}, {m})", where, within=within, group=m, inputs=inputs)
@@ -65,11 +69,13 @@ def _within(n: int, m: int) -> Callable[[Any], ChooseInMatrix]:
     """sparsity -> how a matrix (in, out) is chosen from; the same function for all n:m groups."""
 
     def whole(scores: jax.Array, sparsity: Any) -> jax.Array:
-        groups, place = _groups("a matrix", scores, n, m, -2)
+        _check("a matrix", scores, n, m, -2)
+        groups, place = _groups(scores, m, -2)
         return keep_n_of_m(groups, n, place).reshape(scores.shape)
 
     def partly(scores: jax.Array, sparsity: Any) -> jax.Array:
-        groups, place = _groups("a matrix", scores, n, m, -2)
+        _check("a matrix", scores, n, m, -2)
+        groups, place = _groups(scores, m, -2)
         part = _part_of_target(sparsity, n, m)
         return _keep_n_of_m(groups, n, place, part).reshape(scores.shape)
 
@@ -113,16 +119,20 @@ def _part_of_target(sparsity: Any, n: int, m: int) -> Any:
     return 1.0 if part > 1 - 1e-6 else part
 
 
-def _groups(path: str, scores: jax.Array, n: int, m: int, axis: int) -> tuple[jax.Array, int]:
-    """Scores with the axis cut into (groups, m), and the place of m."""
+def _check(path: str, scores: jax.Array, n: int, m: int, axis: int) -> None:
+    """Raises ValueError unless m divides the axis."""
     check_axis(f"n_m({n}, {m})", path, scores, axis)
-    k = axis % scores.ndim
-    if scores.shape[k] % m:
+    if scores.shape[axis] % m:
         raise ValueError(
             f"n_m({n}, {m}) on {path}, shape {scores.shape}: {m} does not divide axis {axis} of "
-            f"size {scores.shape[k]}; leave such leaves out: where=lambda path, leaf: "
+            f"size {scores.shape[axis]}; leave such leaves out: where=lambda path, leaf: "
             f"jp.is_kernel(path, leaf) and leaf.shape[{axis}] % {m} == 0"
         )
+
+
+def _groups(scores: jax.Array, m: int, axis: int) -> tuple[jax.Array, int]:
+    """Scores with the axis cut into (groups, m), and the place of m."""
+    k = axis % scores.ndim
     shape = (*scores.shape[:k], scores.shape[k] // m, m, *scores.shape[k + 1 :])
     return scores.reshape(shape), k + 1
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxprune import selection
+from jaxprune._alike import map_alike
 from jaxprune.distributions import ByPath, Rule, as_distribution, by_path, uniform
 from jaxprune.ir import axes
 from jaxprune.patterns._factory import factory
@@ -93,7 +94,7 @@ def structured(
         counts = {
             name: _kept_units(structure.dims[name], wanted[name], steps[name]) for name in names
         }
-        return structure.traced_masks({n: _best(units[n], counts[n]) for n in names})
+        return structure.traced_masks(_best(units, counts))
 
     return Pattern(masks, "jp.structured(...)")
 
@@ -150,8 +151,10 @@ def _kept_units(dim: Dimension, sparsity: Any, round_to: int) -> Any:
     return xp.where(exact >= size, size, nearest)
 
 
-def _best(units: jax.Array, count: Any) -> Any:
-    """The mask of so many units of largest score."""
-    if selection.known(units) and selection.known(count):
-        return selection.keep_largest_at_hand(host(units), int(count))
-    return selection.keep_largest(units, count)
+def _best(units: Mapping[str, jax.Array], counts: Mapping[str, Any]) -> dict[str, Any]:
+    """For each dimension the mask of so many units of largest score."""
+    if all(map(selection.known, [*units.values(), *counts.values()])):
+        best = selection.keep_largest_at_hand
+        return {name: best(host(x), int(counts[name])) for name, x in units.items()}
+    columns = units.values(), [counts[name] for name in units]
+    return dict(zip(units, map_alike(selection.keep_largest, *columns)))

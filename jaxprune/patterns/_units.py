@@ -34,7 +34,8 @@ def of_units(
         chosen = choose(scores, where)
         units = {path: pool(path, leaf) for path, leaf in chosen.leaves.items()}
         counts = kept_counts(distribution, units, sparsity)
-        kept = map_alike(keep_largest, units.values(), [counts[path] for path in units])
+        columns = units.values(), [counts[path] for path in units]
+        kept = map_alike(keep_largest, *columns, any_shape=True)
         return chosen.masks(
             {
                 path: spread(mask, chosen.leaves[path].shape)

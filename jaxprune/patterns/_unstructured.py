@@ -59,26 +59,35 @@ def unstructured(
         chosen = choose(scores, where)
         leaves = chosen.leaves
         if per_output:
-            sparsities = distribute(distribution, leaves, sparsity)
-            return chosen.masks({p: keep(p, x, sparsities[p]) for p, x in leaves.items()})
-        counts = kept_counts(distribution, leaves, sparsity)
-        kept = map_alike(keep_largest, leaves.values(), [counts[p] for p in leaves])
+            _check_outputs(leaves)
+            asked = distribute(distribution, leaves, sparsity)
+        else:
+            asked = kept_counts(distribution, leaves, sparsity)
+        columns = leaves.values(), [asked[path] for path in leaves]
+        if per_output:
+            kept = map_alike(_keep_per_output, *columns)
+        else:
+            kept = map_alike(keep_largest, *columns, any_shape=True)
         return chosen.masks(dict(zip(leaves, kept)))
 
-    within = functools.partial(keep, "a matrix")
-    return Pattern(masks, "jp.unstructured()", where, within=lambda sparsity: within)
+    return Pattern(masks, "jp.unstructured()", where, within=lambda sparsity: keep)
 
 
-def _keep_entries(path: str, scores: jax.Array, sparsity: Any) -> jax.Array:
+def _keep_entries(scores: jax.Array, sparsity: Any) -> jax.Array:
     return keep_largest(scores, kept_count(scores.size, sparsity))
 
 
-def _keep_per_output(path: str, scores: jax.Array, sparsity: Any) -> jax.Array:
-    if scores.ndim < 2:
-        raise ValueError(
-            f"per_output on {path}, shape {scores.shape}: there are no inputs to choose from; "
-            "leave the leaf out with where=lambda path, leaf: leaf.ndim >= 2"
-        )
+def _check_outputs(leaves: Mapping[str, jax.Array]) -> None:
+    """Raises ValueError unless all leaves have outputs."""
+    for path, scores in leaves.items():
+        if scores.ndim < 2:
+            raise ValueError(
+                f"per_output on {path}, shape {scores.shape}: there are no inputs to choose from; "
+                "leave the leaf out with where=lambda path, leaf: leaf.ndim >= 2"
+            )
+
+
+def _keep_per_output(scores: jax.Array, sparsity: Any) -> jax.Array:
     if scores.size == 0:
         return jnp.ones(scores.shape, bool)
     columns = scores.reshape(-1, scores.shape[-1])

@@ -124,4 +124,9 @@ def kept_counts(
     if exact is not None:
         return exact(scores, sparsity)
     sparsities = distribute(distribution, scores, sparsity)
-    return {path: kept_count(leaf.size, sparsities[path]) for path, leaf in scores.items()}
+    found: dict[Any, Any] = {}  # What leaves have in common is traced once.
+    for path, leaf in scores.items():
+        asked = leaf.size, id(sparsities[path])
+        if asked not in found:
+            found[asked] = kept_count(leaf.size, sparsities[path])
+    return {path: found[leaf.size, id(sparsities[path])] for path, leaf in scores.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxprune._alike import map_alike
 from jaxprune._leaf import is_float, widen
 from jaxprune.distributions import Rule, uniform
 from jaxprune.patterns import UNSTRUCTURED, unstructured
@@ -53,18 +54,25 @@ def drop(scores: Scores, masks: Masks, sparsity: Any, fraction: Any, pattern: Pa
 
     check_renewed(fewer, masks)
 
-    def leaf(kept: jax.Array, mask: jax.Array, score: Any) -> jax.Array:
+    def leaf(score: jax.Array, mask: jax.Array, kept: jax.Array) -> jax.Array:
         # Not under a condition, which would have to be given the scores: they'd be stored.
         dropped = jnp.any(mask & ~kept)
         return kept & _drop_entries(jnp.where(dropped, 0, fraction), score, mask)
 
-    return freely(lambda *trees: jax.tree.map(leaf, *trees), fewer, masks, held, as_in=masks)
+    return freely(partial(_map_masks, leaf), held, masks, fewer, as_in=masks)
 
 
-def _drop_entries(fraction: Any, score: Any, mask: jax.Array) -> jax.Array:
+def _map_masks(fn: Callable[..., jax.Array], scores: Scores, masks: Masks, *rest: Masks) -> Masks:
+    """Maps the masks of leaves that are pruned, those of one shape together."""
+    leaves, treedef = jax.tree.flatten(masks)
+    columns = [jax.tree.leaves(scores), leaves, *map(jax.tree.leaves, rest)]
+    rows = [row for row in zip(*columns, strict=True) if row[1].ndim]
+    found = iter(map_alike(fn, *zip(*rows)) if rows else ())
+    return jax.tree.unflatten(treedef, [next(found) if m.ndim else m for m in leaves])
+
+
+def _drop_entries(fraction: Any, score: jax.Array, mask: jax.Array) -> jax.Array:
     """The mask without that fraction of its entries of lowest score; one always stays."""
-    if mask.ndim == 0:
-        return mask
     axes = tuple(i for i, n in enumerate(mask.shape) if n == 1 != score.shape[i])
     score = jnp.mean(score, axes, keepdims=True) if axes else score  # of the mask's own entries
     kept = count(mask)
@@ -282,7 +290,7 @@ def snfs(
         params: Any, masks: Masks, now: Any, *, step: Any, memory: Any, **evidence: Any
     ) -> Masks:
         fraction = scheduled(drop_fraction, step)
-        kept = jax.tree.map(partial(_drop_entries, fraction), magnitude(params), masks)
+        kept = _map_masks(partial(_drop_entries, fraction), magnitude(params), masks)
         return freely(_grow_where_momentum_is, magnitude(memory), kept, now, as_in=masks)
 
     pattern = unstructured(distribution, where=where)
@@ -300,10 +308,8 @@ def _grow_where_momentum_is(momentum: Scores, masks: Masks, sparsity: Any) -> Ma
     total = kept_total([int(n) for n in sizes], sparsity)
     means = [jnp.nan_to_num(jnp.mean(widen(v), where=m)) for m, v in pairs]
     more = shares(total - jnp.sum(kept), jnp.stack(means), sizes - kept)
-    grown = iter(
-        keep_largest(jnp.where(m, jnp.inf, v), k + extra)
-        for (m, v), k, extra in zip(pairs, kept, more)
-    )
+    held = [jnp.where(m, jnp.inf, v) for m, v in pairs]
+    grown = iter(map_alike(keep_largest, held, kept + more))
     return jax.tree.unflatten(treedef, [next(grown) if p else m for m, p in zip(leaves, pruned)])
 
 

@@ -48,10 +48,12 @@ def hold(scores: Scores, masks: Masks, when: Any = True) -> Scores:
     Not as -inf: a root mean square over a leaf and a sum over a unit must stay what they are.
     """
 
+    free = ~jnp.asarray(when)
+
     def leaf(score: Any, mask: jax.Array) -> Any:
         if not jnp.issubdtype(score.dtype, jnp.floating):
             return score  # counters and random keys are never pruned
-        kept = over(mask | ~jnp.asarray(when), score)
+        kept = over(mask | free, score)
         return jnp.where(kept, score, -jnp.finfo(score.dtype).tiny)
 
     return jax.tree.map(leaf, scores, masks)

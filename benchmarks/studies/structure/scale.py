@@ -1,8 +1,9 @@
 """``python -m benchmarks scale``: what finding, cutting and tracing cost when a network doubles.
 
 Networks of :mod:`benchmarks.models.deep` at a size and at its half, and the compilation of one
-training step of a tree of leaves of twelve shapes. Seconds of the processor, the least of some
-rounds; compiled programs are forgotten before each. Rows that the file has are not measured again.
+training step of a tree of leaves of twelve shapes, beside that of the optimizer alone. Seconds of
+the processor, the least of some rounds; compiled programs are forgotten before each. Rows that the
+file has are not measured again.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from benchmarks.common import results
 from benchmarks.models.deep import NETWORKS
 
 SIZES = {"transformer": 192, "dense_net": 128, "branches": 1000, "tree": 10_000}
-LEAVES = 500
 SHAPES = [(4, 4), (4, 8), (8, 4), (8, 8), (16, 4), (4, 16), (3, 3, 2, 4), (16, 8), (8, 16), (8, 2),
           (2, 8), (16, 2)]  # fmt: skip
-TRAINING = ("adamw", "jp.prune")
+ALONE, INNER = "adamw", optax.adamw(1e-3)
+TRAINING = {
+    ALONE: (INNER, (1000, 2000)),
+    "jp.prune": (jp.prune(INNER, jp.magnitude, 0.9), (1000, 2000)),
+}
 
 Row = dict[str, Any]
 
@@ -55,17 +59,29 @@ def network(name: str, size: int) -> Row:
 
 
 def training(name: str, size: int) -> Row:
-    """The seconds that one step takes to trace and to compile."""
+    """The seconds that one step takes to trace and to compile, and its operations."""
     jax.clear_caches()
     rng = np.random.default_rng(0)
     shapes = [SHAPES[i % len(SHAPES)] for i in range(size)]
     params = {str(i): np.asarray(rng.normal(size=s), np.float32) for i, s in enumerate(shapes)}
-    inner = optax.adamw(1e-3)
-    tx = inner if name == "adamw" else jp.prune(inner, jp.magnitude, 0.5)
+    tx, _ = TRAINING[name]
     state = tx.init(params)
-    trace, lowered = seconds(lambda: jax.jit(tx.update).lower(params, state, params))
+    trace, traced = seconds(lambda: jax.jit(tx.update).trace(params, state, params))
+    lower, lowered = seconds(traced.lower)
     compile_, _ = seconds(lowered.compile)
-    return {"trace": trace, "compile": compile_}
+    equations = operations(traced.jaxpr.jaxpr)
+    return {"equations": equations, "trace": trace + lower, "compile": compile_}
+
+
+def operations(jaxpr: Any) -> int:
+    """Equations, with those of the programs within them."""
+    inner = [x for eqn in jaxpr.eqns for x in jax.tree.leaves(eqn.params, is_leaf=is_program)]
+    programs = [getattr(x, "jaxpr", x) for x in inner if is_program(x)]
+    return len(jaxpr.eqns) + sum(map(operations, programs))
+
+
+def is_program(x: Any) -> bool:
+    return hasattr(getattr(x, "jaxpr", x), "eqns")
 
 
 def least(rows: Sequence[Row]) -> Row:
@@ -84,14 +100,25 @@ def growth(rows: dict[str, Row]) -> dict[str, dict[str, float]]:
     return found
 
 
+def beside(rows: dict[str, Row]) -> dict[str, dict[str, float]]:
+    """For each training step how many times as much it takes as the optimizer's alone."""
+    found: dict[str, dict[str, float]] = {}
+    for label, row in rows.items():
+        name, size = label.rsplit(" ", 1)
+        alone = rows.get(f"{ALONE} {size}")
+        if name in TRAINING and name != ALONE and alone is not None:
+            found[label] = {key: round(row[key] / alone[key], 2) for key in row}
+    return found
+
+
 def jobs(scale: float) -> dict[str, Callable[[], Row]]:
     """Label -> measurement, the half of each size first."""
     found: dict[str, Callable[[], Row]] = {}
     for name, whole in SIZES.items():
         for size in (int(whole * scale) // 2, int(whole * scale) // 2 * 2):
             found[f"{name} {size}"] = functools.partial(network, name, size)
-    for name in TRAINING:
-        for size in (int(LEAVES * scale) // 2, int(LEAVES * scale) // 2 * 2):
+    for name, (_, sizes) in TRAINING.items():
+        for size in (int(most * scale) for most in sizes):
             found[f"{name} {size}"] = functools.partial(training, name, size)
     return found
 
@@ -107,8 +134,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     network("branches", 4)  # What is compiled or imported once is no row's.
     for label, measure in jobs(args.scale).items():
         if label not in found["rows"]:
-            rounds = 1 if label.split()[0] in TRAINING else args.rounds
+            rounds = 1 if label.rsplit(" ", 1)[0] in TRAINING else args.rounds
             found["rows"][label] = least([measure() for _ in range(rounds)])
-            results.save(found | {"growth": growth(found["rows"])}, path)
+            told = {"growth": growth(found["rows"]), "beside adamw": beside(found["rows"])}
+            results.save(found | told, path)
             print(label, found["rows"][label], flush=True)
-    print(growth(found["rows"]))
+    print(growth(found["rows"]), beside(found["rows"]))

@@ -92,6 +92,24 @@ def test_a_search_prunes_to_a_metric_as_the_function_does():
     assert every == [[0, 1]] and found.trace == alone.trace
 
 
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_metric_decides_between_choices_that_meet_the_target(verify):
+    fn, params, structure, scores, x = setting("mlp")
+    search = jp.Search(fn, params, structure, scores, x, round_to=1)
+    best, even = (search.plan(HALF, verify=verify, uniform=u) for u in (False, True))
+
+    def kept(params):
+        return (jnp.abs(params["mid"]["kernel"]).sum(0) > 0).sum()
+
+    units = [int(kept(jp.apply_masks(params, plan.masks))) for plan in (best, even)]
+    assert units[0] != units[1]
+    for plan, wanted in zip((best, even), units, strict=True):
+        near = search.plan(HALF, verify=verify, metric=lambda p, n=wanted: -abs(kept(p) - n))
+        chex.assert_trees_all_equal(near.keep, plan.keep)
+        assert "chosen by its metric, 0, of those at hand: " in str(near)
+        assert near.measured == plan.measured
+
+
 def double(params, masks):
     return jax.tree.map(lambda w: 2 * w, params)
 
@@ -179,6 +197,13 @@ BAD = {
         lambda: pareto(minimun={"*": 2}),
         TypeError,
         "pareto has no option 'minimun', did you mean 'minimum'; its .*dims, minimum,.*repeats",
+    ),
+    "metric of a search": (
+        lambda: jp.search(
+            fn, PARAMS, structure(), PARAMS, X, target=HALF, verify=False, metric=lambda p: p
+        ),
+        TypeError,
+        f"metric returned dict; {NUMBER}",
     ),
     "unknown option of a search": (
         lambda: jp.search(fn, PARAMS, structure(), PARAMS, X, target=HALF, minimun={"*": 2}),

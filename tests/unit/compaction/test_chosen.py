@@ -52,6 +52,7 @@ def test_whole_experts_are_a_dimension(name):
     assert small.sizes["experts"] == 4 and small.certificate.exact
     assert "among those that are left, as with logits of minus" in str(small.certificate)
     np.testing.assert_allclose(small.fn(small.params, x), fn(wanted, x), rtol=1e-5, atol=1e-6)
+    assert small.certificate.check() < 1e-10
     slopes = [jax.grad(lambda p, f=f: (f(p, x) ** 2).sum())(wanted) for f in (small.fn, fn)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *slopes)
 

@@ -46,8 +46,43 @@ def test_norms_over_what_is_kept_equal_the_native_module():
     assert 0.98 * theirs < ours <= theirs  # RMSNorm subtracts a zero, which is left out
     masked = big.apply(jp.apply_masks(params, masks), X)
     assert not np.allclose(masked, small.fn(small.params, X), rtol=1e-2)
-    with pytest.raises(ValueError, match='semantics="kept" is not the masked model'):
+    with pytest.raises(ValueError, match="it fixes its sizes .*written at the small size"):
         small.certificate.check()
+
+
+def units(p, x):
+    h = jnp.tanh(x @ p["up"])
+    return (h - h.mean(-1, keepdims=True)) @ p["down"]
+
+
+def test_the_certificate_compares_with_the_function_at_the_small_params():
+    params = {"up": jax.random.normal(jax.random.key(0), (3, 8)), "down": jnp.ones((8, 2))}
+    masks, x = {"up": jnp.arange(8) < 5, "down": jnp.asarray(True)}, jnp.ones((4, 3))
+    small = jp.compact(units, params, masks, x, semantics="kept")
+    assert small.params["down"].shape == (5, 2)
+    assert small.certificate.check(n=3) < 1e-12
+    off = jp.compact(
+        lambda p, x: units(p, x) * p["up"].shape[1], params, masks, x, semantics="kept"
+    )
+    assert off.certificate.check() == pytest.approx(3 / 5)  # 8 stays, the function has 5
+
+
+def test_a_function_that_fixes_its_sizes_is_not_compared():
+    params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+    masks, x = {"up": jnp.arange(8) < 5, "down": jnp.asarray(True)}, jnp.ones((4, 3))
+    others = {
+        "[Ii]ncompatible shapes for broadcasting": lambda p, x: units(
+            p | {"up": p["up"] * np.ones(8)}, x
+        ),
+        r"it gives \[\(4, 2\), \(5,\)\], not \[\(4, 2\), \(8,\)\]": lambda p, x: (
+            units(p, x),
+            jnp.zeros(p["up"].shape[1]),
+        ),
+    }
+    for text, fn in others.items():
+        small = jp.compact(fn, params, masks, x, semantics="kept")
+        with pytest.raises(ValueError, match=f"it fixes its sizes \\({text}"):
+            small.certificate.check()
 
 
 def test_units_go_whatever_their_values():
