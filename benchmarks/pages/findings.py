@@ -72,6 +72,16 @@ def recovery(found: Found) -> str:
     )
 
 
+def strangers(found: Found) -> str:
+    each = [
+        f"{name} {row['mean']:.1f} points at {_range(row['speedups'])}"
+        for name, rows in found["summary"].items()
+        for row in rows
+        if row["asked"] == 2
+    ]
+    return f"2 x asked, lost after recovery: {'; '.join(each)}"
+
+
 def _fastest(network: Found, which: str) -> float:
     rows = network["rows"].items()
     return min(
@@ -255,6 +265,7 @@ FINDINGS = {
     "speed": Finding("A search reaches the speed that is asked for", speed),
     "speed_accuracy": Finding("At 2 x no way of choosing is ahead of the others", speed_accuracy),
     "recovery": Finding("A short recovery wins back most of what a cut costs", recovery),
+    "strangers": Finding("README's recipe wins back most of a cut elsewhere, too", strangers),
     "runtimes": Finding("A pruned network is faster in each engine, and equal there", runtimes),
     "runtimes_search": Finding("Widths of one engine are not those of another", runtimes_search),
     "int8": Finding("Pruned networks bear int8 as dense ones do", int8),

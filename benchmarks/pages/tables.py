@@ -23,6 +23,7 @@ from benchmarks.studies.runtimes import int8, int8_pretrained, runtimes, searche
 from benchmarks.studies.speech import report as speech_report
 from benchmarks.studies.speed import accuracy
 from benchmarks.studies.speed import native as native_study
+from benchmarks.studies.strangers import strangers
 from benchmarks.studies.text import text
 
 ASKED = ("search 1.25 x", "search 1.5 x", "search 2 x", "search 3 x")
@@ -191,6 +192,7 @@ TABLES: dict[str, Callable[[Path, Path], str]] = {
     "native": native,
     "effects": effects,
     "effects_units": effects,
+    "strangers": _networks(lambda found: [strangers.table(*each) for each in found.items()]),
     "text": _networks(lambda found: [text.table(*each) for each in found.items()]),
     "images": _networks(lambda found: [images.table(*each) for each in found.items()]),
     "thresholds": _networks(lambda found: [thresholds.table(each) for each in found.values()]),

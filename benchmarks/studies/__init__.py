@@ -28,6 +28,8 @@ STUDIES = {
         "Which way to a speed keeps most accuracy?", "speed.accuracy", QUICK),
     "recovery": Study(
         "Which score, objective and repair keep most accuracy?", "recovery.recovery", QUICK),
+    "strangers": Study(
+        "Does README's recipe hold for networks of others?", "strangers.strangers", QUICK),
     "runtimes": Study(
         "In which engine is a pruned network fastest?", "runtimes.runtimes",
         QUICK),

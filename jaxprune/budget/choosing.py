@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,7 @@ from jaxprune.structure.dimensions import Structure
 
 MET = 0.99  # A speed-up of this share of the target counts as met: clocks are noisy.
 CLOSE = 0.96  # The search stops once this share of the budget is used: 3 % above the target.
-NEAR = 0.05  # A search also stops to solve anew that close to the target: clocks decide then.
-AIMS = (0.995, 0.98)  # What fills up a choice uses these shares of the budget.
-WAYS = 3  # So many choices beyond the budget are walked towards, so many cliffs gone round.
+NEAR = 0.1  # A search also stops to solve anew that close to the target: clocks decide then.
 BESIDE = (1.03, 1.0, 0.97)  # A long run also measures what is best at these shares of the budget.
 
 
@@ -201,55 +199,34 @@ class Choices:
                 found.append(self.tried(choice, apart=even and not uniform))
         return found
 
-    def between(self, budgets: Mapping[str, float], tries: Sequence[Try]) -> list[Try]:
-        """The best choice that was found to fit, with what is left of the budget filled up.
+    def upwards(
+        self, budgets: Mapping[str, float], start: np.ndarray, held: Collection[int], uniform: bool
+    ) -> list[np.ndarray]:
+        """Choices from ``start`` up, whatever their time: a unit of candidates more with each.
 
-        A few more units change the time by little, so what is expected of it is nearly known;
-        unless one of the dimensions has a cliff there: each that was too wide once stays in turn.
+        Steps of most worth for their time come first; ``held`` dimensions stay. Uniform choices
+        have one way up.
         """
-        base = self._fitting(tries)
-        if base is None or "latency" not in budgets:
-            return []
-        said = self.model.tables["latency"].at(base.choice)
-        filled = []
-        for aim in AIMS:
-            problem = self.problem(budgets)
-            allowed = said * aim * budgets["latency"] / base.found["latency"]
-            problem.budgets = {**problem.budgets, "latency": allowed}
-            filled.append(solver.exchange(problem, solver.fill(problem, base.choice)))
-        beyond = [t.choice for t in tries if t.used > 1]
-        suspects = [d for d, n in enumerate(base.choice) if any(c[d] > n for c in beyond)]
-        apart = [solver.fill(problem, base.choice, d) for d in suspects]
-        apart.sort(key=self.worth.at, reverse=True)
-        return self._new([*filled, *apart[:WAYS]], base, tries)
+        problem = self.problem(budgets)
+        if uniform:
+            larger = [c for c in solver.uniform(problem) if c.sum() > start.sum()]
+            return [start, *reversed(larger)] if not held else [start]
+        whole = self.model.tables["latency"].at(self.full)
+        problem.budgets = {**problem.budgets, "latency": whole}
+        way = [start]
+        for choice in solver.rises(problem, start, held):
+            way += _single_steps(way[-1], choice)
+        return way
 
-    def halfway(self, tries: Sequence[Try]) -> list[Try]:
-        """Choices on the way from the best that fits to those that just don't, if they are new.
+    def exchanged(self, budgets: Mapping[str, float], start: Try, seconds: float) -> np.ndarray:
+        """What is worth most around a try that was measured, if ``seconds`` may be taken.
 
-        Compilers fuse operations and choose algorithms by size, so that a whole network may take
-        twice the sum of its parts; between two networks that were measured the way is short.
+        Near by the time follows the tables, by as much as they were off there.
         """
-        base = self._fitting(tries)
-        beyond = sorted((t for t in tries if t.used > 1), key=lambda t: t.used)[:WAYS]
-        if base is None:
-            return []
-        parts = [(AIMS[-1] - base.used) / (t.used - base.used) for t in beyond]
-        steps = [np.trunc(part * (t.choice - base.choice)) for part, t in zip(parts, beyond)]
-        return self._new([base.choice + step.astype(int) for step in steps], base, tries)
-
-    def _fitting(self, tries: Sequence[Try]) -> Try | None:
-        """Of the tries that fit, and may grow, the one of most worth."""
-        fitting = [t for t in tries if t.used <= 1 and not t.largest]
-        return max(fitting, key=lambda t: self.worth.at(t.choice), default=None)
-
-    def _new(self, choices: Sequence[np.ndarray], base: Try, tries: Sequence[Try]) -> list[Try]:
-        """Those of the choices that are worth more than ``base``, each once, and not tried yet."""
-        found: list[Try] = []
-        for choice in choices:
-            known = any(t.same(choice) for t in [*tries, *found])
-            if not known and self.worth.at(choice) > self.worth.at(base.choice):
-                found.append(self.tried(choice))
-        return found
+        problem = self.problem(budgets)
+        allowed = start.said["latency"] * seconds / start.found["latency"]
+        problem.budgets = {**problem.budgets, "latency": allowed}
+        return solver.exchange(problem, solver.fill(problem, start.choice))
 
     def _doubt(self, choice: np.ndarray) -> float:
         """How far a time may be off: by the scatter of what was timed, and as others were."""
@@ -265,3 +242,9 @@ class Choices:
         if not good:
             return min(tries, key=lambda t: t.used)
         return max(good, key=lambda t: self.worth.at(t.choice))
+
+
+def _single_steps(low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
+    """The choices above ``low`` up to ``high``, which differs in one dimension."""
+    unit = np.sign(high - low)
+    return [low + k * unit for k in range(1, int((high - low).sum()) + 1)]

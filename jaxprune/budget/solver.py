@@ -9,7 +9,7 @@ width that is off the device's tiles) is no obstacle. The prices are found by bi
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -226,21 +226,29 @@ def _bisect(problem: Problem, shares: Sequence[float], start: np.ndarray) -> np.
     return best
 
 
-def fill(
-    problem: Problem, choice: np.ndarray, skip: int = -1, steps: Steps | None = None
-) -> np.ndarray:
-    """Uses what is left of the budgets: the step up of most score per cost that fits, repeated."""
+def rises(
+    problem: Problem, choice: np.ndarray, held: Collection[int] = (), steps: Steps | None = None
+) -> Iterator[np.ndarray]:
+    """Choices upwards: the step up of most score per cost that fits, repeated; ``held`` stay."""
     choice, steps = choice.copy(), steps or Steps(problem)
     left = {n: 1 + SAME - problem.costs[n].at(choice) / b for n, b in problem.budgets.items()}
     while True:
-        ups = [steps.best_up(choice, d, left) for d in range(len(choice)) if d != skip]
+        ups = [steps.best_up(choice, d, left) for d in range(len(choice)) if d not in held]
         worth, d, to = max(ups, default=(0.0, 0, 0))
         if worth <= 0:
-            return choice
+            return
         _, paid = steps.known[d]
         left = {n: x - paid[n][to - int(choice[d]) - 1] for n, x in left.items()}
         choice[d] = to
+        yield choice.copy()
         steps = steps.after(d)
+
+
+def fill(
+    problem: Problem, choice: np.ndarray, held: Collection[int] = (), steps: Steps | None = None
+) -> np.ndarray:
+    """Uses what is left of the budgets: the last of the choices upwards."""
+    return functools.reduce(lambda _, last: last, rises(problem, choice, held, steps), choice)
 
 
 def exchange(problem: Problem, choice: np.ndarray) -> np.ndarray:
@@ -253,7 +261,7 @@ def exchange(problem: Problem, choice: np.ndarray) -> np.ndarray:
             for lower in range(int(choice[d])):
                 trial = choice.copy()
                 trial[d] = lower
-                trial = fill(problem, trial, d, steps.after(d))
+                trial = fill(problem, trial, (d,), steps.after(d))
                 if problem.score.at(trial) > problem.score.at(choice) * (1 + SAME):
                     choice, better, steps = trial, True, Steps(problem)
                     break

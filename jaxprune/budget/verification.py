@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._progress import Progress, inner, working
+from jaxprune.budget import landing
 from jaxprune.budget.choosing import MET, Choices, Try
 from jaxprune.budget.clock import compile_all
 from jaxprune.budget.correction import Measurements
@@ -22,11 +23,12 @@ from jaxprune.costs.api import cost
 from jaxprune.measuring import Race, benchmark
 from jaxprune.structure.dimensions import Structure
 
-DECISIONS = 3  # At most so many long runs decide, as long as nothing in them meets the target.
+DECISIONS = 3  # At most so many long runs are made until something in them meets the target.
 NEAR = (0.9, 1.08)  # A try that used such a share of the budget in a short run gets a long one.
 FINALISTS = 5  # At most so many tries are in a long run.
 DECISIVE = 3  # A long run is at most so many times as long as a short one.
-SURE = 0.01  # A long run ends once the relative standard error of its ratios is below this.
+SURE = 0.01  # A long run ends once the relative standard error of its ratios is below this,
+FAR = 0.25  # or below this share of how far they are from the target: then they are decided.
 BURST = 5  # After so many rounds each run looks whether it is long enough.
 MIN_ROUND = 0.02  # A round lasts at least so many seconds: one short call measures cold caches.
 
@@ -99,7 +101,8 @@ class Verifier:
         for tried in tries:
             self._count(tried)
         if "latency" in budgets and self.timed:
-            speedups = self._speedups(tries, runs)
+            asked = self.measured.dense["latency"] / budgets["latency"]
+            speedups = self._speedups(tries, runs, asked)
             for tried, speedup in zip(tries, speedups, strict=True):
                 tried.found["latency"] = self.measured.dense["latency"] / speedup.median
                 tried.speedup = speedup
@@ -115,19 +118,20 @@ class Verifier:
         """The tries near the target and their neighbors, measured in one long interleaved run.
 
         A short run puts some on the wrong side, and the one of most score is likely to be one that
-        looked faster than it is.
+        looked faster than it is. From the best that fits a walk leads up to the target.
         """
         finalists = self._finalists(choices, budgets, uniform, tries)
         measured: list[Try] = []
         for _ in range(DECISIONS):
             self.verify(finalists, budgets, DECISIVE)
             measured += finalists
-            if any(t.enough for t in finalists):
+            if any(t.used <= 1 for t in finalists):
                 break
-            finalists = self._more(choices, budgets, uniform, measured)
+            finalists = choices.beside(budgets, uniform, measured)[: FINALISTS - 1]
             if not finalists:
                 break
-        return measured
+        verify = functools.partial(self.verify, budgets=budgets, runs=DECISIVE)
+        return measured + landing.land(choices, verify, budgets, uniform, measured)
 
     def _finalists(
         self, choices: Choices, budgets: Mapping[str, float], uniform: bool, tries: Sequence[Try]
@@ -136,20 +140,6 @@ class Verifier:
         near = near or [min(tries, key=lambda t: abs(t.used - 1))]
         near += choices.beside(budgets, uniform, near)
         return sorted(near, key=lambda t: choices.worth.at(t.choice), reverse=True)[:FINALISTS]
-
-    @staticmethod
-    def _more(
-        choices: Choices, budgets: Mapping[str, float], uniform: bool, measured: Sequence[Try]
-    ) -> list[Try]:
-        """New choices: what fits, filled up; where nothing does, what is expected to fit."""
-        if not any(t.used <= 1 for t in measured):
-            return choices.beside(budgets, uniform, measured)[: FINALISTS - 1]
-        if uniform:
-            return []
-        found = [*choices.halfway(measured), *choices.between(budgets, measured)]
-        distinct = [t for i, t in enumerate(found) if not any(t.same(s.choice) for s in found[:i])]
-        distinct.sort(key=lambda t: choices.worth.at(t.choice), reverse=True)
-        return distinct[:FINALISTS]
 
     def _count(self, tried: Try) -> None:
         """Compacts a try, if that wasn't done yet, and counts what it costs."""
@@ -162,7 +152,7 @@ class Verifier:
         tried.found = {name: float(getattr(total, name)) for name in counted}
         tried.notes = notes_of(self.structure, tried.small, tried.keep)
 
-    def _speedups(self, tries: Sequence[Try], runs: int) -> list[Speedup]:
+    def _speedups(self, tries: Sequence[Try], runs: int, asked: float) -> list[Speedup]:
         """The speed-ups of compact networks over the dense one, from one interleaved run."""
         with working(f"search: {len(tries)} networks beside the dense one", self._shown) as row:
             row.now = "compiling"
@@ -177,7 +167,7 @@ class Verifier:
                 race.run(min(BURST, most - len(race.samples["dense"])), self._shown)
                 samples = np.array([*race.samples.values()])
                 ratios = samples[0] / samples[1:]
-                sure = uncertainty(ratios) < SURE
+                sure = is_sure(ratios, asked)
         quartiles = np.quantile(ratios, [0.25, 0.5, 0.75], axis=1).T
         return [Speedup(float(m), float(low), float(high), sure) for low, m, high in quartiles]
 
@@ -202,18 +192,32 @@ class Verifier:
                 self.measured.add(name, tried.said[name], tried.found[name], certain)
 
 
-def uncertainty(ratios: np.ndarray) -> float:
-    """The largest relative standard error of the medians of rows, as of a normal distribution.
+def is_sure(ratios: np.ndarray, asked: float) -> bool:
+    """Whether rows of ratios tell their medians, or at least on which side of ``asked`` they are.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxprune.budget.verification import is_sure
+      >>> rounds = np.array([0.9, 1.0, 1.1])
+      >>> is_sure(2 * rounds[None], asked=2.0), is_sure(4 * rounds[None], asked=2.0)
+      (False, True)
+    """
+    off = np.abs(np.median(ratios, axis=1) / asked - 1)
+    return bool((uncertainty(ratios) < np.maximum(SURE, FAR * off)).all())
+
+
+def uncertainty(ratios: np.ndarray) -> np.ndarray:
+    """The relative standard errors of the medians of rows, as of a normal distribution.
 
     Example:
       >>> import numpy as np
       >>> from jaxprune.budget.verification import uncertainty
-      >>> uncertainty(np.full((3, 9), 2.0))
-      0.0
+      >>> uncertainty(np.full((3, 9), 2.0)).tolist()
+      [0.0, 0.0, 0.0]
     """
     low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75], axis=1)
     sigma = (high - low) / 1.35
-    return float(np.max(1.25 * sigma / middle, initial=0)) / math.sqrt(max(ratios.shape[1], 1))
+    return 1.25 * sigma / middle / math.sqrt(ratios.shape[1])
 
 
 def notes_of(

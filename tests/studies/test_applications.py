@@ -153,6 +153,7 @@ def test_depthwise_channels_go_with_what_makes_and_reads_them():
 
 
 QUICK = {
+    "strangers": ["--networks", "NNX convolutions"],
     "text": ["--tasks", "supersenses"],
     "images": ["--networks", "residual"],
     "thresholds": [],

@@ -88,42 +88,15 @@ def test_balanced_does_not_see_the_scale_of_a_leaf():
     assert keep(scores, "sum") != keep(scaled, "sum")
 
 
-def judged(search, choice, used):
-    """A try as if it had been measured."""
-    tried = search.choices.tried(np.array(choice))
-    tried.used = used
-    return tried
-
-
-def test_the_way_from_what_fits_to_what_does_not_is_halved():
-    fn, params, structure, scores, x = setting("mlp")
-    choices = (search := jp.Search(fn, params, structure, scores, x, round_to=1)).choices
-    full = choices.full
-    base, over = judged(search, full // 2, 0.8), judged(search, full - 2, 1.2)
-    (between,) = choices.halfway([base, over])
-    assert (base.choice <= between.choice).all() and (between.choice < over.choice).all()
-    assert (between.choice > base.choice).any()
-    part = (between.choice - base.choice).sum() / (over.choice - base.choice).sum()
-    assert 0.3 < part <= 0.45  # of the way to 98 % of the budget: (0.98 - 0.8) / (1.2 - 0.8)
-    between.used = 0.975
-    assert not choices.halfway([base, over, between])  # nothing new is nearer
-    assert not choices.halfway([over]) and not choices.halfway([base])
-    near = judged(search, base.choice + 1, 1.01)
-    assert not any(t.same(near) for t in choices.halfway([base, near]))
-
-
-def test_a_cliff_is_gone_round():
-    """A dimension that was too wide once stays as it is, and the others fill up."""
+def test_the_way_up_has_single_steps_and_leaves_out_what_is_held():
     fn, params, structure, scores, x = setting("mlp")
     search = jp.Search(fn, params, structure, scores, x, device="h100", round_to=1)
-    budgets = search._budgets(jp.Target(speedup=1.5))
-    choices = search.choices
-    base = judged(search, choices.full // 4, 0.8)
-    base.found["latency"] = 0.8 * budgets["latency"]
-    wide = judged(search, base.choice + np.array([4, 0]), 1.5)
-    found = choices.between(budgets, [base, wide])
-    assert any(t.choice[0] == base.choice[0] and t.choice[1] > base.choice[1] for t in found)
-    assert all(choices.worth.at(t.choice) > choices.worth.at(base.choice) for t in found)
+    budgets, choices = search._budgets(jp.Target(speedup=1.5)), search.choices
+    way = choices.upwards(budgets, choices.full // 4, (), uniform=False)
+    assert (way[0] == choices.full // 4).all() and (way[-1] == choices.full).all()
+    assert all((b - a).sum() == 1 and (b >= a).all() for a, b in itertools.pairwise(way))
+    held = choices.upwards(budgets, choices.full // 4, {0}, uniform=False)
+    assert all(c[0] == way[0][0] for c in held) and held[-1][1] == choices.full[1]
 
 
 def test_scores_of_entries_are_balanced_and_scores_of_units_summed():

@@ -1,0 +1,142 @@
+"""Where searches land on devices whose times have cliffs, by clocks that are made up."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from jaxprune.budget import landing, solver, verification
+from jaxprune.budget.verification import Verifier
+from tests.unit.budget.networks import setting
+from tests.unit.budget.test_verification import exactly, shrunk
+
+UP, MID = "up/kernel:1", "mid/kernel:1"
+
+
+def on_a_device(monkeypatch, search, seconds):
+    """Operations take the time of their FLOPs, whole networks ``seconds(FLOPs, up, mid)``."""
+    dense, measured = search.dense["flops"], []
+    whole = seconds(dense, 64, 48)
+
+    def timed():
+        search.model.tables["latency"] = search.model.tables["flops"]
+        search.measured.dense["latency"] = dense
+
+    def speedups(self, tries, runs, asked):
+        smalls = [t.small for t in tries]
+        found = [jp.cost(s.fn, s.params, *self.args).flops for s in smalls]
+        widths = [(int(s.keep[UP].sum()), int(s.keep[MID].sum())) for s in smalls]
+        measured.extend(widths)
+        return [exactly(whole / seconds(f, *w)) for f, w in zip(found, widths)]
+
+    monkeypatch.setattr(search, "_time", timed)
+    monkeypatch.setattr(verification, "compact", shrunk)
+    monkeypatch.setattr(Verifier, "_speedups", speedups)
+    return measured
+
+
+def cliff_in_one(flops, up, mid):
+    """The last layer takes 1.8 times as much from 20 units on."""
+    return flops * (1.8 if mid >= 20 else 1.0)
+
+
+def cliff_in_each(flops, up, mid):
+    return flops * (1.4 if mid >= 24 else 1.0) * (1.3 if up >= 40 else 1.0)
+
+
+def faster_than_told(flops, up, mid):
+    return flops**1.5 / 11_000**0.5
+
+
+def slower_than_told(flops, up, mid):
+    return flops**0.75 * 11_000**0.25
+
+
+def tiles(flops, up, mid):
+    """Widths count as the next multiple of 4 does."""
+    return float(4 * -(-up // 4) * (16 + 4 * -(-mid // 4)))
+
+
+CLOCKS = [cliff_in_one, cliff_in_each, faster_than_told, slower_than_told, tiles]
+
+
+def best_by_trying(search, seconds, asked):
+    """(worth, speed-up) of the best of all choices that meet the target."""
+    choices, table = search.choices, search.model.tables["flops"]
+    counts = [c.tolist() for c in search.model.counts]
+    whole, found = seconds(search.dense["flops"], 64, 48), []
+    for choice in map(np.array, itertools.product(*(range(len(c)) for c in counts))):
+        widths = dict(zip(search.model.names, (c[i] for c, i in zip(counts, choice))))
+        speedup = whole / seconds(table.at(choice), widths[UP], widths[MID])
+        if speedup >= 0.99 * asked:
+            found.append((choices.worth.at(choice), speedup))
+    return max(found)
+
+
+@pytest.mark.parametrize("asked", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize("seconds", CLOCKS)
+def test_lands_just_above_the_target_or_where_the_best_choice_is(monkeypatch, seconds, asked):
+    fn, params, structure, scores, x = setting("mlp")
+    search = jp.Search(fn, params, structure, scores, x, round_to=1)
+    measured = on_a_device(monkeypatch, search, seconds)
+    plan = search.plan(jp.Target(speedup=asked))
+    worth, speedup = best_by_trying(search, seconds, asked)
+    assert 0.99 * asked <= plan.measured.speedup <= max(1.031 * asked, 1.02 * speedup)
+    assert search.choices.worth.at(plan._choice) >= 0.95 * worth
+    assert len(measured) <= 24
+
+
+def test_uniform_choices_land_too(monkeypatch):
+    """There is one way up: what is told is off, and the last choice before the target is found."""
+    fn, params, structure, scores, x = setting("mlp")
+    search = jp.Search(fn, params, structure, scores, x, round_to=1)
+    on_a_device(monkeypatch, search, faster_than_told)
+    plan = search.plan(jp.Target(speedup=2.0), uniform=True)
+    table, whole = search.model.tables["flops"], faster_than_told(search.dense["flops"], 64, 48)
+    every = [table.at(c) for c in solver.uniform(search.choices.problem({}))]
+    speedups = [whole / faster_than_told(flops, 0, 0) for flops in every]
+    assert plan.measured.speedup == pytest.approx(min(s for s in speedups if s >= 0.99 * 2.0))
+
+
+def test_no_run_begins_once_the_time_is_up(monkeypatch):
+    fn, params, structure, scores, x = setting("mlp")
+    count = []
+    for seconds in (landing.SECONDS, -1.0):
+        monkeypatch.setattr(landing, "SECONDS", seconds)
+        search = jp.Search(fn, params, structure, scores, x, round_to=1)
+        measured = on_a_device(monkeypatch, search, cliff_in_one)
+        search.plan(jp.Target(speedup=3.0))
+        count.append(len(measured))
+    assert count[1] < count[0]
+
+
+def test_other_budgets_hold_on_the_way_up(monkeypatch):
+    fn, params, structure, scores, x = setting("mlp")
+    search = jp.Search(fn, params, structure, scores, x, round_to=1)
+    on_a_device(monkeypatch, search, faster_than_told)
+    plan = search.plan(jp.Target(speedup=1.2, params=0.5))
+    assert plan.measured.params <= 0.5 and plan.measured.speedup > 1.5
+
+
+def known(choices, way, found):
+    """A way of which some positions were measured: position -> (time, share of the budget)."""
+    for k, (seconds, used) in found.items():
+        way.known[k] = choices.tried(way.choices[k])
+        way.known[k].found["latency"], way.known[k].used = seconds, used
+
+
+def test_a_way_is_looked_at_where_the_target_is_expected():
+    fn, params, structure, scores, x = setting("mlp")
+    search = jp.Search(fn, params, structure, scores, x, device="h100", round_to=1)
+    search._time()
+    choices = search.choices
+    steps = [np.array([k, 0]) for k in range(21)]
+    way = landing.Way(steps, [1.0 + k for k in range(21)], {}, (21.0, 21.0))
+    known(choices, way, {0: (1.0, 0.5)})
+    assert way.picks(11.0) == [5, 10, 15]  # between what fits and the dense network
+    known(choices, way, {5: (6.0, 0.7), 10: (20.0, 1.5)})
+    assert (way.low, way.high, way.top) == (5, 10, way.known[5])
+    assert way.picks(9.0) == [6, 7, 8]  # 3 of 14 parts of the way: near its low end
+    known(choices, way, {9: (7.0, 0.8)})
+    assert way.picks(9.0) == []  # the next step is a cliff
