@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -52,21 +51,8 @@ def units(
     case: Case, score: Callable[[Case], Any], dims: Sequence[str], sparsity: float, repair: bool
 ) -> Pruned:
     """The same share of the units of each dimension."""
-    structure, scores = case.model.structure, score(case)
-    if score is by_taylor:  # of units, not of entries
-        return cut(case, structure.masks(best(structure, scores, dims, sparsity)), repair)
-    pattern = jp.structured(structure, dims=tuple(dims), reduce=jp.reduce.sum)
-    return cut(case, pattern(scores, sparsity), repair)
-
-
-def best(
-    structure: jp.typing.Structure, scores: Any, dims: Sequence[str], sparsity: float
-) -> dict[str, np.ndarray]:
-    """Of each dimension that a pattern names, whether a unit is among the best ones."""
-    free = [n for n, dim in structure.dims.items() if not dim.frozen]
-    names = [n for n in free if any(fnmatch.fnmatch(n, pattern) for pattern in dims)]
-    ranks = {n: np.argsort(np.argsort(-np.asarray(scores[n]), kind="stable")) for n in names}
-    return {n: rank < round((1 - sparsity) * rank.size) for n, rank in ranks.items()}
+    pattern = jp.structured(case.model.structure, dims=tuple(dims), reduce=jp.reduce.sum)
+    return cut(case, pattern(score(case), sparsity), repair)
 
 
 def cut(case: Case, masks: Any, repair: bool = True) -> Pruned:
