@@ -104,7 +104,10 @@ def tiny(monkeypatch):
         speech, "QUICK",
         speech.dataclasses.replace(
             speech.QUICK, splits=2, steps=4,
-            rows=("encoder FFN -30 %, FLAP", "an encoder layer", "50 % of weights, SparseGPT"),
+            rows=(
+                "encoder FFN -30 %, FLAP", "an encoder layer", "50 % of weights, SparseGPT",
+                "50 % of weights, SparseGPT + refit, in order",
+            ),
         ),
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ import numpy as np
 
 import jaxprune as jp
 from benchmarks.studies.pretrained import energy, flap
+from benchmarks.studies.speech import in_order
 from benchmarks.studies.speech.case import Case, in_blocks, loss
 from jaxprune.runtimes._sensitivity import rounded
 
@@ -112,11 +113,22 @@ def smallest(case: Case, pattern: Any) -> Pruned:
     return Pruned(jp.apply_masks(dense, pattern(jp.magnitude(dense), 0.5)))
 
 
-def sparsegpt(case: Case, pattern: Any) -> Pruned:
-    found = jp.oneshot.sparsegpt(
-        case.model.params, case.stats, 0.5, pattern=pattern, progress=False
-    )
-    return Pruned(found[0])
+def sparsegpt(case: Case, pattern: Any, refit: bool = False) -> Pruned:
+    return Pruned(_sparsegpt(case.model.params, case.stats, pattern, refit)[0])
+
+
+def _sparsegpt(dense: Any, stats: Any, pattern: Any, refit: bool) -> tuple[Any, Any]:
+    """Refit: what SparseGPT left is fit again by least squares, all of a kernel at once."""
+    params, masks = jp.oneshot.sparsegpt(dense, stats, 0.5, pattern=pattern, progress=False)
+    if refit:
+        params = jp.oneshot.refit(dense, masks, stats, start=params, progress=False)
+    return params, masks
+
+
+def sparsegpt_in_order(case: Case, pattern: Any) -> Pruned:
+    """Each block is calibrated on what the pruned ones before it give, and refit."""
+    prune = functools.partial(_sparsegpt, pattern=pattern, refit=True)
+    return Pruned(in_order.pruned(case, prune))
 
 
 def in_bits(case: Case, bits: int) -> Pruned:
@@ -132,6 +144,7 @@ def in_bits(case: Case, bits: int) -> Pruned:
 # ---- rows ----------------------------------------------------------------------------------------
 
 SINGLE = jp.unstructured(where=in_blocks)
+EVERY = jp.unstructured(where=lambda path, leaf: path.endswith("kernel"))  # of a block
 PER_OUTPUT = jp.unstructured(per_output=True, where=in_blocks)
 TWO_OF_FOUR = jp.n_m(2, 4, where=in_blocks)
 
@@ -157,6 +170,12 @@ ROWS: dict[str, Callable[[Case], Pruned]] = {
     "50 % of weights, magnitude, no repair": functools.partial(smallest, pattern=SINGLE),
     "50 % of weights, Wanda + refit": functools.partial(wanda, pattern=PER_OUTPUT),
     "50 % of weights, SparseGPT": functools.partial(sparsegpt, pattern=SINGLE),
+    "50 % of weights, SparseGPT + refit": functools.partial(
+        sparsegpt, pattern=SINGLE, refit=True
+    ),
+    "50 % of weights, SparseGPT + refit, in order": functools.partial(
+        sparsegpt_in_order, pattern=EVERY
+    ),
     "2:4, Wanda + refit": functools.partial(wanda, pattern=TWO_OF_FOUR),
     "2:4, SparseGPT": functools.partial(sparsegpt, pattern=TWO_OF_FOUR),
     "int8 weights": functools.partial(in_bits, bits=8),
