@@ -168,6 +168,21 @@ def decode(
     return x[:, -1] @ params["decoder"]["embedding"].T, cache
 
 
+def decoder_block(
+    p: Params, x: jax.Array, given: dict[str, jax.Array], held: dict[str, jax.Array], start: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """One layer on hidden states (batch, some, 384), which reads states' and earlier keys."""
+    y = norm(p["attention"]["norm"], x)
+    new = {name: heads(p["attention"][name], y) for name in "kv"}
+    held = {n: jax.lax.dynamic_update_slice_in_dim(held[n], new[n], start, 2) for n in "kv"}
+    seen = jnp.arange(held["k"].shape[2]) <= start + jnp.arange(x.shape[1])[:, None]
+    q = heads(p["attention"]["q"], y)
+    x = x + joined(p["attention"], read(q, held["k"], held["v"], seen))
+    q = heads(p["cross"]["q"], norm(p["cross"]["norm"], x))
+    x = x + joined(p["cross"], read(q, given["k"], given["v"]))
+    return x + mlp(p["mlp"], x), held
+
+
 def written_states(
     params: Params, states: Cache, cache: Cache, tokens: jax.Array, start: jax.Array | int
 ) -> tuple[jax.Array, Cache]:
@@ -175,15 +190,7 @@ def written_states(
     p, count, full = params["decoder"], tokens.shape[1], []
     x = p["embedding"][tokens] + jax.lax.dynamic_slice_in_dim(p["position"], start, count)
     for one, given, held in zip(p["blocks"], states, cache, strict=True):
-        y = norm(one["attention"]["norm"], x)
-        new = {name: heads(one["attention"][name], y) for name in "kv"}
-        held = {n: jax.lax.dynamic_update_slice_in_dim(held[n], new[n], start, 2) for n in "kv"}
-        seen = jnp.arange(held["k"].shape[2]) <= start + jnp.arange(count)[:, None]
-        q = heads(one["attention"]["q"], y)
-        x = x + joined(one["attention"], read(q, held["k"], held["v"], seen))
-        q = heads(one["cross"]["q"], norm(one["cross"]["norm"], x))
-        x = x + joined(one["cross"], read(q, given["k"], given["v"]))
-        x = x + mlp(one["mlp"], x)
+        x, held = decoder_block(one, x, given, held, start)
         full.append(held)
     return norm(p["norm"], x), full
 

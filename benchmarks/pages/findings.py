@@ -197,6 +197,20 @@ def pretrained(found: Found) -> str:
     )
 
 
+def whisper(found: Found) -> str:
+    rows = found["summary"]
+    gone = {
+        "encoder FFN -30 %, FLAP": "30 % of the encoder's hidden units",
+        "50 % of weights, SparseGPT": "half of the weights",
+    }
+    said = [
+        f"{rows[name]['mean']:+.2f} without {what} ({rows[name]['splits']} splits)"
+        for name, what in gone.items()
+    ]
+    dense = statistics.mean(rows["dense"]["wer"])
+    return f"points of word error rate above {dense:.1f} %: {', '.join(said)}"
+
+
 def oneshot(found: Found) -> str:
     rows = [r for r in found["rows"] if r["at"] == "50%" and r["calibration"] == "docs + glosses"]
     kept = {r["method"]: r["excerpt"] for r in rows if not r["drift"] and r["sequences"] == 64}
@@ -279,6 +293,7 @@ FINDINGS = {
     "effects": Finding("Known effects of pruning while training appear, not all", effects),
     "experts": Finding("REAP keeps the experts that a mixture needs", experts),
     "pretrained": Finding("Half of the units of text and speech models may go", pretrained),
+    "whisper": Finding("Speech recognition bears some pruning without training", whisper),
     "oneshot": Finding("Reconstruction keeps more than scores alone", oneshot),
     "stream": Finding("A checkpoint is pruned from disk to disk, bit for bit", stream),
     "oneshot_layer": Finding("Better solvers keep more of a layer's output", oneshot_layer),

@@ -10,13 +10,13 @@ import numpy as np
 
 from jaxprune import reduce
 from jaxprune._leaf import is_float
-from jaxprune._trees import difference
 from jaxprune.budget.model import Model, dims_in
 from jaxprune.budget.solver import Term, Total, merged
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
 from jaxprune.sharding import host
 from jaxprune.structure.dimensions import Structure
+from jaxprune.structure.named_scores import check_names, check_shape, like_params
 
 LEAST = 1e-3  # A share counts as this at least: an emptied leaf is penalized, not -infinity.
 # It gives what a leaf (or dimension) of score ``whole`` is worth that keeps a ``share`` of it.
@@ -53,7 +53,7 @@ def _objective(structure: Structure, scores: Any, given: str | Objective | None)
     magnitudes, can't be compared: a sum goes to leaves of many entries and few FLOPs.
     """
     if given is None:
-        given = "balanced" if _of_params(structure, scores) else "sum"
+        given = "balanced" if like_params(structure, scores) else "sum"
     return OBJECTIVES[given] if isinstance(given, str) else given
 
 
@@ -81,19 +81,15 @@ def check_scores(
             f"objective is {objective!r}; wanted one of {list(OBJECTIVES)}, or a function "
             "(whole, share) -> worth"
         )
-    if _of_params(structure, scores):
+    if like_params(structure, scores):
         given = dict(zip(structure.paths, _numbers(scores)))
         wanted = dict(zip(structure.paths, structure.shapes))
     else:
-        _check_names(structure, names, scores)
+        check_names(structure, names, scores)
         given = {name: host(scores[name]).astype(np.float64) for name in names}
         wanted = {name: (structure.dims[name].size,) for name in names}
     for name, x in given.items():
-        if x.shape != wanted[name]:
-            raise ValueError(
-                f"the scores of {name} have shape {x.shape}, wanted {wanted[name]}: one number for "
-                "each entry of params, or for each unit of a dimension"
-            )
+        check_shape(name, x, wanted[name])
         _check_sums(name, x)
     if not any(x.sum() > 0 for x in given.values()):
         raise ValueError("all scores are 0, so that nothing tells one unit from another")
@@ -109,29 +105,6 @@ def _check_sums(name: str, x: np.ndarray) -> None:
         )
 
 
-def _check_names(structure: Structure, names: Sequence[str], scores: Any) -> None:
-    known = isinstance(scores, Mapping) and set(scores) & set(structure.dims)
-    if not known:
-        raise ValueError(
-            f"scores have another structure than params: the tree "
-            f"{difference(scores, structure.treedef)}; wanted one like params, such as "
-            "jp.magnitude(params), or {dimension name: scores of its units} for each of "
-            f"{list(names)[:8]}"
-        )
-    unknown = [name for name in scores if name not in structure.dims]
-    missing = [name for name in names if name not in scores]
-    if unknown or missing:
-        raise ValueError(
-            f"scores of units are wanted for each dimension that may change; there are none for "
-            f"{missing[:8]}, and {unknown[:8]} name no dimension; give them, as "
-            "structure.unit_scores does, or leave dimensions out by dims=[...]"
-        )
-
-
-def _of_params(structure: Structure, scores: Any) -> bool:
-    return bool(jax.tree.structure(scores) == structure.treedef)
-
-
 def _numbers(scores: Any) -> list[np.ndarray]:
     """Scores of all leaves; those that aren't floats, such as random keys, have none."""
     leaves = jax.tree.leaves(scores)
@@ -141,7 +114,7 @@ def _numbers(scores: Any) -> list[np.ndarray]:
 def _terms(
     structure: Structure, model: Model, scores: Any
 ) -> tuple[list[Term], dict[str, np.ndarray]]:
-    if not _of_params(structure, scores):
+    if not like_params(structure, scores):
         return _of_units(model, scores)
     units = structure.unit_scores(scores, reduce.sum)
     order = {n: _best_first(host(units[n])) for n in model.names}

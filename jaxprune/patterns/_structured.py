@@ -21,6 +21,7 @@ from jaxprune.patterns.choose import check_sparsity
 from jaxprune.reduce import Reduction, check_reduce, mean
 from jaxprune.sharding import host, on_meshes, parts
 from jaxprune.structure.dimensions import Dimension, Structure
+from jaxprune.structure.named_scores import like_params, rankable
 from jaxprune.structure.select import chosen_dims
 from jaxprune.typing import Distribution, Masks, Pattern, Scores
 
@@ -37,10 +38,11 @@ def structured(
     """Returns the pattern that keeps or removes whole units of dimensions, in all their slots.
 
     The score of a unit is the mean (or sum) of the entry scores over all its slots, so that a
-    producer, its bias and its consumers vote together. Leaves that should not vote (running
-    statistics in Flax variables) get a score of zero before. Inputs, logits and frozen
-    dimensions are never cut, and at least one unit (``round_to`` units, as many experts as a token
-    chooses) of each dimension stays.
+    producer, its bias and its consumers vote together; or it is given, as
+    :func:`jp.scores.taylor_units` does: ``{dimension: vector}``, for each of ``dims``. Leaves
+    that should not vote (running statistics in Flax variables) get a score of zero before. Inputs,
+    logits and frozen dimensions are never cut, and at least one unit (``round_to`` units, as many
+    experts as a token chooses) of each dimension stays.
 
     Args:
       structure: what ``jp.infer_structure`` found.
@@ -55,7 +57,7 @@ def structured(
         that lie on none, along all axes together.
       reduce: what becomes of a unit's entries: ``jp.reduce.mean``, ``jp.reduce.sum``,
         ``jp.reduce.taylor`` for the signed scores of ``jp.scores.taylor``, or another function
-        ``(sums, counts) -> scores``.
+        ``(sums, counts) -> scores``. Scores of units are taken as they are.
 
     Returns:
       ``(scores, sparsity) -> masks`` for ``jp.compact``; jittable.
@@ -64,7 +66,7 @@ def structured(
       TypeError: for scores in the place of the structure.
       ValueError: for dims or a pattern of the distribution that match nothing prunable, a
         round_to that is neither a whole number from 1 on nor a mesh, a reduce that is no function,
-        and scores that hold NaN.
+        and scores that hold NaN, or lack a dimension that may be cut.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -86,15 +88,22 @@ def structured(
     distribution = _by_name(distribution, [structure.dims[name] for name in names])
 
     @on_meshes(1)
-    def masks(scores: Scores, sparsity: Any) -> Masks:
-        check_sparsity(sparsity)
+    def of_entries(scores: Scores, sparsity: Any) -> Masks:
         every = structure.unit_scores(scores, reduce)
-        units = {name: jnp.asarray(every[name]) for name in names}
+        return best({name: jnp.asarray(every[name]) for name in names}, sparsity)
+
+    def best(units: dict[str, jax.Array], sparsity: Any) -> Masks:
         wanted = distribution(units, sparsity)
         counts = {
             name: _kept_units(structure.dims[name], wanted[name], steps[name]) for name in names
         }
         return structure.traced_masks(_best(units, counts))
+
+    def masks(scores: Scores | Mapping[str, Any], sparsity: Any) -> Masks:
+        check_sparsity(sparsity)
+        if like_params(structure, scores):
+            return of_entries(scores, sparsity)
+        return best(rankable(structure, names, scores), sparsity)
 
     return Pattern(masks, "jp.structured(...)")
 

@@ -185,11 +185,12 @@ def trained(name: str, place: Any, compiled: bool) -> Any:
 
 
 def structured(model: str, place: Any) -> Any:
-    """Masks of whole units, and the scores of units."""
+    """Masks of whole units, the scores of units, and masks by these."""
     fn, params, specs, x, spec = MODELS[model]
     p = place(params, specs)
     structure = jp.infer_structure(fn, p, place(x, spec))
-    return jp.structured(structure)(jp.magnitude(p), 0.5), structure.unit_scores(p)
+    pattern, units = jp.structured(structure), structure.unit_scores(p)
+    return pattern(jp.magnitude(p), 0.5), units, pattern(units, 0.5)
 
 
 KEPT = {"wide": 0.5, "odd": 0.4}  # widths that the mesh divides, and that it does not

@@ -1,5 +1,6 @@
 """Text, images, self-supervision, units and peers: tasks, parts, and each study's quick form."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -99,7 +100,7 @@ class Made:
 
 @pytest.mark.parametrize("method", ["magnitude", "movement", "magnitude, once"])
 def test_methods_keep_what_is_asked_of_each_kernel_and_leave_the_rest_dense(method):
-    found = tuning.tuned(tiny(), Made(), method, 0.25, SMALL, 0)
+    found = tuning.tuned(tiny(), Made(), method, 0.25, 3e-4, SMALL, 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(found):
         name = jp.typing.path_str(path)
         if tuning.is_pruned(name, leaf):
@@ -108,9 +109,22 @@ def test_methods_keep_what_is_asked_of_each_kernel_and_leave_the_rest_dense(meth
 
 
 def test_movement_and_magnitude_keep_different_weights():
-    ways = [tuning.tuned(tiny(), Made(), m, 0.25, SMALL, 0) for m in ("magnitude", "movement")]
+    ways = [
+        tuning.tuned(tiny(), Made(), m, 0.25, 3e-4, SMALL, 0) for m in ("magnitude", "movement")
+    ]
     kept = [np.asarray(way["encoder"]["blocks"][0]["up"]["kernel"]) != 0 for way in ways]
     assert (kept[0] != kept[1]).any()
+
+
+def test_the_rate_is_the_best_one_on_texts_that_are_tried():
+    settings = dataclasses.replace(SMALL, rates=(0.0, 3e-2), steps=24)
+    texts, given = Made(), tiny()
+    learnt = texts.batches(0)[0]
+    texts.batches = lambda seed: [learnt] * 4
+    texts.tried, texts.right = learnt, functools.partial(tuning.Texts.right, texts)
+    found, told = tuning.best(given, texts, "magnitude", 1.0, settings, 0)
+    assert told["rate"] == 3e-2 and told["tried"]["0.03"] > told["tried"]["0"]
+    assert texts.right(tuning.logits, found, learnt).mean() == told["tried"]["0.03"]
 
 
 def test_the_loss_of_views_is_the_cross_entropy_of_finding_the_other_one():

@@ -131,11 +131,14 @@ class Case:
     def stats(self) -> jp.typing.Stats:
         """Statistics of the inputs of all kernels of blocks, in one pass of the dense model."""
         sound = [(mel[None],) for mel in self.seen[:SCORED]]
-        text = [(s, row[None, : len(row) // STEP * STEP]) for s, row in zip(self.states, self.told)]
-        spoken = [pair for pair in text if pair[1].size]
-        return jp.calibrate(
-            half, self.model.params, sound + spoken, where=in_blocks, progress=False
-        )
+        text = [(self.states[k], row[None]) for k, row in self.spoken]
+        return jp.calibrate(half, self.model.params, sound + text, where=in_blocks, progress=False)
+
+    @property
+    def spoken(self) -> list[tuple[int, np.ndarray]]:
+        """Numbers of calibration chunks, and what was made of them, in few lengths."""
+        rows = [(k, row[: len(row) // STEP * STEP]) for k, row in enumerate(self.told)]
+        return [(k, row) for k, row in rows if len(row)]
 
     @functools.cached_property
     def lessons(self) -> list[tuple[Any, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 
 import jaxprune as jp
 from benchmarks.studies.pretrained import energy, flap
+from benchmarks.studies.speech import in_order
 from benchmarks.studies.speech.case import Case, in_blocks, loss
 from jaxprune.runtimes._sensitivity import rounded
 
@@ -52,21 +52,8 @@ def units(
     case: Case, score: Callable[[Case], Any], dims: Sequence[str], sparsity: float, repair: bool
 ) -> Pruned:
     """The same share of the units of each dimension."""
-    structure, scores = case.model.structure, score(case)
-    if score is by_taylor:  # of units, not of entries
-        return cut(case, structure.masks(best(structure, scores, dims, sparsity)), repair)
-    pattern = jp.structured(structure, dims=tuple(dims), reduce=jp.reduce.sum)
-    return cut(case, pattern(scores, sparsity), repair)
-
-
-def best(
-    structure: jp.typing.Structure, scores: Any, dims: Sequence[str], sparsity: float
-) -> dict[str, np.ndarray]:
-    """Of each dimension that a pattern names, whether a unit is among the best ones."""
-    free = [n for n, dim in structure.dims.items() if not dim.frozen]
-    names = [n for n in free if any(fnmatch.fnmatch(n, pattern) for pattern in dims)]
-    ranks = {n: np.argsort(np.argsort(-np.asarray(scores[n]), kind="stable")) for n in names}
-    return {n: rank < round((1 - sparsity) * rank.size) for n, rank in ranks.items()}
+    pattern = jp.structured(case.model.structure, dims=tuple(dims), reduce=jp.reduce.sum)
+    return cut(case, pattern(score(case), sparsity), repair)
 
 
 def cut(case: Case, masks: Any, repair: bool = True) -> Pruned:
@@ -126,11 +113,22 @@ def smallest(case: Case, pattern: Any) -> Pruned:
     return Pruned(jp.apply_masks(dense, pattern(jp.magnitude(dense), 0.5)))
 
 
-def sparsegpt(case: Case, pattern: Any) -> Pruned:
-    found = jp.oneshot.sparsegpt(
-        case.model.params, case.stats, 0.5, pattern=pattern, progress=False
-    )
-    return Pruned(found[0])
+def sparsegpt(case: Case, pattern: Any, refit: bool = False) -> Pruned:
+    return Pruned(_sparsegpt(case.model.params, case.stats, pattern, refit)[0])
+
+
+def _sparsegpt(dense: Any, stats: Any, pattern: Any, refit: bool) -> tuple[Any, Any]:
+    """Refit: what SparseGPT left is fit again by least squares, all of a kernel at once."""
+    params, masks = jp.oneshot.sparsegpt(dense, stats, 0.5, pattern=pattern, progress=False)
+    if refit:
+        params = jp.oneshot.refit(dense, masks, stats, start=params, progress=False)
+    return params, masks
+
+
+def sparsegpt_in_order(case: Case, pattern: Any) -> Pruned:
+    """Each block is calibrated on what the pruned ones before it give, and refit."""
+    prune = functools.partial(_sparsegpt, pattern=pattern, refit=True)
+    return Pruned(in_order.pruned(case, prune))
 
 
 def in_bits(case: Case, bits: int) -> Pruned:
@@ -146,6 +144,7 @@ def in_bits(case: Case, bits: int) -> Pruned:
 # ---- rows ----------------------------------------------------------------------------------------
 
 SINGLE = jp.unstructured(where=in_blocks)
+EVERY = jp.unstructured(where=lambda path, leaf: path.endswith("kernel"))  # of a block
 PER_OUTPUT = jp.unstructured(per_output=True, where=in_blocks)
 TWO_OF_FOUR = jp.n_m(2, 4, where=in_blocks)
 
@@ -171,6 +170,12 @@ ROWS: dict[str, Callable[[Case], Pruned]] = {
     "50 % of weights, magnitude, no repair": functools.partial(smallest, pattern=SINGLE),
     "50 % of weights, Wanda + refit": functools.partial(wanda, pattern=PER_OUTPUT),
     "50 % of weights, SparseGPT": functools.partial(sparsegpt, pattern=SINGLE),
+    "50 % of weights, SparseGPT + refit": functools.partial(
+        sparsegpt, pattern=SINGLE, refit=True
+    ),
+    "50 % of weights, SparseGPT + refit, in order": functools.partial(
+        sparsegpt_in_order, pattern=EVERY
+    ),
     "2:4, Wanda + refit": functools.partial(wanda, pattern=TWO_OF_FOUR),
     "2:4, SparseGPT": functools.partial(sparsegpt, pattern=TWO_OF_FOUR),
     "int8 weights": functools.partial(in_bits, bits=8),

@@ -39,7 +39,7 @@ TIMED = (  # beside what was searched for
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How much of everything; the whole of it goes into the result file."""
+    """How much of everything; all of it but the rows, which say so, goes into the result file."""
 
     splits: int = 3
     chunks: int = 99  # of each half at most
@@ -213,7 +213,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     settings, stem = (QUICK, "whisper-quick") if args.quick else (Settings(), "whisper")
     path = results.folder(args.results) / f"{stem}.json"
-    head = results.header("whisper") | {"settings": dataclasses.asdict(settings)}
+    about = {k: v for k, v in dataclasses.asdict(settings).items() if k != "rows"}
+    head = results.header("whisper") | {"settings": about}
     found = results.continued(path, head["settings"])
     chosen = dataclasses.replace(settings, rows=tuple(args.rows or settings.rows))
     splits = args.splits or range(settings.splits)

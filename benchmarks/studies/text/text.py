@@ -3,7 +3,8 @@
 ``python -m benchmarks text`` fine-tunes MiniLM end to end, by default its first three layers of
 six, on two tasks out of WordNet (see ``tasks.py``), dense and pruned. Single weights go before
 fine-tuning by magnitude, while it by magnitude or movement (Sanh et al., 2020), or after it by
-magnitude, with as many steps again. Whole heads and hidden units go for a measured speed, before
+magnitude, with as many steps again; each at the rate, of three, that is best on training texts
+that it has not seen. Whole heads and hidden units go for a measured speed, before
 fine-tuning by magnitude, after it by what the loss says, with ``jp.recover`` and the dense network
 as a teacher.
 
@@ -39,7 +40,7 @@ from benchmarks.studies.text.tuning import AFTER, BEFORE, WHILE, Settings
 STAGES = ("train", "plan", "recover", "weights")
 QUICK = Settings(
     layers=1, train=128, test=100, batch=16, steps=4, every=2, kept=(0.15,), speedups=(1.5,),
-    evidence=2, timed=4,
+    evidence=2, timed=4, rates=(1e-3,), tried=50,
 )  # fmt: skip
 DIMS = ("encoder/blocks/*/up/kernel:1", "encoder/blocks/*/q/kernel:1.0")  # hidden units, heads
 EARLY = 2.0  # The speed at which pruning before is compared with pruning after.
@@ -64,10 +65,10 @@ class Case:
         }
         self.texts = tuning.Texts(made, tokenizer, settings)
         self.start = tuning.with_head(self.texts.known(encoder), len(made.classes), seed)
-        sizes = settings.steps, settings.train, settings.layers, settings.length
+        sizes = settings.steps, settings.train, settings.layers, settings.length, *settings.rates
         path = weights / f"{task}-{seed}-{'-'.join(map(str, sizes))}.npz"
         if not path.exists():
-            save(tuning.tuned(self.start, self.texts, "magnitude", 1.0, settings, seed), path)
+            save(tuning.best(self.start, self.texts, "magnitude", 1.0, settings, seed)[0], path)
         self.dense = jax.tree.map(jnp.asarray, load(self.start, path))
         self.right = self.texts.right(tuning.logits, self.dense)
         self.batches = self.texts.batches(seed)
@@ -98,8 +99,8 @@ def single_weights(case: Case, rows: Rows) -> Iterator[None]:
             continue
         start = case.dense if when == AFTER else case.start
         row = {"when": when, "method": method, "kept": kept}
-        found = tuning.tuned(start, case.texts, method, kept, case.settings, case.seed)
-        rows[name] = row | case.judged(tuning.logits, found)
+        found, rates = tuning.best(start, case.texts, method, kept, case.settings, case.seed)
+        rows[name] = row | case.judged(tuning.logits, found) | rates
         if when == AFTER:
             masks = tuning.PATTERN(jp.magnitude(case.dense), 1 - kept)
             cut = jp.apply_masks(case.dense, masks)

@@ -33,7 +33,8 @@ class Settings:
     length: int = 16  # tokens
     batch: int = 32
     steps: int = 192
-    rate: float = 3e-4
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)  # on trial for each method and sparsity
+    tried: int = 1000  # last texts of the training part, which rates are chosen on
     every: int = 8  # steps between two renewals of masks
     kept: tuple[float, ...] = (0.05, 0.15)  # of the encoder's kernels
     speedups: tuple[float, ...] = (1.5, 2.0, 3.0)
@@ -62,12 +63,13 @@ class Texts:
     """A task as tokens."""
 
     def __init__(self, task: Task, tokenizer: Any, settings: Settings):
-        train = self._tokens(task.train, tokenizer, settings.train, settings.length)
-        test = self._tokens(task.test, tokenizer, settings.test, settings.length)
+        last = Split(*(part[-settings.tried :] for part in task.train))
+        wanted = (task.train, settings.train), (last, settings.tried), (task.test, settings.test)
+        every = [self._tokens(split, tokenizer, count, settings.length) for split, count in wanted]
         # Rows of the table that no text reads never change: only the others are carried along.
-        self.words = np.unique(np.concatenate([[minilm.PAD], train[0].ravel(), test[0].ravel()]))
-        self.train, self.test = (
-            (np.searchsorted(self.words, x).astype(np.int32), y) for x, y in (train, test)
+        self.words = np.unique(np.concatenate([[minilm.PAD], *(x.ravel() for x, _ in every)]))
+        self.train, self.tried, self.test = (
+            (np.searchsorted(self.words, x).astype(np.int32), y) for x, y in every
         )
         self.size = settings.batch
 
@@ -89,9 +91,9 @@ class Texts:
         picks = order[: len(order) // self.size * self.size].reshape(-1, self.size)
         return [(self.train[0][pick], self.train[1][pick]) for pick in picks]
 
-    def right(self, fn: Callable[..., Any], params: PyTree) -> np.ndarray:
-        """Which texts of the test are classified right."""
-        tokens, labels = self.test
+    def right(self, fn: Callable[..., Any], params: PyTree, of: Any = None) -> np.ndarray:
+        """Which texts, by default of the test, are classified right."""
+        tokens, labels = of or self.test
         size = min(100, len(tokens))
         jitted = jax.jit(fn)
         parts = [jitted(params, tokens[i : i + size]) for i in range(0, len(tokens), size)]
@@ -106,11 +108,13 @@ def is_pruned(path: str, leaf: Any) -> bool:
 PATTERN = jp.unstructured(where=is_pruned)  # the same fraction of each kernel
 
 
-def optimizer(method: str, sparsity: Any, settings: Settings) -> optax.GradientTransformation:
-    """Adam along a rise and a cosine, inside a method; the sparsity may be traced."""
+def optimizer(
+    method: str, sparsity: Any, rate: Any, settings: Settings
+) -> optax.GradientTransformation:
+    """Adam along a rise and a cosine, inside a method; the numbers may be traced."""
     steps = settings.steps
-    rate = optax.warmup_cosine_decay_schedule(0.0, settings.rate, max(steps // 10, 1), steps)
-    inner = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    share = optax.warmup_cosine_decay_schedule(0.0, 1.0, max(steps // 10, 1), steps)
+    inner = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(lambda k: rate * share(k)))
     if method == "magnitude, once":
         return training.static(inner, sparsity, score=jp.magnitude, pattern=PATTERN)
     growth = jp.schedules.cubic(0.0, sparsity, begin=steps // 10, end=steps * 3 // 5)
@@ -121,22 +125,36 @@ def optimizer(method: str, sparsity: Any, settings: Settings) -> optax.GradientT
 
 @functools.partial(jax.jit, static_argnames=("method", "settings"))
 def step(
-    params: PyTree, state: Any, sparsity: Any, x: Any, y: Any, method: str, settings: Settings
+    params: PyTree, state: Any, numbers: Any, x: Any, y: Any, method: str, settings: Settings
 ) -> tuple[PyTree, Any]:
+    """One step with ``numbers``, the sparsity and the highest rate."""
     grads = jax.grad(loss)(training.forward_params(params, state), x, y)
-    updates, state = optimizer(method, sparsity, settings).update(grads, state, params)
+    updates, state = optimizer(method, *numbers, settings).update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
 
 def tuned(
-    params: PyTree, texts: Texts, method: str, kept: float, settings: Settings, seed: int
-) -> PyTree:
+    params: PyTree, texts: Texts, method: str, kept: float, rate: float, settings: Settings,
+    seed: int,
+) -> PyTree:  # fmt: skip
     """Parameters after fine-tuning, with zeros where the method has pruned."""
-    sparsity = jnp.float32(1 - kept)
+    numbers = jnp.float32(1 - kept), jnp.float32(rate)
     # Not under jit: the scores of movement begin as zeros, whose choice XLA would fold for minutes.
-    state = optimizer(method, sparsity, settings).init(params)
+    state = optimizer(method, *numbers, settings).init(params)
     stream: list[Any] = []
     for k in range(settings.steps):
         stream = stream or texts.batches(1000 * seed + k)
-        params, state = step(params, state, sparsity, *stream.pop(), method, settings)
+        params, state = step(params, state, numbers, *stream.pop(), method, settings)
     return training.masked_params(params, state)
+
+
+def best(
+    params: PyTree, texts: Texts, method: str, kept: float, settings: Settings, seed: int
+) -> tuple[PyTree, dict[str, Any]]:
+    """As :func:`tuned`, at the rate that is best on the tried texts; and what each rate gave."""
+    found, shares = {}, {}
+    for rate in settings.rates:
+        found[rate] = tuned(params, texts, method, kept, rate, settings, seed)
+        shares[rate] = float(texts.right(logits, found[rate], texts.tried).mean())
+    rate = max(shares, key=lambda rate: shares[rate])
+    return found[rate], {"rate": rate, "tried": {f"{r:g}": share for r, share in shares.items()}}

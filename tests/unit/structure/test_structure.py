@@ -140,6 +140,30 @@ def test_structured_keeps_the_units_of_largest_mean_score():
     np.testing.assert_array_equal(structure.keep(masks)["up:1"], expected)
 
 
+def test_structured_takes_scores_of_units():
+    params = mlp_params()
+    structure = jp.infer_structure(mlp, params, X)
+    given = {"up:1": np.array([3.0, 1.0, 7.0, 2.0, 8.0, 5.0, 4.0, 6.0])}
+    pattern = jp.structured(structure, dims="up:1")
+    for choose in (pattern, jax.jit(pattern)):
+        masks = choose(given, 0.5)
+        assert jax.tree.structure(masks) == structure.treedef
+        np.testing.assert_array_equal(structure.keep(masks)["up:1"], given["up:1"] > 4)
+    entries = jp.magnitude(params)
+    same = pattern(structure.unit_scores(entries), 0.5)
+    jax.tree.map(np.testing.assert_array_equal, same, pattern(entries, 0.5))
+
+
+def test_structured_takes_what_taylor_units_gives():
+    params = mlp_params()
+    structure = jp.infer_structure(mlp, params, X)
+    loss = lambda p, x: jnp.sum(jnp.square(mlp(p, x)))  # noqa: E731
+    scores = jp.scores.taylor_units(structure, params, loss, [(jnp.ones((2, 3)),)])
+    kept = structure.keep(jp.structured(structure)(scores, 0.5))["up:1"]
+    assert scores["up:1"][kept].min() >= scores["up:1"][~kept].max()
+    assert kept.sum() == 4
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
@@ -156,6 +180,11 @@ def test_structured_keeps_the_units_of_largest_mean_score():
         (lambda s: s.unit_scores({"up": jnp.ones((3, 8))}), "scores have another structure"),
         (lambda s: s.unit_scores(mlp_params(), "max"), "reduce is 'max'; wanted a function"),
         (lambda s: jp.structured(s, reduce="taylor"), "pass reduce=jp.reduce.taylor"),
+        (lambda s: jp.structured(s)({"up": np.ones(8)}, 0.5), "scores have another structure"),
+        (lambda s: jp.structured(s)({"down:1": np.ones(4)}, 0.5), r"none for \['up:1'\]"),
+        (lambda s: jp.structured(s)({"up:1": np.ones(8), "x": 1}, 0.5), r"\['x'\] name no"),
+        (lambda s: jp.structured(s)({"up:1": np.ones(7)}, 0.5), r"shape \(7,\), wanted \(8,\)"),
+        (lambda s: jp.structured(s)({"up:1": np.full(8, np.nan)}, 0.5), "scores of up:1 hold NaN"),
     ],
 )  # fmt: skip
 def test_bad_input(call, text):
