@@ -63,7 +63,8 @@ class Texts:
     """A task as tokens."""
 
     def __init__(self, task: Task, tokenizer: Any, settings: Settings):
-        last = Split(*(part[-settings.tried :] for part in task.train))
+        texts, classes = task.train
+        last = Split(texts[-settings.tried :], classes[-settings.tried :])
         wanted = (task.train, settings.train), (last, settings.tried), (task.test, settings.test)
         every = [self._tokens(split, tokenizer, count, settings.length) for split, count in wanted]
         # Rows of the table that no text reads never change: only the others are carried along.
@@ -128,8 +129,9 @@ def step(
     params: PyTree, state: Any, numbers: Any, x: Any, y: Any, method: str, settings: Settings
 ) -> tuple[PyTree, Any]:
     """One step with ``numbers``, the sparsity and the highest rate."""
+    sparsity, rate = numbers
     grads = jax.grad(loss)(training.forward_params(params, state), x, y)
-    updates, state = optimizer(method, *numbers, settings).update(grads, state, params)
+    updates, state = optimizer(method, sparsity, rate, settings).update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
 
@@ -140,7 +142,7 @@ def tuned(
     """Parameters after fine-tuning, with zeros where the method has pruned."""
     numbers = jnp.float32(1 - kept), jnp.float32(rate)
     # Not under jit: the scores of movement begin as zeros, whose choice XLA would fold for minutes.
-    state = optimizer(method, *numbers, settings).init(params)
+    state = optimizer(method, numbers[0], numbers[1], settings).init(params)
     stream: list[Any] = []
     for k in range(settings.steps):
         stream = stream or texts.batches(1000 * seed + k)
