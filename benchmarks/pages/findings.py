@@ -121,6 +121,20 @@ def int8(found: Found) -> str:
     return f"points that int8 costs pruned networks, at most: {', '.join(lost)}"
 
 
+def int8_pretrained(found: Found) -> str:
+    def quality(row: Found) -> float:
+        return row.get("agreement", row.get("accuracy", 0.0))
+
+    def said(network: Found) -> str:
+        rows = [r for r in network["rows"] if r["model"] == "pruned" and "milliseconds" in r]
+        base = {r["engine"]: quality(r) for r in rows if r["int8"] is None}
+        lost = [100 * (base[r["engine"]] - quality(r)) for r in rows if r["int8"]]
+        return f"{min(lost):.1f} to {max(lost):.1f}"
+
+    each = [f"{name} {said(network)}" for name, network in found["networks"].items()]
+    return f"points that int8 costs pruned networks, by engine and kind: {', '.join(each)}"
+
+
 def browser(found: Found) -> str:
     rows = found["rows"]
     speeds = [
@@ -283,6 +297,7 @@ FINDINGS = {
     "runtimes": Finding("A pruned network is faster in each engine, and equal there", runtimes),
     "runtimes_search": Finding("Widths of one engine are not those of another", runtimes_search),
     "int8": Finding("Pruned networks bear int8 as dense ones do", int8),
+    "int8_pretrained": Finding("Which int8 decides what it costs", int8_pretrained),
     "browser": Finding("A pruned network is faster in a browser, too", browser),
     "native": Finding("A compact program is as fast as one written small", native),
     "training": Finding("Masks cost next to nothing in a training step", training),
