@@ -289,7 +289,7 @@ def table(seeds: dict[str, Any]) -> Table:
     dense = {by: np.mean([each["dense"][by] for each in seeds.values()]) for by in known}
     said = ", ".join(f"learned by {by} {value:.2%}" for by, value in dense.items())
     shown = Table("", "a new probe alone", "trained on, points lost",
-                  title=f"linear probe: {said}, {len(seeds)} seeds")  # fmt: skip
+                  title=f"linear probe: {said}, seeds: {len(seeds)}")  # fmt: skip
     for row in summary(seeds):
         cells = (row["untuned_lost"], row["points_lost"])
         shown.add_row(row["row"], *(" ".join(f"{v:.2f}" for v in c) for c in cells))
@@ -318,7 +318,7 @@ def picture(seeds: dict[str, Any], path: Path) -> None:
     ax.set(xlabel="FLOPs that stay [%]", ylabel="accuracy of a linear probe [%]")
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize="small")
-    ax.set_title(f"Fashion-MNIST, {len(seeds)} seeds: mean ± deviation", fontsize="medium")
+    ax.set_title(f"Fashion-MNIST, seeds: {len(seeds)}: mean ± deviation", fontsize="medium")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

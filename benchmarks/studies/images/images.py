@@ -143,7 +143,7 @@ def summary(seeds: dict[str, Any]) -> list[dict[str, Any]]:
 
 def table(network: str, seeds: dict[str, Any]) -> Table:
     dense = [each["dense"] for each in seeds.values() if "dense" in each]
-    title = f"{network}: points lost of {np.mean(dense):.2%}, {len(dense)} seeds"
+    title = f"{network}: points lost of {np.mean(dense):.2%}, seeds: {len(dense)}"
     shown = Table("asked", "measured", "points lost", "of dense trained on", title=title)
     for row in summary(seeds):
         cells = (row["speedups"], row["points_lost"], row["of_trained_on"])
@@ -156,7 +156,7 @@ def picture(networks: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     series = {
-        f"{name}, {len(seeds)} seeds": [
+        f"{name}, seeds: {len(seeds)}": [
             (float(np.mean(row["speedups"])), float(np.mean(row["points_lost"])))
             for row in summary(seeds)
         ]

@@ -171,7 +171,7 @@ def summary(seeds: dict[str, Any]) -> list[dict[str, Any]]:
 def table(seeds: dict[str, Any]) -> Table:
     dense = np.mean([each["dense"] for each in seeds.values()])
     shown = Table("", "weights kept", "points lost at once", "after training on",
-                  title=f"CNN: dense {dense:.2%}, {len(seeds)} seeds")  # fmt: skip
+                  title=f"CNN: dense {dense:.2%}, seeds: {len(seeds)}")  # fmt: skip
     for row in summary(seeds):
         cells = (row["untuned_lost"], row["points_lost"])
         shown.add_row(row["row"], f"{row['kept']:.1%}",

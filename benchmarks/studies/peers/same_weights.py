@@ -216,7 +216,7 @@ def summary(seeds: dict[str, Any]) -> list[dict[str, Any]]:
 def table(network: str, seeds: dict[str, Any]) -> Table:
     dense = np.mean([each["dense"] for each in seeds.values()])
     shown = Table("asked", "", "accuracy", "speed-up over own dense", "ms",
-                  title=f"{network}: dense {dense:.2%}, {len(seeds)} seeds")  # fmt: skip
+                  title=f"{network}: dense {dense:.2%}, seeds: {len(seeds)}")  # fmt: skip
     for row in summary(seeds):
         milliseconds = ", ".join(f"{k} {v:.2f}" for k, v in row["milliseconds"].items())
         error = f" ± {row['standard_error']:.2%}" if row["seeds"] > 1 else ""

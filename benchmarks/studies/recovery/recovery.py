@@ -215,7 +215,7 @@ def table(network: str, seeds: dict[str, Any]) -> Table:
     dense = [found["dense"] for found in seeds.values() if "dense" in found]
     rows = summary(seeds)
     columns = tuple(dict.fromkeys(row["repair"] for row in rows))
-    title = f"{network}: points lost of {np.mean(dense):.2%}, {len(dense)} seeds"
+    title = f"{network}: points lost of {np.mean(dense):.2%}, seeds: {len(dense)}"
     shown = Table("less", "score", "objective", *columns, title=title)
     for key in dict.fromkeys((r["of"], r["asked"], r["score"], r["objective"]) for r in rows):
         cells = {r["repair"]: f"{r['mean']:.2f} of {len(r['points_lost'])}" for r in rows

@@ -180,7 +180,7 @@ def summary(seeds: dict[str, Any]) -> list[dict[str, Any]]:
 
 def table(network: str, seeds: dict[str, Any]) -> Table:
     dense = [each["dense"] for each in seeds.values() if "dense" in each]
-    title = f"{network}: points lost of {np.mean(dense):.2%}, {len(dense)} seeds"
+    title = f"{network}: points lost of {np.mean(dense):.2%}, seeds: {len(dense)}"
     names = ("asked", "measured", "before recovery", "after", "mean", "allowed")
     shown = Table(*names, title=title)
     for row in summary(seeds):

@@ -189,7 +189,7 @@ def summary(seeds: dict[str, Any]) -> list[dict[str, Any]]:
 
 def table(task: str, seeds: dict[str, Any]) -> Table:
     dense = [found["dense"] for found in seeds.values() if "dense" in found]
-    title = f"{task}: dense {np.mean(dense):.2%}, {len(dense)} seeds"
+    title = f"{task}: dense {np.mean(dense):.2%}, seeds: {len(dense)}"
     shown = Table("", "points lost", "paired error", "measured", title=title)
     for row in summary(seeds):
         speeds = " ".join(f"{s:.2f} x" for s in row.get("speedups", []))
