@@ -123,7 +123,7 @@ def int8(found: Found) -> str:
 
 def int8_pretrained(found: Found) -> str:
     def quality(row: Found) -> float:
-        return row.get("agreement", row.get("accuracy", 0.0))
+        return float(row["agreement"] if "agreement" in row else row["accuracy"])
 
     def said(network: Found) -> str:
         rows = [r for r in network["rows"] if r["model"] == "pruned" and "milliseconds" in r]
