@@ -183,7 +183,7 @@ def measured(
             _judge({**row, "in float": some.keep}, some, task, rows, save)
         served.files.clear()
         gc.collect()
-    calls = {
+    calls: dict[str, Any] = {
         str(k): (jp.load_exported(found["folder"] / row["file"]).fn, ({}, timed))
         for k, row in enumerate(rows)
         if "file" in row
