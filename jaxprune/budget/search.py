@@ -54,7 +54,7 @@ class Search:
       scores: a tree like params of numbers >= 0, larger = keep; or {dimension name: a vector}.
       dims: names or labels of the dimensions that may change, with wildcards.
       minimum, maximum: {pattern of names or labels: units kept at least, at most}; floats up to 1.0
-        are fractions. By default an eighth of each dimension stays; ``minimum={"*": 0}`` lets
+        are fractions. By default a quarter of each dimension stays; ``minimum={"*": 0}`` lets
         whole branches go.
       objective: what is to be large, where :math:`S_l` is the score of leaf l (of a dimension for
         scores of units) and :math:`s_l` the share of it that is kept. "sum" keeps the most of
@@ -144,7 +144,7 @@ class Search:
             self._runtime,
         )  # fmt: skip
         self._notes = (*total.notes, *trust.estimated(self.device))
-        self._by_default = "" if minimum else " (an eighth of each stays by default)"
+        self._by_default = "" if minimum else " (a quarter of each stays by default)"
 
     def plan(
         self,
