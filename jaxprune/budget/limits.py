@@ -14,7 +14,7 @@ from jaxprune.budget.roofline import Device
 from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.select import chosen_dims
 
-FLOOR = 1 / 4  # So much of each dimension stays by default: the nearly empty don't train back.
+FLOOR = 1 / 8  # So much of each dimension stays by default: the nearly empty don't train back.
 
 Limits = Mapping[str, float]
 
