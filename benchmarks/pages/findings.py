@@ -123,16 +123,20 @@ def int8(found: Found) -> str:
 
 def int8_pretrained(found: Found) -> str:
     def quality(row: Found) -> float:
-        return float(row["agreement"] if "agreement" in row else row["accuracy"])
+        return 100 * float(row["agreement"] if "agreement" in row else row["accuracy"])
 
     def said(network: Found) -> str:
         rows = [r for r in network["rows"] if r["model"] == "pruned" and "milliseconds" in r]
+        if "perplexity" in rows[0]:
+            int8 = [r["perplexity"] for r in rows if r["int8"]]
+            return f"perplexity {rows[0]['perplexity']:.1f} to {_range(int8, '')}"
         base = {r["engine"]: quality(r) for r in rows if r["int8"] is None}
-        lost = [100 * (base[r["engine"]] - quality(r)) for r in rows if r["int8"]]
-        return f"{min(lost):.1f} to {max(lost):.1f}"
+        lost = [base[r["engine"]] - quality(r) for r in rows if r["int8"]]
+        return f"{min(lost):.1f} to {max(lost):.1f} points"
 
-    each = [f"{name} {said(network)}" for name, network in found["networks"].items()]
-    return f"points that int8 costs pruned networks, by engine and kind: {', '.join(each)}"
+    finished = {k: n for k, n in found["networks"].items() if "load_average" in n}
+    each = [f"{name} {said(network)}" for name, network in finished.items()]
+    return f"what int8 costs pruned networks, by engine and kind: {', '.join(each)}"
 
 
 def browser(found: Found) -> str:

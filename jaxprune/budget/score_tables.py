@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jaxprune.sharding import host
 from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.named_scores import check_names, check_shape, like_params
 
+ROOM = 1 / 4  # Less than this share of a dimension is kept only where a target leaves no choice.
 LEAST = 1e-3  # A share counts as this at least: an emptied leaf is penalized, not -infinity.
 # It gives what a leaf (or dimension) of score ``whole`` is worth that keeps a ``share`` of it.
 Objective = Callable[[float, np.ndarray], np.ndarray]
@@ -29,9 +30,16 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def score_total(
-    structure: Structure, model: Model, scores: Any, objective: str | Objective | None = None
+    structure: Structure,
+    model: Model,
+    scores: Any,
+    objective: str | Objective | None = None,
+    room: bool = False,
 ) -> tuple[Total, dict[str, np.ndarray], Total]:
     """What is to be large, per dimension its units with the best first, and the score kept.
+
+    ``room``: less than a quarter of a dimension is worth little, whatever its units' scores: each
+    is the loss without that unit, which says nothing of a dimension that is all but emptied.
 
     Scores per entry: a leaf keeps its sum times, for each of its dimensions, the share of that sum
     in the units kept. That is exact for one dimension in a leaf, and for several it takes their
@@ -40,10 +48,20 @@ def score_total(
     terms, order = _terms(structure, model, scores)
     total = Total(merged(terms), len(model.names))
     of = _objective(structure, scores, objective)
-    if of is OBJECTIVES["sum"]:
-        return total, order, total
-    worth = [_worth(t, of) for t in terms]
-    return Total(merged(worth), len(model.names)), order, total
+    worth = [_worth(t, of) for t in terms] if of is not OBJECTIVES["sum"] else terms
+    found = Total(merged(worth), len(model.names))
+    if room:
+        found = Total(merged([*found.terms, *_shortages(structure, model, found)]), found.count)
+    return found, order, total
+
+
+def _shortages(structure: Structure, model: Model, worth: Total) -> Iterator[Term]:
+    """Below a quarter of a dimension: up to all that the others may be worth."""
+    full = np.array([len(counts) - 1 for counts in model.counts])
+    span = worth.at(full) - worth.at(np.zeros_like(full))
+    for k, (name, counts) in enumerate(zip(model.names, model.counts, strict=True)):
+        wanted = ROOM * structure.dims[name].size
+        yield Term((k,), -span * np.maximum(1 - counts / wanted, 0.0))
 
 
 def _objective(structure: Structure, scores: Any, given: str | Objective | None) -> Objective:

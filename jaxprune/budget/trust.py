@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxprune._load import load
+from jaxprune._load import BUSY, load
 from jaxprune.budget.choosing import Try
 from jaxprune.budget.roofline import Device
 from jaxprune.budget.target import Target
@@ -30,16 +30,19 @@ def missed(used: float) -> Notes:
 
 
 def undecided(target: Target, tried: Try, dense: Mapping[str, float]) -> Notes:
-    """That the machine is too busy to say whether a target is met, where it is."""
+    """That the clock can't say whether a target is met, and whether the machine's load is why."""
     if tried.speedup is None or not target.timed:
         return ()
     asked = dense["latency"] / target.budgets(dense)["latency"]
     if not tried.speedup.undecided(asked):
         return ()
+    busy = load() > BUSY
+    why = "the machine is too busy to decide" if busy else "it is too close to decide"
+    advice = "plan again when it is quieter" if busy else "a larger repeats= takes more rounds"
     return (
-        f"the machine is too busy to decide: half of the rounds gave a speed-up between "
-        f"{tried.speedup.low:.2f} and {tried.speedup.high:.2f}, and {asked:.4g} is asked for "
-        f"(load: {load():.1f} processes per core); plan again when it is quieter",
+        f"{why}: half of the rounds gave a speed-up between {tried.speedup.low:.2f} and "
+        f"{tried.speedup.high:.2f}, and {asked:.4g} is asked for (load: {load():.1f} processes per "
+        f"core); {advice}",
     )
 
 

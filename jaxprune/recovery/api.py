@@ -44,9 +44,9 @@ def recover(
 
     1. Refit, when ``dense`` is given: kept weights are solved for the dense layers' outputs
        (:func:`jp.oneshot.refit`). It is kept if the loss on held-out batches falls.
-    2. Tuning by Adam along :func:`jp.recovery.recipe_for`, at the one of four rates that a short
-       trial chooses, from where that trial ended. It ends early when looks at the held-out loss in
-       the second half find nothing better, and the best parameters that were seen are taken.
+    2. Tuning by Adam along :func:`jp.recovery.recipe_for`, at a rate that short trials choose,
+       from where the best of them ended. It ends early when looks at the held-out loss in the
+       second half find nothing better, and the best parameters that were seen are taken.
     3. Running statistics are measured anew, when the loss updates them
        (:func:`jp.recovery.estimate_statistics`).
 
@@ -109,7 +109,7 @@ def recover(
     work = _Work(small, tuner)
     work.stage("compact", lambda params: params)
     if dense is not None:
-        work.stage("refit", lambda params: _refit(small, dense, held))
+        work.stage("refit", lambda params: _refit(small, dense, held, progress))
     work.tune(recipe, progress)
     if objective.updated:
         some = list(itertools.islice(batches, STATISTICS))
@@ -159,13 +159,14 @@ def _removed(small: Compact) -> float:
     return 1 - sum(np.size(x) for x in jax.tree.leaves(small.params)) / max(full, 1)
 
 
-def _refit(small: Compact, dense: Any, held: list[Batch]) -> Any:
+def _refit(small: Compact, dense: Any, held: list[Batch], progress: Progress) -> Any:
     """Kept weights that reproduce the dense layers' outputs; those that have no inputs stay."""
     function = small.fn
     count = len(function.traced_for[1])  # type: ignore[attr-defined]
     inputs = [batch[:count] for batch in held]
-    stats = calibrate(function.fn, dense, inputs)  # type: ignore[attr-defined]
-    return small.restrict(refit(dense, small.masks, replace(stats, reasons={})))
+    stats = calibrate(function.fn, dense, inputs, progress=progress)  # type: ignore[attr-defined]
+    stats = replace(stats, reasons={})
+    return small.restrict(refit(dense, small.masks, stats, progress=progress))
 
 
 def _statistics(objective: Objective, params: Any, some: list[Batch], progress: Progress) -> Any:

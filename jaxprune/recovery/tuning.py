@@ -14,7 +14,7 @@ import optax
 
 from jaxprune._progress import Progress, track
 from jaxprune.recovery.objective import Batch, Objective
-from jaxprune.recovery.recipe import Recipe
+from jaxprune.recovery.recipe import LONGER, Recipe
 from jaxprune.scores.evidence import Batches, check_batches
 
 LOOKS = 10  # At so many points the loss on held-out batches is looked at.
@@ -47,7 +47,7 @@ class Tuned:
     loss: float
     steps: int
     rate: float | None = None
-    rates: tuple[tuple[float, float], ...] = ()  # (rate, held-out loss after its trial)
+    rates: tuple[tuple[float | None, float], ...] = ()  # (rate, held-out loss after its trial)
     stopped: str = ""
 
 
@@ -93,13 +93,9 @@ class Tuner:
         start = Tuned(params, loss, 0)
         if self.given:
             return self._along(start, recipe, 1.0, progress)
-        tried, best = [], None
-        for rate in recipe.rates:
-            found = self._trial(params, recipe, rate, progress)
-            tried.append((rate, found.loss))
-            if np.isfinite(found.loss) and (best is None or found.loss < best.loss):
-                best = found
-        if best is None:
+        tried = self._trials(params, recipe, progress)
+        best = min(tried, key=lambda t: t.loss)
+        if not np.isfinite(best.loss):
             raise FloatingPointError(
                 f"the loss is not finite after a few steps at any rate of {recipe.rates}; pass "
                 "optimizer=optax.adam(...) with a smaller one, and look for NaN in the batches"
@@ -107,14 +103,28 @@ class Tuner:
         assert best.rate is not None
         # Tuning goes on from the trial: its steps are not lost.
         start = min(start, best, key=lambda t: t.loss)
-        tuned = self._along(start, recipe, best.rate, progress)
-        return replace(tuned, rate=best.rate, rates=tuple(tried))
+        spared = recipe.trial * (len(recipe.rates) - len(tried))
+        longer = recipe._replace(steps=recipe.steps + spared)
+        tuned = self._along(start, longer, LONGER * best.rate, progress)
+        rates = tuple((t.rate, t.loss) for t in tried)
+        return replace(tuned, rate=LONGER * best.rate, rates=rates)
+
+    def _trials(self, params: Any, recipe: Recipe, progress: Progress) -> list[Tuned]:
+        """What a few steps give at each rate, down to the first that is worse than one before."""
+        tried: list[Tuned] = []
+        for rate in recipe.rates:
+            found = self._trial(params, recipe, rate, progress)
+            tried.append(found)
+            if len(tried) > 1 and found.loss > tried[-2].loss:
+                break
+        return tried
 
     def _trial(self, params: Any, recipe: Recipe, rate: float, progress: Progress) -> Tuned:
         short = Recipe(recipe.trial, min(recipe.warmup, recipe.trial // 4), 0, ())
         steps = self._steps(params, short, rate, progress, f"a trial at the rate {rate:g}")
         *_, last = steps
-        return Tuned(last, self.loss(last), 0, rate)
+        loss = self.loss(last)
+        return Tuned(last, loss if np.isfinite(loss) else np.inf, 0, rate)
 
     def _along(self, best: Tuned, recipe: Recipe, rate: float, progress: Progress) -> Tuned:
         """The best at any look; what was there before tuning is the first one."""

@@ -5,14 +5,16 @@
 float32 and in int8: dense; pruned; and pruned after its weights were rounded to int8, the other
 order. Where calibrated int8 loses more than a point, the weights that ``jp.runtimes.sensitivity``
 names stay in float. It saves quality, bytes, and milliseconds of one interleaved run, and a picture
-of each in the engine where it is fastest; it resumes by network.
+of each in the engine where it is fastest. It resumes by row: files for engines are kept, and a row
+during which the process ended, for want of memory, says so when it goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
-import tempfile
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,9 +39,11 @@ from jaxprune.runtimes._sensitivity import rounded
 
 SEQUENCES, LENGTH = 32, 128  # of SmolLM2: calibration; tokens of each that is judged
 BATCHES = 4  # of calibration, for an engine; the last one finds what should stay in float
+QUALITIES = ("agreement", "energy_agreement", "accuracy", "perplexity")
 LOST, NEAR = 0.01, 0.98  # More of a quality lost asks for weights in float, for outputs so near.
 
 Fn = Callable[..., Any]
+Save = Callable[[], None]
 
 
 class Task(NamedTuple):
@@ -108,6 +112,9 @@ TASKS: dict[str, Callable[[], Task]] = {
     "SmolLM2": of_smollm2,
 }
 
+# LiteRT's converter was stopped at 21.7 GB of memory.
+WITHOUT: dict[str, tuple[str, ...]] = {"SmolLM2": ("litert",)}
+
 
 @dataclass
 class Served:
@@ -119,17 +126,23 @@ class Served:
     bits: str | None
     batches: list[Any]
     folder: Path
+    root: Path
     keep: tuple[str, ...] = ()  # weights in float
     files: dict[Any, Any] = field(default_factory=dict)
 
     def __call__(self, params: Any, x: Any) -> Any:
-        return self.file(np.asarray(x)).fn(x)
+        return self.file(np.asarray(x))({}, x)
 
     def file(self, x: Any) -> Any:
         if x.shape not in self.files:
-            where = self.folder / str(len(self.files))
-            self.files[x.shape] = jp.export(self.fn, where, self.params, x, runtime=self.runtime(x))
+            where = self.path(x)
+            if not where.exists():
+                jp.export(self.fn, where, self.params, x, runtime=self.runtime(x))
+            self.files[x.shape] = jp.load_exported(where).fn
         return self.files[x.shape]
+
+    def path(self, x: Any) -> Path:
+        return self.folder / "x".join(map(str, x.shape))
 
     def runtime(self, x: Any) -> Any:
         calibration = None
@@ -161,56 +174,83 @@ def _fitted(batch: Any, like: Any) -> Any:
     return out
 
 
-def measured(task: Task, engines: dict[str, Any], repeats: int) -> dict[str, Any]:
-    """Rows of quality, bytes and milliseconds."""
-    rows: list[dict[str, Any]] = []
-    calls: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for row, served in _each(task, engines, Path(folder)):
-            rows.append(row)
-            _judge(row, served, task, calls, str(len(rows) - 1))
-            if _loses(row, rows):
-                some = served.some_in_float(np.asarray(task.timed))
-                rows.append({**row, "in float": some.keep})
-                _judge(rows[-1], some, task, calls, str(len(rows) - 1))
-        times = jp.compare(calls, repeats=repeats, progress=False)
+def measured(
+    task: Task, engines: dict[str, Any], repeats: int, found: dict[str, Any], save: Save
+) -> None:
+    """Rows of quality, bytes and milliseconds, saved one by one."""
+    rows, timed = found.setdefault("rows", []), np.asarray(task.timed)
+    for row, served in _each(task, engines, found["folder"]):
+        if not any(_same(row, other) for other in rows):
+            _judge(row, served, task, rows, save)
+        if _loses(row, rows):
+            some = served.some_in_float(timed)
+            _judge({**row, "in float": some.keep}, some, task, rows, save)
+        served.files.clear()
+        gc.collect()
+    calls: dict[str, Any] = {
+        str(k): (jp.load_exported(found["folder"] / row["file"]).fn, ({}, timed))
+        for k, row in enumerate(rows)
+        if "file" in row
+    }
+    times = jp.compare(calls, repeats=repeats, progress=False)
     for key, timing in times.timings.items():
         rows[int(key)] |= {"milliseconds": 1e3 * timing.median, "runtime": timing.runtime,
                            "quartiles": [1e3 * q for q in timing.quartiles]}  # fmt: skip
-    xla = {n: task.measure(jax.jit(fn), params) for n, (fn, params) in task.models.items()}
-    return {"float32 in XLA": xla, "load_average": load_average(), "rows": rows}
+    found["load_average"] = load_average()
+    found["float32 in XLA"] = {
+        n: task.measure(jax.jit(fn), params) for n, (fn, params) in task.models.items()
+    }
+    save()
 
 
 def _judge(
-    row: dict[str, Any], served: Served, task: Task, calls: dict[str, Any], name: str
+    row: dict[str, Any], served: Served, task: Task, rows: list[dict[str, Any]], save: Save
 ) -> None:
+    rows.append(row)
+    row["refused"] = "the process ended here"  # That stands if it does.
+    save()
     try:
         row |= task.measure(served, None)
-        file = served.file(np.asarray(task.timed))
-        row |= {"bytes": file.size, "residual": file.certificate["residual"]["relative"]}
-        calls[name] = (file.fn, (task.timed,))
+        where = served.path(np.asarray(task.timed))
+        served.file(np.asarray(task.timed))
+        certificate = json.loads((where / "certificate.json").read_text())
+        row |= {
+            "bytes": sum(file["bytes"] for file in certificate["files"].values()),
+            "residual": certificate["residual"]["relative"],
+            "file": str(where.relative_to(served.root)),
+        }
+        del row["refused"]
     except Exception as error:  # It is the row's verdict.
         row["refused"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    save()
     print("  ", row, flush=True)
 
 
+def _same(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether both are one model, engine and number of bits, all of its weights in them."""
+    return "in float" not in other and all(row[k] == other[k] for k in row)
+
+
 def _loses(row: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
-    """Whether ONNX Runtime's calibrated int8 loses agreement with the dense network."""
-    if row["engine"] != "onnx" or row["int8"] != "static" or "agreement" not in row:
+    """Whether ONNX Runtime's calibrated int8 loses agreement, and no row of less of it is there."""
+    if row["engine"] != "onnx" or row["int8"] != "static":
         return False
-    same = (r for r in rows if (r["model"], r["engine"]) == (row["model"], "onnx"))
-    return next(same)["agreement"] - row["agreement"] > LOST
+    same = [r for r in rows if (r["model"], r["engine"]) == (row["model"], "onnx")]
+    known = {("some" if "in float" in r else r["int8"]): r.get("agreement") for r in same}
+    if "some" in known or known[None] is None or known["static"] is None:
+        return False
+    return known[None] - known["static"] > LOST
 
 
 def _each(
     task: Task, engines: dict[str, Any], folder: Path
 ) -> Iterator[tuple[dict[str, Any], Served]]:
-    for model, (fn, params) in task.models.items():
-        for engine, make in engines.items():
+    for engine, make in engines.items():
+        for model, (fn, params) in task.models.items():
             for bits in (None, *make().engine.quantize):
                 row = {"model": model, "engine": engine, "int8": bits}
                 where = folder / f"{model}-{engine}-{bits}"
-                yield row, Served(fn, params, make, bits, task.batches, where)
+                yield row, Served(fn, params, make, bits, task.batches, where, folder)
 
 
 # ------------------------------------------------------------------------------------- results
@@ -220,16 +260,21 @@ def table(found: dict[str, Any]) -> Table:
     """A row for each network, engine and number of bits."""
     shown = Table("network", "model", "engine", "int8", "quality", "ms", "MB")
     for network, each in found.items():
-        for model, qualities in each["float32 in XLA"].items():
+        for model, qualities in each.get("float32 in XLA", {}).items():
             shown.add_row(network, model, "xla", "-", _said(qualities), "", "")
         for row in each["rows"]:
             cells = [row.get("refused", ""), "", ""]
-            if "milliseconds" in row:
-                known = {k: row[k] for k in next(iter(each["float32 in XLA"].values()))}
-                cells = [_said(known), f"{row['milliseconds']:.3g}", f"{row['bytes'] / 1e6:.2f}"]
+            if "refused" not in row:
+                known = {k: row[k] for k in QUALITIES if k in row}
+                time = f"{row['milliseconds']:.3g}" if "milliseconds" in row else ""
+                cells = [_said(known), time, f"{row['bytes'] / 1e6:.2f}"]
             bits = (row["int8"] or "-") + (", some in float" if "in float" in row else "")
             shown.add_row(network, row["model"], row["engine"], bits, *cells)
     return shown
+
+
+def _finished(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: each for name, each in found.items() if "load_average" in each}
 
 
 def _said(qualities: dict[str, float]) -> str:
@@ -247,6 +292,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--results", type=Path, default=results.FOLDER)
+    kept = Path.home() / ".cache" / "jaxprune" / "int8"
+    parser.add_argument("--files", type=Path, default=kept, help="where engines' files are kept")
     args = parser.parse_args(argv)
     engines = {name: make for name, (package, make) in ENGINES.items()
                if name in args.engines and importlib.util.find_spec(package)}  # fmt: skip
@@ -255,15 +302,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {"repeats": args.repeats, "engines": list(engines)}
     path = results.folder(args.results) / "int8_pretrained.json"
     found = results.continued(path, settings)
+
+    def save() -> None:
+        header = results.header("int8_pretrained")
+        kept = {n: {k: v for k, v in each.items() if k != "folder"} for n, each in found.items()}
+        results.save(header | {"settings": settings, "networks": kept}, path)
+
     for name in args.networks:
-        if name not in found:
-            found[name] = measured(TASKS[name](), engines, args.repeats)
-            header = results.header("int8_pretrained")
-            results.save(header | {"settings": settings, "networks": found}, path)
+        each = found.setdefault(name, {})
+        if "load_average" not in each:
+            each["folder"] = args.files / name
+            without = WITHOUT.get(name, ())
+            some = {engine: make for engine, make in engines.items() if engine not in without}
+            measured(TASKS[name](), some, args.repeats, each, save)
             print(name, flush=True)
             jax.clear_caches()
     Console(width=140).print(table(found))
-    picture.draw({name: _panel(each) for name, each in found.items()}, path.with_suffix(".png"))
+    panels = {name: _panel(each) for name, each in _finished(found).items()}
+    picture.draw(panels, path.with_suffix(".png"))
     print(path)
 
 

@@ -75,6 +75,9 @@ class Case:
         net = self.net
         return jp.infer_structure(net.fn, net.params, self.x, semantics=net.semantics)
 
+    def teacher(self, x: Any) -> Any:
+        return self.net.fn(self.net.params, x)
+
     def small(self, row: dict[str, Any]) -> jp.typing.Compact:
         net, structure = self.net, self.structure
         kept = {n: np.asarray(units, int) for n, units in row["units"].items()}
@@ -143,7 +146,10 @@ def recover(case: Case, rows: dict[str, Any]) -> Iterator[None]:
         small = case.small(row)
         row["untuned"] = case.accuracy(jax.jit(lambda x, s=small: s.fn(s.params, x)))
         steps = case.settings.recover_steps
-        tuned = jp.recover(small, case.net.loss, case.batches, steps=steps, progress=False)
+        tuned = jp.recover(
+            small, case.net.loss, case.batches, dense=case.net.params, teacher=case.teacher,
+            steps=steps, progress=False,
+        )  # fmt: skip
         row["params"] = int(sum(np.size(leaf) for leaf in jax.tree.leaves(tuned.params)))
         row["steps"] = tuned.recovery.steps
         row["recovery"] = [stage.said for stage in tuned.recovery.stages if stage.said]

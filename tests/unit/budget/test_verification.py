@@ -164,16 +164,23 @@ def test_the_slack_is_used(monkeypatch, asked, off, pace):
 # ------------------------------------------------------------------------- what a reader must know
 
 
-def test_a_plan_says_when_the_machine_is_too_busy_to_decide(monkeypatch):
+@pytest.mark.parametrize(
+    ("load", "why", "advice"),
+    [
+        (4.0, "the machine is too busy", "plan again when it is quieter"),
+        (0.9, "it is too close", "a larger repeats= takes more rounds"),
+    ],
+)
+def test_a_plan_says_why_the_clock_does_not_decide(monkeypatch, load, why, advice):
     fn, params, structure, scores, x = setting("mlp")
     search = jp.Search(fn, params, structure, scores, x, round_to=4)
     on_a_device_of_flops(monkeypatch, search, lambda t, long: t)
     unsure = lambda self, tries, runs, asked: [Speedup(2.0, 1.6, 2.3, sure=False) for _ in tries]  # noqa: E731
     monkeypatch.setattr(Verifier, "_speedups", unsure)
-    monkeypatch.setattr(trust, "load", lambda: 4.0)
+    monkeypatch.setattr(trust, "load", lambda: load)
     text = str(search.plan(jp.Target(speedup=2.0)))
-    assert "too busy to decide: half of the rounds gave a speed-up between 1.60 and 2.30" in text
-    assert "and 2 is asked for (load: 4.0 processes per core)" in text
+    assert f"{why} to decide: half of the rounds gave a speed-up between 1.60 and 2.30" in text
+    assert f"and 2 is asked for (load: {load} processes per core); {advice}" in text
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import optax
 import pytest
 
 import jaxprune as jp
+from jaxprune.recovery import api
 from jaxprune.recovery.objective import objective_of
-from jaxprune.recovery.recipe import Recipe
-from jaxprune.recovery.tuning import Tuner, held_out, training
+from jaxprune.recovery.recipe import LONGER, Recipe
+from jaxprune.recovery.tuning import Tuned, Tuner, held_out, training
 
 KEEP = np.arange(12) < 6
 
@@ -145,10 +146,41 @@ def test_tuning_goes_on_from_the_trial_that_won(case):
     held = held_out(batches)
     objective = objective_of(small, loss, None, held[0])
     tuner = Tuner(objective, batches, held, None)
-    recipe = Recipe(steps=1, warmup=0, trial=40, rates=(1e-4, 1e-2))
+    recipe = Recipe(steps=1, warmup=0, trial=40, rates=(1e-2, 1e-4))
     found = tuner.run(small.params, tuner.loss(small.params), recipe, False)
-    assert found.rate == 1e-2
+    assert found.rate == LONGER * 1e-2
     assert found.loss <= dict(found.rates)[1e-2] < 0.9 * tuner.loss(small.params)
+
+
+def test_trials_go_down_until_one_is_worse_and_the_steps_they_spare_are_tuned(case):
+    _, batches, small = case
+    held = held_out(batches)
+    tuner = Tuner(objective_of(small, loss, None, held[0]), batches, held, None)
+    losses = {8e-3: np.inf, 4e-3: 3e9, 2e-3: 4e9, 1e-3: 0.0}
+    tuner._trial = lambda params, recipe, rate, progress: Tuned(params, losses[rate], 0, rate)
+    recipe = Recipe(steps=5, warmup=0, trial=3, rates=tuple(losses))
+    found = tuner.run(small.params, np.inf, recipe, False)
+    assert [rate for rate, _ in found.rates] == [8e-3, 4e-3, 2e-3]
+    assert found.rate == LONGER * 4e-3 and found.steps == 5 + 3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 60])
+def test_it_takes_no_more_steps_than_it_is_given(case, steps):
+    _, batches, small = case
+    tuned = jp.recover(small, still, batches, steps=steps, progress=False)
+    assert tuned.recovery.steps <= max(steps, 2)
+
+
+def test_progress_reaches_the_refit(case, monkeypatch):
+    params, batches, small = case
+    seen = []
+    for name in ("calibrate", "refit"):
+        was = getattr(api, name)
+        monkeypatch.setattr(
+            api, name, lambda *a, was=was, **k: (seen.append(k["progress"]), was(*a, **k))[1]
+        )
+    jp.recover(small, still, batches, dense=params, steps=1, progress=False)
+    assert seen == [False, False]
 
 
 def test_one_compilation_of_the_step(case):
