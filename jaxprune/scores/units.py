@@ -57,7 +57,8 @@ def taylor_units(
 
     Raises:
       TypeError: for batches that are used up after one pass, or a batch that is no tuple.
-      ValueError: for params of another structure, no batches, or scores that are not finite.
+      ValueError: for params of another structure, no batches, a loss that is no number, or scores
+        that are not finite.
 
     References:
       Molchanov et al., `Importance Estimation <https://arxiv.org/abs/1906.10771>`__, 2019, eq. 8,
@@ -95,7 +96,13 @@ def number(loss: Loss) -> Loss:
 
     def first(params: Params, *batch: Any) -> Any:
         found = loss(params, *batch)
-        return found[0] if isinstance(found, tuple) else found
+        value = found[0] if isinstance(found, tuple) else found
+        if getattr(value, "shape", ()) != ():
+            raise ValueError(
+                f"the loss returns {value.dtype}{list(value.shape)}; wanted a number, such as "
+                "the mean over the batch, or a tuple of it and anything else"
+            )
+        return value
 
     return first
 

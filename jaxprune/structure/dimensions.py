@@ -276,7 +276,8 @@ class Structure(Shown):
             return self.dims[name]
         labelled = [n for n, d in self.dims.items() if d.label == name]
         near = labelled or difflib.get_close_matches(name, self.dims, 3, 0.3)
-        raise ValueError(f"no dimension is named {name!r}; near names: {near}")
+        known = f"near names: {near}" if near else f"there are: {list(self.dims)[:5]}"
+        raise ValueError(f"no dimension is named {name!r}; {known}")
 
     def keep(self, masks: Any) -> dict[str, np.ndarray]:
         """The units that some slot keeps: ``keep(masks(k)) == k`` for whole units.
