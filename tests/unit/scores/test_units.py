@@ -104,5 +104,7 @@ def test_errors(found):
     bad = [(batches[0][0] * jnp.nan, batches[0][1])]
     with pytest.raises(ValueError, match=r"scores of .*, 5 units, are not finite: the loss"):
         units(structure, params, loss, bad)
-    with pytest.raises(ValueError, match=r"the loss returns float32\[.*\]; wanted a number, such as"):
+    with pytest.raises(
+        ValueError, match=r"the loss returns float32\[.*\]; wanted a number, such as"
+    ):
         units(structure, params, lambda p, x, y: x @ p["up"], batches)
