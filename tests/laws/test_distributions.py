@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from jaxprune import distributions
-from jaxprune.distributions import by_depth, by_path, lamp, like, owl, without_ends
+from jaxprune.distributions import by_depth, by_path, lamp, like, owl, ranked, without_ends
 from jaxprune.patterns import _unstructured
 from tests.helpers import oracles
 from tests.helpers.arrays import normal
@@ -207,7 +206,7 @@ def test_one_threshold_keeps_the_first_of_one_stable_sort():
 def test_counts_reach_the_pattern_exactly_where_no_float32_holds_their_fraction(name, monkeypatch):
     """Of 1e8 + 1 entries 33,333,333 are kept: as a float32 the sparsity is off by two."""
     asked = []
-    monkeypatch.setattr(distributions, "keep_counts", lambda *_: [33_333_333, 7])
+    monkeypatch.setattr(ranked, "keep_counts", lambda *_: [33_333_333, 7])
     monkeypatch.setattr(_unstructured, "keep_largest", lambda x, k: asked.append(k) or x > 0)
     leaf = jax.ShapeDtypeStruct((10**8 + 1,), jnp.float32), jax.ShapeDtypeStruct((9,), jnp.float32)
     jax.eval_shape(lambda t: ranked_by(name)[0](t, 0.6), dict(zip("ab", leaf)))
