@@ -18,7 +18,8 @@ from jaxprune.sharding import host
 from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.named_scores import check_names, check_shape, like_params
 
-ROOM = 1 / 4  # Less than this share of a dimension is kept only where a target leaves no choice.
+ROOM = 1 / 4  # Below this share of a dimension its units weigh more than their scores:
+SHORT = 0.2  # to empty it costs so much of all scores together.
 LEAST = 1e-3  # A share counts as this at least: an emptied leaf is penalized, not -infinity.
 # It gives what a leaf (or dimension) of score ``whole`` is worth that keeps a ``share`` of it.
 Objective = Callable[[float, np.ndarray], np.ndarray]
@@ -61,7 +62,7 @@ def _shortages(structure: Structure, model: Model, worth: Total) -> Iterator[Ter
     span = worth.at(full) - worth.at(np.zeros_like(full))
     for k, (name, counts) in enumerate(zip(model.names, model.counts, strict=True)):
         wanted = ROOM * structure.dims[name].size
-        yield Term((k,), -span * np.maximum(1 - counts / wanted, 0.0))
+        yield Term((k,), -SHORT * span * np.maximum(1 - counts / wanted, 0.0))
 
 
 def _objective(structure: Structure, scores: Any, given: str | Objective | None) -> Objective:
