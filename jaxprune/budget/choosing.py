@@ -91,7 +91,7 @@ class Choices:
       score: the score that is kept, over counts.
       order: units with the best first, by dimension.
       measured: what corrects the tables.
-      room: whether less than a quarter of a dimension is a last resort.
+      room: whether units below a quarter of a dimension weigh more than their scores.
     """
 
     structure: Structure

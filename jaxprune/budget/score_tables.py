@@ -39,8 +39,8 @@ def score_total(
 ) -> tuple[Total, dict[str, np.ndarray], Total]:
     """What is to be large, per dimension its units with the best first, and the score kept.
 
-    ``room``: less than a quarter of a dimension is worth little, whatever its units' scores: each
-    is the loss without that unit, which says nothing of a dimension that is all but emptied.
+    ``room``: units below a quarter of a dimension weigh more than their scores: each is the loss
+    without that unit alone, which says little of a dimension that is all but emptied.
 
     Scores per entry: a leaf keeps its sum times, for each of its dimensions, the share of that sum
     in the units kept. That is exact for one dimension in a leaf, and for several it takes their
@@ -57,7 +57,7 @@ def score_total(
 
 
 def _shortages(structure: Structure, model: Model, worth: Total) -> Iterator[Term]:
-    """Below a quarter of a dimension: up to all that the others may be worth."""
+    """What units below a quarter of a dimension cost, beside their scores."""
     full = np.array([len(counts) - 1 for counts in model.counts])
     span = worth.at(full) - worth.at(np.zeros_like(full))
     for k, (name, counts) in enumerate(zip(model.names, model.counts, strict=True)):

@@ -89,7 +89,10 @@ def of_smollm2() -> Task:
 
     def pruned(dense: Any) -> tuple[Fn, Any]:
         keep = structured.ffn("FLAP", 20, structured.scored(dense, tokens))
-        return smollm2.apply, structured.pruned_model(dense, tokens, keep, True, True)[0]
+        cut, masks = structured.pruned_model(dense, tokens, keep, True, True)
+        every = {"embedding": True, "norm": True, "blocks": masks}
+        small = jp.compact(smollm2.apply, cut, every, jnp.asarray(excerpt[:1]))
+        return small.fn, small.params
 
     def measure(fn: Fn, params: Any) -> dict[str, float]:
         losses = []
