@@ -1,7 +1,7 @@
-"""Draws the picture of the way, for light and for dark pages: ``python docs/pictures.py``.
+"""Draws the picture of the way: ``python docs/pictures.py``.
 
-The two times in it are those of the search for twice the speed of ViT-B/16 in the committed
-``speed.json``.
+For light and for dark pages; in one row, and in two for narrow screens. The times in it are those
+of the search for twice the speed of ViT-B/16 in the committed ``speed.json``.
 """
 
 from __future__ import annotations
@@ -35,12 +35,21 @@ KEPT = (0, 2, 3, 6)  # the units that stay: columns of the first kernel, rows of
 PANELS = ("dense", "masks", "compact", "measured")
 SAYS = (
     "fn(params, x)",
-    "whole units that belong together",
+    "units that belong together",
     "the same function, certified",
     "on your device",
 )
-WIDTH, HEIGHT = 860, 220
-LEFT = (28, 238, 448, 650)
+BELOW = (
+    "two kernels, 8 hidden units",
+    "True = kept",
+    "smaller dense kernels",
+    "medians, interleaved",
+)
+# Where panels stand, and how large a picture is.
+LAYOUTS = {
+    "": (((28, 0), (238, 0), (448, 0), (650, 0)), 860, 220),
+    "narrow-": (((30, 0), (238, 0), (30, 216), (238, 216)), 420, 432),
+}
 
 
 def times() -> tuple[float, float]:
@@ -74,16 +83,15 @@ def grid(
     return "".join(cells)
 
 
-def kernels(x: float, removed: set[int], hidden: int, theme: dict[str, str]) -> str:
+def kernels(removed: set[int], hidden: int, theme: dict[str, str]) -> str:
     """A kernel (4, hidden) above one (hidden, 3), the removed units empty in both."""
     up = {(i, j) for i in range(4) for j in removed}
     down = {(i, j) for i in removed for j in range(3)}
-    first = grid(x, 58, 4, hidden, up, theme)
-    right = x + hidden * (CELL + GAP) + 10
-    return first + grid(right, 58, hidden, 3, down, theme)
+    right = hidden * (CELL + GAP) + 10
+    return grid(0, 58, 4, hidden, up, theme) + grid(right, 58, hidden, 3, down, theme)
 
 
-def bars(x: float, theme: dict[str, str]) -> str:
+def bars(theme: dict[str, str]) -> str:
     dense, small = times()
     scale = 120 / dense
     parts = []
@@ -91,49 +99,58 @@ def bars(x: float, theme: dict[str, str]) -> str:
         (74, "dense", dense, theme["soft"]),
         (122, "compact", small, theme["bar"]),
     ):
-        parts.append(text(x, y - 6, name, theme["ink"]))
+        parts.append(text(0, y - 6, name, theme["ink"]))
         parts.append(
-            f'<rect x="{x}" y="{y}" width="{ms * scale:.1f}" height="16" rx="2" fill="{color}"/>'
+            f'<rect x="0" y="{y}" width="{ms * scale:.1f}" height="16" rx="2" fill="{color}"/>'
         )
-        parts.append(text(x + ms * scale + 6, y + 13, f"{ms:.0f} ms", theme["ink"]))
-    return "".join(parts) + text(
-        x, 172, f"{NETWORK.partition(',')[0]}: {dense / small:.2f} x", theme["ink"], weight="600"
-    )
+        parts.append(text(ms * scale + 6, y + 13, f"{ms:.0f} ms", theme["ink"]))
+    said = f"{NETWORK.partition(',')[0]}: {dense / small:.2f} x"
+    return "".join(parts) + text(0, 172, said, theme["ink"], weight="600")
 
 
-def arrow(x: float, theme: dict[str, str]) -> str:
-    line = f"M{x} 108h22m-6 -5l6 5l-6 5"
+def arrow(theme: dict[str, str]) -> str:
+    """From the panel before."""
+    line = "M-27 108h20m-6 -5l6 5l-6 5"
     return f'<path d="{line}" fill="none" stroke="{theme["soft"]}" stroke-width="1.6"/>'
 
 
-def picture(theme: dict[str, str]) -> str:
+def panels(theme: dict[str, str]) -> list[str]:
     removed = set(range(HIDDEN)) - set(KEPT)
+    drawn = (
+        kernels(set(), HIDDEN, theme),
+        arrow(theme) + kernels(removed, HIDDEN, theme),
+        arrow(theme) + kernels(set(), len(KEPT), theme),
+        arrow(theme) + bars(theme),
+    )
+    return [
+        text(0, 24, name, theme["ink"], 16, "600")
+        + text(0, 42, said, theme["soft"])
+        + shown
+        + text(0, 204, below, theme["soft"])
+        for name, said, shown, below in zip(PANELS, SAYS, drawn, BELOW)
+    ]
+
+
+def picture(theme: dict[str, str], layout: str) -> str:
+    places, width, height = LAYOUTS[layout]
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'width="{WIDTH}" height="{HEIGHT}" font-family="system-ui, sans-serif" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" font-family="system-ui, sans-serif" role="img">',
         f"<title>{', '.join(PANELS)}</title>",
-    ]
-    for x, name, said in zip(LEFT, PANELS, SAYS):
-        parts.append(text(x, 24, name, theme["ink"], 16, "600"))
-        parts.append(text(x, 42, said, theme["soft"], 12))
-    parts += [
-        kernels(LEFT[0], set(), HIDDEN, theme),
-        kernels(LEFT[1], removed, HIDDEN, theme),
-        kernels(LEFT[2], set(), len(KEPT), theme),
-        bars(LEFT[3], theme),
-        *(arrow(x - 29, theme) for x in LEFT[1:]),
-        text(LEFT[0], 204, "two kernels, eight hidden units", theme["soft"], 12),
-        text(LEFT[1], 204, "True = kept", theme["soft"], 12),
-        text(LEFT[2], 204, "smaller dense kernels", theme["soft"], 12),
-        text(LEFT[3], 204, "medians, interleaved", theme["soft"], 12),
+        *(f'<g transform="translate({x} {y})">{panel}</g>'
+          for (x, y), panel in zip(places, panels(theme))),
         "</svg>",
-    ]
+    ]  # fmt: skip
     return "\n".join(parts) + "\n"
 
 
 def draw() -> dict[Path, str]:
     """Returns each file with what it should hold."""
-    return {HERE / "_static" / f"way-{name}.svg": picture(theme) for name, theme in THEMES.items()}
+    return {
+        HERE / "_static" / f"way-{layout}{name}.svg": picture(theme, layout)
+        for layout in LAYOUTS
+        for name, theme in THEMES.items()
+    }
 
 
 if __name__ == "__main__":
