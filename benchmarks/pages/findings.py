@@ -74,12 +74,12 @@ def recovery(found: Found) -> str:
 
 def strangers(found: Found) -> str:
     each = [
-        f"{name} {row['mean']:.1f} of {row['allowed']:g} points at {_range(row['speedups'])}"
+        f"{name} {row['mean']:.1f} of {row['allowed']:g}"
         for name, rows in found["summary"].items()
         for row in rows
         if row["asked"] == 2
     ]
-    return f"2 x asked, lost after recovery, of what may be: {'; '.join(each)}"
+    return f"2 x asked, points lost after recovery, of what may be: {', '.join(each)}"
 
 
 def _fastest(network: Found, which: str) -> float:
