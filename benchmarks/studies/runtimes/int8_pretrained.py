@@ -15,6 +15,7 @@ import argparse
 import gc
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -139,8 +140,7 @@ class Served:
     def file(self, x: Any) -> Any:
         if x.shape not in self.files:
             where = self.path(x)
-            if not where.exists():
-                jp.export(self.fn, where, self.params, x, runtime=self.runtime(x))
+            jp.export(self.fn, where, self.params, x, runtime=self.runtime(x))
             self.files[x.shape] = jp.load_exported(where).fn
         return self.files[x.shape]
 
@@ -181,7 +181,10 @@ def measured(
     task: Task, engines: dict[str, Any], repeats: int, found: dict[str, Any], save: Save
 ) -> None:
     """Rows of quality, bytes and milliseconds, saved one by one."""
-    rows, timed = found.setdefault("rows", []), np.asarray(task.timed)
+    known, timed = found.get("rows", []), np.asarray(task.timed)
+    # Times need the files, which another machine does not have.
+    rows = [r for r in known if "file" not in r or (found["folder"] / r["file"]).exists()]
+    found["rows"] = rows
     for row, served in _each(task, engines, found["folder"]):
         if not any(_same(row, other) for other in rows):
             _judge(row, served, task, rows, save)
@@ -212,6 +215,7 @@ def _judge(
     rows.append(row)
     row["refused"] = "the process ended here"  # That stands if it does.
     save()
+    shutil.rmtree(served.folder, ignore_errors=True)  # A file of older code is not this row's.
     try:
         row |= task.measure(served, None)
         where = served.path(np.asarray(task.timed))
