@@ -9,6 +9,7 @@ with :func:`forward_params`. Both have one state, :class:`MaskState`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -115,59 +116,84 @@ def method(
       >>> int(optax.tree_utils.tree_get(state, "masks")["kernel"].sum())
       4
     """
-    inner = as_transform(inner)
-    memory = optax.with_extra_args_support(memory)
-    pattern = as_pattern(pattern)
     check_every(every)
     check_schedule(sparsity)
     check_moments(moments)
+    made = _Method(
+        as_transform(inner), sparsity, renew, as_pattern(pattern), start, every, due, moments,
+        optax.with_extra_args_support(memory), name,
+    )  # fmt: skip
+    return optax.GradientTransformationExtraArgs(made.init, made.update)
 
-    def init(params: Any) -> MaskState:
-        masks, inner_state = first_masks(start, pattern, params, sparsity), inner.init(params)
+
+@dataclass(frozen=True)
+class _Method:
+    """What :func:`method` was given, checked, and what it does at the start and at each step."""
+
+    inner: optax.GradientTransformationExtraArgs
+    sparsity: float | Schedule
+    renew: Renew
+    pattern: PatternFn
+    start: ScoreFn | None
+    every: int
+    due: Due | None
+    moments: Moments
+    memory: optax.GradientTransformationExtraArgs
+    name: str
+
+    def init(self, params: Any) -> MaskState:
+        masks = first_masks(self.start, self.pattern, params, self.sparsity)
+        inner_state = self.inner.init(params)
         if not is_placeholder(params):
-            check_finite(name, params, all_pruned(masks))
-            warn_of_wrappers(name, inner_state)
+            check_finite(self.name, params, all_pruned(masks))
+            warn_of_wrappers(self.name, inner_state)
         return MaskState(
             count=jnp.zeros((), jnp.int32),
-            sparsity=jnp.asarray(scheduled(sparsity, 0) if start else 0, jnp.float32),
+            sparsity=jnp.asarray(scheduled(self.sparsity, 0) if self.start else 0, jnp.float32),
             masks=masks,
-            memory=memory.init(params),
+            memory=self.memory.init(params),
             inner_state=inner_state,
         )
 
-    def renewal(step: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Is it time, and the sparsity of the masks that are then made."""
-        if due is not None:
-            now = jnp.asarray(scheduled(sparsity, step), jnp.float32)
-            return due(step, now, last), now
-        time, now = renewal_of(sparsity, step, last, every)
-        return time & (step >= (1 if start else 0)), now
-
     def update(
-        updates: Any, state: MaskState, params: Any = None, **extra_args: Any
+        self, updates: Any, state: MaskState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, MaskState]:
-        check_update(name, updates, params, state)
-        count, last, old, remembered, inner_state = state
-        signal, remembered = memory.update(updates, remembered, params, **extra_args)
-        evidence = {"grad": updates, "step": count, "last": last, "memory": signal, **extra_args}
+        check_update(self.name, updates, params, state)
+        signal, remembered = self.memory.update(updates, state.memory, params, **extra_args)
+        evidence = {"grad": updates, "memory": signal, **extra_args}
+        masks, made_for = self.renewed(params, state, evidence)
+        inner_state = state.inner_state
+        if self.moments == "reset":
+            # Before the step, so that no moment is stored with and without what is forgotten.
+            always = jax.tree.map(jnp.logical_and, state.masks, masks)
+            inner_state = forget_pruned(self.inner, inner_state, always)
+            updates = where_kept(masks, updates)
+        updates, inner_state = self.inner.update(updates, inner_state, params, **extra_args)
+        count = optax.safe_increment(state.count)
+        state = MaskState(count, made_for, masks, remembered, inner_state)
+        return land_on_masked(updates, params, masks), state
 
-        def renewed(now: jax.Array) -> tuple[Masks, jax.Array]:
-            masks = renew(params, old, now, **evidence)
+    def renewed(
+        self, params: Params, state: MaskState, evidence: dict[str, Any]
+    ) -> tuple[Masks, jax.Array]:
+        """The masks of this step, and the sparsity that they were made for."""
+        step, last, old = state.count, state.sparsity, state.masks
+
+        def new(now: jax.Array) -> tuple[Masks, jax.Array]:
+            masks = self.renew(params, old, now, **{"step": step, "last": last} | evidence)
             check_renewed(masks, old)
             return laid_out_as(masks, old), now
 
-        time, now = renewal(count, last)
-        masks, made_for = jax.lax.cond(time, renewed, lambda now: (old, last), now)
-        if moments == "reset":
-            # Before the step, so that no moment is stored with and without what is forgotten.
-            always = jax.tree.map(jnp.logical_and, old, masks)
-            inner_state = forget_pruned(inner, inner_state, always)
-            updates = where_kept(masks, updates)
-        updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
-        state = MaskState(optax.safe_increment(count), made_for, masks, remembered, inner_state)
-        return land_on_masked(updates, params, masks), state
+        time, now = self.renewal(step, last)
+        return jax.lax.cond(time, new, lambda now: (old, last), now)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def renewal(self, step: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Is it time, and the sparsity of the masks that are then made."""
+        if self.due is not None:
+            now = jnp.asarray(scheduled(self.sparsity, step), jnp.float32)
+            return self.due(step, now, last), now
+        time, now = renewal_of(self.sparsity, step, last, self.every)
+        return time & (step >= (1 if self.start else 0)), now
 
 
 def first_masks(

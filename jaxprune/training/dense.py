@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -102,50 +103,70 @@ def dense_method(
       >>> int(state.masks["kernel"].sum())
       4
     """
-    inner = as_transform(inner)
     check_score(start)
-    pattern = as_pattern(pattern)
     check_every(every)
     check_schedule(sparsity)
+    made = _DenseMethod(
+        as_transform(inner), sparsity, choose, as_pattern(pattern), start, every, memory, gradient,
+        remember, trained, name,
+    )  # fmt: skip
+    return optax.GradientTransformationExtraArgs(made.init, made.update)
 
-    def init(params: Any) -> MaskState:
-        masks = first_masks(start, pattern, params, sparsity)
+
+@dataclass(frozen=True)
+class _DenseMethod:
+    """What :func:`dense_method` was given, checked, and what it does at each step."""
+
+    inner: optax.GradientTransformationExtraArgs
+    sparsity: float | Schedule
+    choose: Callable[..., Chosen]
+    pattern: PatternFn
+    start: ScoreFn
+    every: int
+    memory: Callable[[Params, Masks], Any]
+    gradient: Callable[[Params, Any, MaskState], Any]
+    remember: Callable[[Params, Any, MaskState], Any]
+    trained: Callable[[Masks, Any], Masks | None]
+    name: str
+
+    def init(self, params: Any) -> MaskState:
+        masks = first_masks(self.start, self.pattern, params, self.sparsity)
         return MaskState(
             count=jnp.zeros((), jnp.int32),
-            sparsity=jnp.asarray(scheduled(sparsity, 0), jnp.float32),
+            sparsity=jnp.asarray(scheduled(self.sparsity, 0), jnp.float32),
             masks=masks,
-            memory=memory(params, masks),
-            inner_state=inner.init(params),
+            memory=self.memory(params, masks),
+            inner_state=self.inner.init(params),
         )
 
     def update(
-        updates: Any, state: MaskState, params: Any = None, **extra_args: Any
+        self, updates: Any, state: MaskState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, MaskState]:
-        check_update(name, updates, params, state)
-        step = optax.safe_increment(state.count)
-        raw, remembered = updates, remember(params, updates, state)
-        updates = gradient(params, updates, state)
-        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
-        free = trained(state.masks, state.memory)
+        check_update(self.name, updates, params, state)
+        raw, remembered = updates, self.remember(params, updates, state)
+        updates = self.gradient(params, updates, state)
+        updates, inner_state = self.inner.update(updates, state.inner_state, params, **extra_args)
+        free = self.trained(state.masks, state.memory)
         updates = updates if free is None else where_kept(free, updates)
 
         # Not in the branch, which would have to be given updates: a step that applies them has this
         # sum anyway, and then never stores them.
         after = optax.apply_updates(params, updates)
+        count = optax.safe_increment(state.count)
+        evidence = {"grad": raw, "step": count, **extra_args}
+        state = state._replace(count=count, memory=remembered, inner_state=inner_state)
+        return updates, self.chosen(after, state, evidence)
 
-        def chosen(now: jax.Array) -> tuple[Masks, Any, jax.Array]:
-            evidence = {"grad": raw, "step": step, **extra_args}
-            masks, memory = choose(after, state.masks, remembered, now, **evidence)
+    def chosen(self, after: Params, state: MaskState, evidence: dict[str, Any]) -> MaskState:
+        """The state with masks and memory for the next forward pass."""
+        old = (state.masks, state.memory, state.sparsity)
+
+        def new(now: jax.Array) -> tuple[Masks, Any, jax.Array]:
+            masks, memory = self.choose(after, state.masks, state.memory, now, **evidence)
             check_renewed(masks, state.masks)
-            return (*laid_out_as((masks, memory), (state.masks, remembered)), now)
+            return (*laid_out_as((masks, memory), old[:2]), now)
 
-        now = jnp.asarray(scheduled(sparsity, step), jnp.float32)
-        masks, remembered, made_for = jax.lax.cond(
-            is_due(sparsity, step, state.sparsity, every),
-            chosen,
-            lambda now: (state.masks, remembered, state.sparsity),
-            now,
-        )
-        return updates, MaskState(step, made_for, masks, remembered, inner_state)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+        now = jnp.asarray(scheduled(self.sparsity, state.count), jnp.float32)
+        time = is_due(self.sparsity, state.count, state.sparsity, self.every)
+        masks, memory, made_for = jax.lax.cond(time, new, lambda now: old, now)
+        return state._replace(masks=masks, memory=memory, sparsity=made_for)
