@@ -20,6 +20,7 @@ from jaxprune.structure.dimensions import Structure
 MET = 0.99  # A speed-up of this share of the target counts as met: clocks are noisy.
 CLOSE = 0.96  # The search stops once this share of the budget is used: 3 % above the target.
 NEAR = 0.1  # A search also stops to solve anew that close to the target: clocks decide then.
+GAIN = 0.25  # What wins back such a share of the worth that a choice gives up is worth a long run.
 BESIDE = (1.03, 1.0, 0.97)  # A long run also measures what is best at these shares of the budget.
 
 
@@ -203,6 +204,23 @@ class Choices:
             if choice is not None and not any(t.same(choice) for t in [*tries, *found]):
                 found.append(self.tried(choice, apart=even and not uniform))
         return found
+
+    def better(
+        self, budgets: Mapping[str, float], uniform: bool, tries: Sequence[Try]
+    ) -> list[Try]:
+        """What to measure next, by all that is known now, before the best of some tries is taken.
+
+        Where none meets the target all that is near it; else what is expected to meet it and gives
+        up much less. A uniform choice meets it now and then where better ones just miss it.
+        """
+        more, best = self.beside(budgets, uniform, tries), self.best(tries)
+        if best.used > 1:
+            return more
+        worth = self.worth.at(best.choice)
+        gain = GAIN * (self.worth.at(self.full) - worth)
+        for tried in more:
+            tried.judge(budgets)
+        return [t for t in more if t.used <= 1 and self.worth.at(t.choice) > worth + gain]
 
     def upwards(
         self, budgets: Mapping[str, float], start: np.ndarray, held: Collection[int], uniform: bool

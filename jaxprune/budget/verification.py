@@ -23,7 +23,7 @@ from jaxprune.costs.api import cost
 from jaxprune.measuring import Race, benchmark
 from jaxprune.structure.dimensions import Structure
 
-DECISIONS = 3  # At most so many long runs are made until something in them meets the target.
+DECISIONS = 3  # At most so many long runs are made until what is best meets the target.
 NEAR = (0.9, 1.08)  # A try that used such a share of the budget in a short run gets a long one.
 FINALISTS = 5  # At most so many tries are in a long run.
 DECISIVE = 3  # A long run is at most so many times as long as a short one.
@@ -125,9 +125,7 @@ class Verifier:
         for _ in range(DECISIONS):
             self.verify(finalists, budgets, DECISIVE)
             measured += finalists
-            if any(t.used <= 1 for t in finalists):
-                break
-            finalists = choices.beside(budgets, uniform, measured)[: FINALISTS - 1]
+            finalists = choices.better(budgets, uniform, measured)[: FINALISTS - 1]
             if not finalists:
                 break
         verify = functools.partial(self.verify, budgets=budgets, runs=DECISIVE)

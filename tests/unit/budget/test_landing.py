@@ -87,6 +87,29 @@ def test_lands_just_above_the_target_or_where_the_best_choice_is(monkeypatch, se
     assert len(measured) <= 24
 
 
+def less_by_mid(flops, up, mid):
+    """Cutting the last layer spares a third of what is told; a fixed part is never spared."""
+    return 3_000 + up * (16 + 48 - (48 - mid) / 3)
+
+
+@pytest.mark.parametrize("asked", [1.3, 1.5, 2.0])
+@pytest.mark.parametrize("share", [0.003, 0.03])
+@pytest.mark.parametrize("seconds", [less_by_mid, slower_than_told, cliff_in_each])
+def test_a_uniform_choice_is_not_taken_where_much_less_need_be_given_up(
+    monkeypatch, seconds, share, asked
+):
+    """What a choice gives up is what recovery has to win back, however little it is of all."""
+    fn, params, structure, _, x = setting("mlp")
+    scores = {UP: np.linspace(0.5, 1.5, 64), MID: share * np.linspace(0.5, 1.5, 48)}
+    search = jp.Search(fn, params, structure, scores, x, round_to=1, minimum={"*": 1})
+    on_a_device(monkeypatch, search, seconds)
+    plan = search.plan(jp.Target(speedup=asked))
+    worth, _ = best_by_trying(search, seconds, asked)
+    whole = search.choices.worth.at(search.choices.full)
+    given_up = whole - search.choices.worth.at(plan._choice)
+    assert given_up <= 1.3 * (whole - worth) + 0.01 * whole
+
+
 def test_uniform_choices_land_too(monkeypatch):
     """There is one way up: what is told is off, and the last choice before the target is found."""
     fn, params, structure, scores, x = setting("mlp")

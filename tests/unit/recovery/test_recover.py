@@ -81,6 +81,18 @@ def test_statistics_follow_the_loss_and_not_the_gradient(case):
     assert not np.array_equal(alone.params["up"], small.params["up"])
 
 
+def test_statistics_that_raise_the_loss_are_not_kept(case):
+    params, batches, small = case
+    teacher = lambda x: fn(params, x)  # noqa: E731
+    moved = [(x + 5 * (k > 1), y) for k, (x, y) in enumerate(batches)]  # Two are held out.
+    tuned = jp.recover(
+        small, loss, moved, teacher=teacher, steps=5, optimizer=optax.sgd(0.0), progress=False
+    )
+    last = tuned.recovery.stages[-1]
+    assert last.name == "statistics" and last.said.startswith("not kept: the loss would be")
+    np.testing.assert_array_equal(tuned.params["mean"], small.params["mean"])
+
+
 @pytest.mark.slow
 def test_a_teacher_alone_and_with_a_loss(case):
     params, batches, small = case
