@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 RATES = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5)  # Adam's, of which short trials pick one.
 LONGER = 3.0  # A short trial prefers a rate that is too small for a long run: by so much.
 PASSES = 4.0  # Passes over the data times the share that is gone: two at a half.
-LEAST, WARMUP, FINAL = 100, 100, 0.1  # Steps, steps, and the last rate over the highest.
+LEAST, WARMUP = 100, 100  # Steps.
 TRIAL, LEAST_TRIAL = 0.05, 10  # Of the steps, for each rate on trial, and steps at least.
 
 
@@ -33,10 +31,11 @@ class Recipe(NamedTuple):
     rates: tuple[float, ...]
 
     def shares_of_rate(self) -> np.ndarray:
-        """The rate over the highest one, (steps,): a rise, then half a cosine."""
-        end = max(self.steps, self.warmup + 1)
-        schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, self.warmup, end, FINAL)
-        return np.asarray(schedule(jnp.arange(1, self.steps + 1)))
+        """The rate over the highest one, (steps,): straight up, then straight down towards zero."""
+        count = np.arange(1, self.steps + 1)
+        rise = count / max(self.warmup, 1)
+        fall = (self.steps + 1 - count) / (self.steps + 1 - self.warmup)
+        return np.minimum(np.minimum(rise, fall), 1.0)
 
 
 def recipe_for(
@@ -59,10 +58,12 @@ def recipe_for(
 
     References:
       Muralidharan et al., `Minitron <https://arxiv.org/abs/2407.14679>`__, 2024, distill pruned
-      language models along a cosine to a tenth of the rate after 100 steps of warm-up; NVIDIA's
-      Model Optimizer advises a fifth of the first training's rate at a half. The first training's
-      rate is not known here, so short trials stand for it. What wins a short run is too small for
-      a long one (Wu et al., `Short-horizon bias <https://arxiv.org/abs/1803.02021>`__, 2018):
+      language models after 100 steps of warm-up along a cosine. Here the rate falls straight to
+      zero, which Defazio et al., `Optimal linear decay <https://arxiv.org/abs/2310.07831>`__, 2023,
+      find best. NVIDIA's Model Optimizer advises a fifth of the first training's rate at a half.
+      The first training's rate is not known here, so short trials stand for it. What wins a short
+      run is too small for a long one (Wu et al.,
+      `Short-horizon bias <https://arxiv.org/abs/1803.02021>`__, 2018):
       tuning takes three times the winner.
 
     Example:

@@ -1,4 +1,4 @@
-"""The training loop: a rate by trial, a rise and a cosine, the best of what was seen."""
+"""The training loop: a rate by trial, a rise and a fall, the best of what was seen."""
 
 from __future__ import annotations
 

@@ -112,6 +112,16 @@ def test_a_teacher_alone_and_with_a_loss(case):
     np.testing.assert_allclose(both.recovery.stages[0].loss, (own + distance) / 4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (2, 0), (10, 2), (170, 17)])
+def test_the_rate_goes_straight_up_and_straight_down_to_zero(steps, warmup):
+    shares = Recipe(steps, warmup, 1, ()).shares_of_rate()
+    top = max(warmup - 1, 0)
+    assert shares.shape == (steps,) and (shares > 0).all() and shares.max() == shares[top] <= 1
+    assert (np.diff(shares[: top + 1]) > 0).all()
+    falls = -np.diff([*shares[top:], 0])  # The step after the last one would be at zero.
+    np.testing.assert_allclose(falls, falls[0])
+
+
 def test_an_optimizer_of_ones_own_is_all_that_moves_the_weights(case):
     _, batches, small = case
     tuned = jp.recover(small, still, batches, steps=1, optimizer=optax.sgd(1e-3), progress=False)
