@@ -129,7 +129,8 @@ def int8_pretrained(found: Found) -> str:
         rows = [r for r in network["rows"] if r["model"] == "pruned" and "milliseconds" in r]
         if "perplexity" in rows[0]:
             int8 = [r["perplexity"] for r in rows if r["int8"]]
-            return f"perplexity {rows[0]['perplexity']:.1f} to {_range(int8, '')}"
+            told = f"{min(int8):.1f} to {max(int8):.1f} in int8"
+            return f"perplexity {rows[0]['perplexity']:.1f} in float, {told}"
         base = {r["engine"]: quality(r) for r in rows if r["int8"] is None}
         lost = [base[r["engine"]] - quality(r) for r in rows if r["int8"]]
         return f"{min(lost):.1f} to {max(lost):.1f} points"
