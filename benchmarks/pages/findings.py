@@ -130,14 +130,14 @@ def int8_pretrained(found: Found) -> str:
         if "perplexity" in rows[0]:
             int8 = [r["perplexity"] for r in rows if r["int8"]]
             told = f"{min(int8):.1f} to {max(int8):.1f} in int8"
-            return f"perplexity {rows[0]['perplexity']:.1f} in float, {told}"
+            return f"perplexity {rows[0]['perplexity']:.1f}, {told}"
         base = {r["engine"]: quality(r) for r in rows if r["int8"] is None}
         lost = [base[r["engine"]] - quality(r) for r in rows if r["int8"]]
         return f"{min(lost):.1f} to {max(lost):.1f} points"
 
     finished = {k: n for k, n in found["networks"].items() if "load_average" in n}
     each = [f"{name} {said(network)}" for name, network in finished.items()]
-    return f"what int8 costs pruned networks, by engine and kind: {', '.join(each)}"
+    return f"what int8 costs pruned networks, by kind: {', '.join(each)}"
 
 
 def browser(found: Found) -> str:
