@@ -92,6 +92,7 @@ class Choices:
       score: the score that is kept, over counts.
       order: units with the best first, by dimension.
       measured: what corrects the tables.
+      room: whether units below a quarter of a dimension weigh more than their scores.
     """
 
     structure: Structure
@@ -102,6 +103,7 @@ class Choices:
     score: Total
     order: Mapping[str, np.ndarray]
     measured: Measurements
+    room: bool = False
 
     @classmethod
     def of(
@@ -112,10 +114,11 @@ class Choices:
         objective: str | Objective | None,
         most: Mapping[str, int],
         measured: Measurements,
+        room: bool = False,
     ) -> Choices:
         """Choices by scores of entries or units."""
-        worth, order, score = score_tables.score_total(structure, model, scores, objective)
-        return cls(structure, model, objective, most, worth, score, order, measured)
+        worth, order, score = score_tables.score_total(structure, model, scores, objective, room)
+        return cls(structure, model, objective, most, worth, score, order, measured, room)
 
     def staged(
         self, scores: Any, minimum: Limits | None, objective: str | Objective | None
@@ -124,7 +127,9 @@ class Choices:
         objective = self.objective if objective is None else objective
         score_tables.check_scores(self.structure, self.model.names, scores, objective)
         model = self.model.at_least(least_of(self.structure, self.most, minimum))
-        return Choices.of(self.structure, model, scores, objective, self.most, self.measured)
+        return Choices.of(
+            self.structure, model, scores, objective, self.most, self.measured, self.room
+        )
 
     @property
     def full(self) -> np.ndarray:

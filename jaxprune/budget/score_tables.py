@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -18,13 +18,13 @@ from jaxprune.sharding import host
 from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.named_scores import check_names, check_shape, like_params
 
-POWER = 1 / 4  # Scores of units are losses of single units; of what is left each is worth more.
+ROOM = 1 / 4  # Below this share of a dimension its units weigh more than their scores:
+SHORT = 0.2  # to empty it costs so much of all scores together.
 LEAST = 1e-3  # A share counts as this at least: an emptied leaf is penalized, not -infinity.
 # It gives what a leaf (or dimension) of score ``whole`` is worth that keeps a ``share`` of it.
 Objective = Callable[[float, np.ndarray], np.ndarray]
 OBJECTIVES: dict[str, Objective] = {
     "sum": lambda whole, share: whole * share,
-    "diminishing": lambda whole, share: whole * share**POWER,
     "proportional": lambda whole, share: whole * np.log(np.maximum(share, LEAST)),
     "balanced": lambda whole, share: np.sqrt(share),
 }
@@ -35,8 +35,12 @@ def score_total(
     model: Model,
     scores: Any,
     objective: str | Objective | None = None,
+    room: bool = False,
 ) -> tuple[Total, dict[str, np.ndarray], Total]:
     """What is to be large, per dimension its units with the best first, and the score kept.
+
+    ``room``: units below a quarter of a dimension weigh more than their scores: each is the loss
+    without that unit alone, which says little of a dimension that is all but emptied.
 
     Scores per entry: a leaf keeps its sum times, for each of its dimensions, the share of that sum
     in the units kept. That is exact for one dimension in a leaf, and for several it takes their
@@ -46,18 +50,29 @@ def score_total(
     total = Total(merged(terms), len(model.names))
     of = _objective(structure, scores, objective)
     worth = [_worth(t, of) for t in terms] if of is not OBJECTIVES["sum"] else terms
-    return Total(merged(worth), len(model.names)), order, total
+    found = Total(merged(worth), len(model.names))
+    if room:
+        found = Total(merged([*found.terms, *_shortages(structure, model, found)]), found.count)
+    return found, order, total
+
+
+def _shortages(structure: Structure, model: Model, worth: Total) -> Iterator[Term]:
+    """What units below a quarter of a dimension cost, beside their scores."""
+    full = np.array([len(counts) - 1 for counts in model.counts])
+    span = worth.at(full) - worth.at(np.zeros_like(full))
+    for k, (name, counts) in enumerate(zip(model.names, model.counts, strict=True)):
+        wanted = ROOM * structure.dims[name].size
+        yield Term((k,), -SHORT * span * np.maximum(1 - counts / wanted, 0.0))
 
 
 def _objective(structure: Structure, scores: Any, given: str | Objective | None) -> Objective:
     """What is given, or what fits the kind of scores.
 
-    Scores of units, such as a loss's, are of one measure, but each tells of that unit alone: a
-    sum empties dimensions whose units can each be spared. Leaves of scores of entries, such as
+    Scores of units, such as a loss's, are of one measure. Leaves of scores of entries, such as
     magnitudes, can't be compared: a sum goes to leaves of many entries and few FLOPs.
     """
     if given is None:
-        given = "balanced" if like_params(structure, scores) else "diminishing"
+        given = "balanced" if like_params(structure, scores) else "sum"
     return OBJECTIVES[given] if isinstance(given, str) else given
 
 

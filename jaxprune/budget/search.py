@@ -54,18 +54,16 @@ class Search:
       scores: a tree like params of numbers >= 0, larger = keep; or {dimension name: a vector}.
       dims: names or labels of the dimensions that may change, with wildcards.
       minimum, maximum: {pattern of names or labels: units kept at least, at most}; floats up to 1.0
-        are fractions. By default an eighth of each dimension stays; ``minimum={"*": 0}`` lets whole
-        branches go.
+        are fractions. By default an eighth of each dimension stays, and less than a quarter only
+        where that spares the others much; ``minimum={"*": 0}`` lets whole branches go.
       objective: what is to be large, where :math:`S_l` is the score of leaf l (of a dimension for
         scores of units) and :math:`s_l` the share of it that is kept. "sum" keeps the most of
-        :math:`\\sum_l S_l s_l`. "diminishing" keeps the most of :math:`\\sum_l S_l s_l^{1/4}`: what
-        a dimension loses weighs the more, the more has gone, for scores of units tell of each unit
-        alone. "proportional" keeps the most of :math:`\\sum_l S_l \\log s_l`. "balanced" keeps the
-        most of :math:`\\sum_l \\sqrt{s_l}`: for those whose leaves can't be compared, such as
-        magnitudes, for which the sum goes to leaves of many entries and few FLOPs. Or a function
-        ``(whole, share) -> worth`` of S_l, a float, and an array of shares. None takes
-        "diminishing" for scores of units, and "balanced" for scores of entries
-        (``python -m benchmarks recovery`` compares the others).
+        :math:`\\sum_l S_l s_l`. "balanced" keeps the most of :math:`\\sum_l \\sqrt{s_l}`: for those
+        whose leaves can't be compared, such as magnitudes, for which the sum goes to leaves of many
+        entries and few FLOPs. "proportional" keeps the most of :math:`\\sum_l S_l \\log s_l`. Or a
+        function ``(whole, share) -> worth`` of S_l, a float, and an array of shares. None takes the
+        sum of scores of units, and balances scores of entries
+        (``python -m benchmarks recovery`` compares them).
       round_to: products stay aligned to it: counts are multiples of it, or of less where several
         units fill it together (heads), or in a dimension of less than two steps; None asks the
         device.
@@ -140,7 +138,9 @@ class Search:
             model = build(fn, params, args, structure, names, aligned, limits, progress)
         total = cost(fn, params, *args)
         self.measured = Measurements({name: getattr(total, name) for name in COUNTED})
-        self.choices = Choices.of(structure, model, scores, objective, most, self.measured)
+        self.choices = Choices.of(
+            structure, model, scores, objective, most, self.measured, room=minimum is None
+        )
         self.verifier = Verifier(
             fn, params, args, structure, self.measured, repeats, self.device is None, progress,
             self._runtime,

@@ -47,8 +47,7 @@ def searching(params: Any) -> jp.Search:
     ones = {name: np.ones(structure.dims[name].size) for name in names}
     found = jp.Search(
         smollm2.apply, params, structure, ones, x, dims=names, minimum={"*": 0},
-        round_to=ALIGNED, objective="sum",
-        progress=functools.partial(tqdm, desc="timing operations"),
+        round_to=ALIGNED, progress=functools.partial(tqdm, desc="timing operations"),
     )  # fmt: skip
     return found.stage(ones)
 
