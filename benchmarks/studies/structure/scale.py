@@ -26,7 +26,7 @@ from benchmarks.models.deep import NETWORKS
 SIZES = {"transformer": 192, "dense_net": 128, "branches": 1000, "tree": 10_000}
 SHAPES = [(4, 4), (4, 8), (8, 4), (8, 8), (16, 4), (4, 16), (3, 3, 2, 4), (16, 8), (8, 16), (8, 2),
           (2, 8), (16, 2)]  # fmt: skip
-COUNTS = (1000, 2000, 10_000)  # of leaves
+COUNTS = (1000, 2000, 4000)  # of leaves
 ALONE, INNER = "adamw", optax.adamw(1e-3)
 TRAINING = {
     ALONE: (INNER, COUNTS),
