@@ -48,7 +48,8 @@ def recover(
        from where the best of them ended. It ends early when looks at the held-out loss in the
        second half find nothing better, and the best parameters that were seen are taken.
     3. Running statistics are measured anew, when the loss updates them
-       (:func:`jp.recovery.estimate_statistics`), and kept unless the held-out loss rises.
+       (:func:`jp.recovery.estimate_statistics`), and kept whatever the held-out loss says: of
+       these statistics only the distance to the teacher knows, whose own may be the worse ones.
 
     The first tenth of the batches, eight at most, is held out.
 
@@ -113,7 +114,7 @@ def recover(
     work.tune(recipe, progress)
     if objective.updated:
         some = list(itertools.islice(batches, STATISTICS))
-        work.stage("statistics", lambda p: _statistics(objective, p, some, progress), equal=True)
+        work.stage("statistics", lambda p: _statistics(objective, p, some, progress), always=True)
     recovery = Recovery(tuple(work.stages), removed, work.steps)
     if progress is None or progress is True:
         print(recovery)
@@ -128,17 +129,13 @@ class _Work:
         self.stages: list[Stage] = []
         self.steps = 0
 
-    def stage(self, name: str, do: Callable[[Any], Any], equal: bool = False) -> None:
-        """Keeps what a stage makes if the held-out loss falls, or ``equal``: does not rise.
-
-        A loss in train mode alone does not see running statistics, and is the same with any.
-        """
+    def stage(self, name: str, do: Callable[[Any], Any], always: bool = False) -> None:
+        """Keeps what a stage makes if the held-out loss falls, or always."""
         begin = time.perf_counter()
         params = do(self.params)
         loss, said = self.tuner.loss(params), ""
-        known = self.stages[-1].loss if self.stages else math.inf
-        if self.stages and not (loss < known or (equal and loss == known)):
-            said, loss = f"not kept: the loss would be {loss:.4g}", known
+        if self.stages and not always and not loss < self.stages[-1].loss:
+            said, loss = f"not kept: the loss would be {loss:.4g}", self.stages[-1].loss
         else:
             self.params = params
         self.stages.append(Stage(name, loss, time.perf_counter() - begin, said))

@@ -81,16 +81,17 @@ def test_statistics_follow_the_loss_and_not_the_gradient(case):
     assert not np.array_equal(alone.params["up"], small.params["up"])
 
 
-def test_statistics_that_raise_the_loss_are_not_kept(case):
+def test_statistics_are_kept_though_a_teacher_of_other_statistics_is_further_then(case):
     params, batches, small = case
     teacher = lambda x: fn(params, x)  # noqa: E731
     moved = [(x + 5 * (k > 1), y) for k, (x, y) in enumerate(batches)]  # Two are held out.
     tuned = jp.recover(
         small, loss, moved, teacher=teacher, steps=5, optimizer=optax.sgd(0.0), progress=False
     )
-    last = tuned.recovery.stages[-1]
-    assert last.name == "statistics" and last.said.startswith("not kept: the loss would be")
-    np.testing.assert_array_equal(tuned.params["mean"], small.params["mean"])
+    *_, before, last = tuned.recovery.stages
+    assert last.name == "statistics" and last.loss > before.loss and not last.said
+    h = jnp.concatenate([x for x, _ in moved]) @ tuned.params["up"]
+    np.testing.assert_allclose(tuned.params["mean"], h.mean(0), atol=1e-3)
 
 
 @pytest.mark.slow
