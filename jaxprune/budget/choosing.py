@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ MET = 0.99  # A speed-up of this share of the target counts as met: clocks are n
 CLOSE = 0.96  # The search stops once this share of the budget is used: 3 % above the target.
 NEAR = 0.1  # A search also stops to solve anew that close to the target: clocks decide then.
 GAIN = 0.25  # What wins back such a share of the worth that a choice gives up is worth a long run.
+PROBES = 6  # At most so many choices a step below one are looked at.
 BESIDE = (1.03, 1.0, 0.97)  # A long run also measures what is best at these shares of the budget.
 
 
@@ -205,6 +206,22 @@ class Choices:
                 found.append(self.tried(choice, apart=even and not uniform))
         return found
 
+    def below(self, tried: Try) -> list[Try]:
+        """Choices that are a step below in one dimension, those that spare most time first.
+
+        A compiler may choose other algorithms for a whole network than for its operations. Then
+        one step may be worth more than all that tables say.
+        """
+        steps = np.eye(len(tried.choice), dtype=int)[tried.choice > 0]
+        found = sorted(tried.choice - steps, key=self.model.tables["latency"].at)
+        return [self.tried(choice) for choice in found[:PROBES]]
+
+    def held_below(self, over: Try, under: Try) -> Choices:
+        """Choices that keep no more than ``under`` where it keeps less than ``over``."""
+        less = np.flatnonzero(under.choice < over.choice)
+        names, counts = self.model.names, self.model.chosen(under.choice)
+        return replace(self, most={**self.most, **{names[k]: counts[names[k]] for k in less}})
+
     def better(
         self, budgets: Mapping[str, float], uniform: bool, tries: Sequence[Try]
     ) -> list[Try]:
@@ -230,7 +247,7 @@ class Choices:
         Steps of most worth for their time come first; ``held`` dimensions stay. Uniform choices
         have one way up.
         """
-        problem = self.problem(budgets)
+        problem = self._holding(start).problem(budgets)
         if uniform:
             larger = [c for c in solver.uniform(problem) if c.sum() > start.sum()]
             return [start, *reversed(larger)] if not held else [start]
@@ -246,10 +263,15 @@ class Choices:
 
         Near by the time follows the tables, by as much as they were off there.
         """
-        problem = self.problem(budgets)
+        problem = self._holding(start.choice).problem(budgets)
         allowed = start.said["latency"] * seconds / start.found["latency"]
         problem.budgets = {**problem.budgets, "latency": allowed}
         return solver.exchange(problem, solver.fill(problem, start.choice))
+
+    def _holding(self, choice: np.ndarray) -> Choices:
+        """Choices that may keep what one keeps, though it be above a cliff."""
+        counts = self.model.chosen(choice)
+        return replace(self, most={n: max(m, counts.get(n, m)) for n, m in self.most.items()})
 
     def _doubt(self, choice: np.ndarray) -> float:
         """How far a time may be off: by the scatter of what was timed, and as others were."""

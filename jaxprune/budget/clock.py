@@ -19,7 +19,7 @@ from jaxprune.budget.groups import Group, evaluate
 from jaxprune.compaction.blocks import View
 from jaxprune.ir.axes import Axis
 
-ROUND = 0.004  # One timing lasts at least so many seconds.
+ROUND = 0.002  # One timing lasts at least so many seconds.
 
 Timer = Callable[[], float]  # It runs a program and returns seconds of one turn.
 

@@ -11,6 +11,7 @@ import numpy as np
 DOUBT = 0.2  # Before anything was measured, whole networks are this far from what tables say.
 SURE = 0.02  # They are never known better than this.
 RECENT = 3  # The largest of so many last misses is expected next.
+CLIFF = 1.15  # What takes so many times as long as a larger network is off the way: a cliff.
 
 LEAST = 1e-30  # The smallest budget for a table; a solver divides by it.
 
@@ -80,7 +81,24 @@ class Measurements:
         known = {0.0: 0.0, whole: self.dense[cost]}
         known |= {said: p.found for said, p in self.points.get(cost, {}).items()}
         x = np.array(sorted(known))
-        return x, rising([known[said] for said in x])
+        y = np.array([known[said] for said in x])
+        near = on_the_way(y)
+        return x[near], rising(y[near])
+
+
+def on_the_way(values: np.ndarray) -> np.ndarray:
+    """Which values aren't far above one that comes later, as booleans.
+
+    A width may lie on a cliff: the network is slower than one that says more. A search can pass by.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxprune.budget.correction import on_the_way
+      >>> on_the_way(np.array([1.0, 3.1, 3.0, 9.0, 4.0])).tolist()
+      [True, True, True, False, True]
+    """
+    later = np.minimum.accumulate(values[::-1])[::-1]
+    return values <= CLIFF * later
 
 
 def rising(values: Sequence[float]) -> np.ndarray:

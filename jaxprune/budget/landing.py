@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxprune.budget.choosing import CLOSE, MET, Choices, Try
 
-RUNS = 6  # At most so many runs lead to the target, each of four networks at most,
+RUNS = 4  # At most so many runs lead to the target, each of four networks at most,
 SECONDS = 60.0  # and none begins once the walk has lasted so long.
 AIM = (1 + CLOSE) / 2  # The share of the budget that is aimed at: both sides are as near.
 PARTS = (1, 2 / 3, 1 / 3)  # Of what is left so much is given to an exchange of units, in turn.

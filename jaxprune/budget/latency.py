@@ -29,8 +29,8 @@ from jaxprune.budget.groups import Group, name_of
 from jaxprune.ir.axes import Axis
 from jaxprune.measuring import environment
 
-PASSES = (3, 7)  # Each group is timed so many times at least, at most; the least counts.
-TIGHT = 0.05  # A time whose samples scatter by less is not taken any further.
+PASSES = (3, 5)  # Each group is timed so many times at least, at most; the least counts.
+TIGHT = 0.1  # A time whose samples scatter by less is not taken any further.
 NOISY = 0.3  # One whose samples scatter by more can't be trusted.
 STALE = datetime.timedelta(days=180)  # Nor can an older one: drivers and clocks change.
 BATCH = 400  # So many programs are timed, then kept; an interrupted run loses one batch.

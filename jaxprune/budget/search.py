@@ -32,7 +32,8 @@ from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.select import chosen_dims
 
 ATTEMPTS = 5  # At most so many times a choice is solved for, compacted and measured.
-LANDINGS = 6  # At most so many times operations are timed where a search lands, and it goes on.
+LANDINGS = 6  # At most so many times operations are timed where a search lands, and it goes on;
+SHORT = 1  # where the network is measured there, too, so many times between two measurements.
 
 
 class Search:
@@ -180,10 +181,10 @@ class Search:
             self._check_masked("a metric")
         with working(f"search for {target}", inner(self._progress)):
             budgets = self._budgets(target)
-            tries = self._attempts(target, budgets, verify, uniform)
+            choices, tries = self._attempts(target, budgets, verify, uniform)
             whole = tries[-1].same(self.choices.full)
             if verify and target.timed and self.verifier.timed and not whole:
-                tries = self.verifier.decided(self.choices, budgets, uniform, tries)
+                tries = self.verifier.decided(choices, budgets, uniform, tries)
             if metric is not None:
                 rivals = self._rivals(budgets, verify, uniform, tries)
                 return self._result(target, metrics.best(metric, self._params, rivals))
@@ -299,6 +300,7 @@ class Search:
         tried = self.choices.tried(plan._choice)
         with working(f"measuring the plan for {plan.target}", inner(self._progress)):
             self.verifier.verify([tried], budgets)
+            self.verifier.count(tried)
         measured = plan.target.in_units(tried.found, self.measured.dense)
         before = tuple(note for note in plan.notes if note != trust.UNMEASURED)
         undecided = trust.undecided(plan.target, tried, self.measured.dense)
@@ -359,33 +361,42 @@ class Search:
 
     def _attempts(
         self, target: Target, budgets: Mapping[str, float], verify: bool, uniform: bool
-    ) -> list[Try]:
-        """Solves and measures, each time knowing more, until the budget is met and used."""
-        tries: list[Try] = []
+    ) -> tuple[Choices, list[Try]]:
+        """Solves and measures, each time knowing more, until the budget is met and used.
+
+        Returns:
+          The choices that are left, without those on cliffs that were found, and all tries.
+        """
+        choices, tries = self.choices, list[Try]()
         measurable = verify and target.timed and self.verifier.timed
         for _ in range(ATTEMPTS):
-            choice = self._landed(budgets, uniform)
+            choice = self._landed(choices, budgets, uniform, SHORT if measurable else LANDINGS)
             if choice is None:  # Times are expected, not known: the cheapest is measured first.
-                choice = self.choices.cheapest(budgets)
+                choice = choices.cheapest(budgets)
                 if not measurable or any(t.same(choice) for t in tries):
                     raise Unreachable(self._unreachable(target, budgets))
             if any(t.same(choice) for t in tries):
                 break  # It is the best as far as is known: a longer run decides.
-            tries.append(self.choices.tried(choice))
+            tries.append(choices.tried(choice))
             if verify:
                 self.verifier.verify(tries[-1:], budgets)
-            if not verify or tries[-1].enough or (measurable and tries[-1].near):
+            if measurable and not uniform and len(tries) == 1:
+                choices, below = self.verifier.descended(choices, tries[0], budgets)
+                tries += below
+            if not verify or any(t.enough or (measurable and t.near) for t in tries):
                 break
-        return tries
+        return choices, tries
 
-    def _landed(self, budgets: Mapping[str, float], uniform: bool) -> np.ndarray | None:
-        """The best choice, once what dominates it was timed at it."""
-        for _ in range(LANDINGS):
-            choice = self.choices.solved(budgets, uniform)
-            landed = self.choices.cheapest(budgets) if choice is None else choice
+    def _landed(
+        self, choices: Choices, budgets: Mapping[str, float], uniform: bool, landings: int
+    ) -> np.ndarray | None:
+        """The best choice, once what dominates it was timed at it, or nearly so."""
+        for _ in range(landings):
+            choice = choices.solved(budgets, uniform)
+            landed = choices.cheapest(budgets) if choice is None else choice
             if "latency" not in budgets or not self.model.refine(landed):
                 return choice
-        return self.choices.solved(budgets, uniform)
+        return choices.solved(budgets, uniform)
 
     def _unreachable(self, target: Target, budgets: Mapping[str, float]) -> str:
         least = self.choices.cheapest(budgets)
@@ -400,6 +411,8 @@ class Search:
 
     def _result(self, target: Target, best: Try) -> SearchResult:
         dense = self.measured.dense
+        if best.small is not None:
+            self.verifier.count(best)
         return SearchResult(
             keep=best.keep,
             masks=best.masks,

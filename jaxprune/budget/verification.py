@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._progress import Progress, inner, working
-from jaxprune.budget import landing
+from jaxprune.budget import choosing, landing
 from jaxprune.budget.choosing import MET, Choices, Try
 from jaxprune.budget.clock import compile_all
-from jaxprune.budget.correction import Measurements
+from jaxprune.budget.correction import CLIFF, Measurements
 from jaxprune.budget.target import COUNTED
 from jaxprune.compaction.api import Compact, compact
 from jaxprune.costs.api import cost
@@ -26,11 +26,12 @@ from jaxprune.structure.dimensions import Structure
 DECISIONS = 3  # At most so many long runs are made until what is best meets the target.
 NEAR = (0.9, 1.08)  # A try that used such a share of the budget in a short run gets a long one.
 FINALISTS = 5  # At most so many tries are in a long run.
+DESCENTS = 3  # At most so many runs go a step down from a network that is much slower than told.
 DECISIVE = 3  # A long run is at most so many times as long as a short one.
-SURE = 0.01  # A long run ends once the relative standard error of its ratios is below this,
+SURE = 0.015  # A long run ends once the relative standard error of its ratios is below this,
 FAR = 0.25  # or below this share of how far they are from the target: then they are decided.
 BURST = 5  # After so many rounds each run looks whether it is long enough.
-MIN_ROUND = 0.02  # A round lasts at least so many seconds: one short call measures cold caches.
+MIN_ROUND = 0.01  # A round lasts at least so many seconds: one short call measures cold caches.
 
 
 class Speedup(NamedTuple):
@@ -99,7 +100,9 @@ class Verifier:
     def verify(self, tries: Sequence[Try], budgets: Mapping[str, float], runs: int = 1) -> None:
         """Measures tries beside each other and judges them; ``runs``: while the clock is unsure."""
         for tried in tries:
-            self._count(tried)
+            self._cut(tried)
+            if any(name in budgets for name in COUNTED):
+                self.count(tried)
         if "latency" in budgets and self.timed:
             asked = self.measured.dense["latency"] / budgets["latency"]
             speedups = self._speedups(tries, runs, asked)
@@ -131,6 +134,28 @@ class Verifier:
         verify = functools.partial(self.verify, budgets=budgets, runs=DECISIVE)
         return measured + landing.land(choices, verify, budgets, uniform, measured)
 
+    def descended(
+        self, choices: Choices, tried: Try, budgets: Mapping[str, float]
+    ) -> tuple[Choices, list[Try]]:
+        """What is a step below a try that is much slower than told, and so on from the fastest.
+
+        Where one of them is far faster the try was on a cliff, and little need be given up: the
+        dimension stays below it in the choices that are handed back.
+        """
+        found: list[Try] = []
+        for _ in range(DESCENTS):
+            if tried.used <= (1 if found else 1 + choosing.NEAR):
+                break
+            around = choices.below(tried)
+            if around:
+                self.verify(around, budgets)
+            found += around
+            fastest = min(around, key=lambda t: t.used, default=tried)
+            if tried.used < CLIFF * fastest.used:
+                break
+            choices, tried = choices.held_below(tried, fastest), fastest
+        return choices, found
+
     def _finalists(
         self, choices: Choices, budgets: Mapping[str, float], uniform: bool, tries: Sequence[Try]
     ) -> list[Try]:
@@ -139,16 +164,20 @@ class Verifier:
         near += choices.beside(budgets, uniform, near)
         return sorted(near, key=lambda t: choices.worth.at(t.choice), reverse=True)[:FINALISTS]
 
-    def _count(self, tried: Try) -> None:
-        """Compacts a try, if that wasn't done yet, and counts what it costs."""
+    def count(self, tried: Try) -> None:
+        """Counts what a try costs that was compacted."""
+        assert tried.small is not None
+        total = cost(tried.small.fn, tried.small.params, *self.args)
+        counted = [name for name in COUNTED if self.measured.dense[name]]
+        tried.found |= {name: float(getattr(total, name)) for name in counted}
+
+    def _cut(self, tried: Try) -> None:
+        """Compacts a try, if that wasn't done yet."""
         if tried.small is None:
             tried.small = compact(
                 self.fn, self.on_host, tried.masks, *self.args, semantics=self.structure.semantics
             )
-        total = cost(tried.small.fn, tried.small.params, *self.args)
-        counted = [name for name in COUNTED if self.measured.dense[name]]
-        tried.found = {name: float(getattr(total, name)) for name in counted}
-        tried.notes = notes_of(self.structure, tried.small, tried.keep)
+            tried.notes = notes_of(self.structure, tried.small, tried.keep)
 
     def _speedups(self, tries: Sequence[Try], runs: int, asked: float) -> list[Speedup]:
         """The speed-ups of compact networks over the dense one, from one interleaved run."""
@@ -160,14 +189,11 @@ class Verifier:
                 assert t.small is not None
                 entries[str(i)] = (t.program, (t.small.params, *self.inputs[1:]))
             race = Race(entries, MIN_ROUND, row, {})
-            sure, most = False, self.repeats * runs
-            while not sure and len(race.samples["dense"]) < most:
-                race.run(min(BURST, most - len(race.samples["dense"])), self._shown)
-                samples = np.array([*race.samples.values()])
-                ratios = samples[0] / samples[1:]
-                sure = is_sure(ratios, asked)
-        quartiles = np.quantile(ratios, [0.25, 0.5, 0.75], axis=1).T
-        return [Speedup(float(m), float(low), float(high), sure) for low, m, high in quartiles]
+            unsure, most = [*entries][1:], self.repeats * runs
+            while unsure and (done := len(race.samples["dense"])) < most:
+                race.run(min(BURST, most - done), self._shown, ["dense", *unsure])
+                unsure = [i for i in unsure if not is_sure(_ratios(race, i), asked)]
+        return [_speedup(_ratios(race, i), i not in unsure) for i in [*entries][1:]]
 
     def _compile(self, tries: Sequence[Try]) -> None:
         """Compiles what isn't compiled yet, side by side where that can be."""
@@ -190,32 +216,43 @@ class Verifier:
                 self.measured.add(name, tried.said[name], tried.found[name], certain)
 
 
+def _ratios(race: Race, name: str) -> np.ndarray:
+    """The speed-ups of a network over the dense one, one for each round that it was in."""
+    found = np.array(race.samples[name])
+    return np.array(race.samples["dense"])[: len(found)] / found
+
+
+def _speedup(ratios: np.ndarray, sure: bool) -> Speedup:
+    low, median, high = map(float, np.quantile(ratios, [0.25, 0.5, 0.75]))
+    return Speedup(median, low, high, sure)
+
+
 def is_sure(ratios: np.ndarray, asked: float) -> bool:
-    """Whether rows of ratios tell their medians, or at least on which side of ``asked`` they are.
+    """Whether ratios tell their median, or at least on which side of ``asked`` it is.
 
     Example:
       >>> import numpy as np
       >>> from jaxprune.budget.verification import is_sure
       >>> rounds = np.array([0.9, 1.0, 1.1])
-      >>> is_sure(2 * rounds[None], asked=2.0), is_sure(4 * rounds[None], asked=2.0)
+      >>> is_sure(2 * rounds, asked=2.0), is_sure(4 * rounds, asked=2.0)
       (False, True)
     """
-    off = np.abs(np.median(ratios, axis=1) / asked - 1)
-    return bool((uncertainty(ratios) < np.maximum(SURE, FAR * off)).all())
+    off = abs(float(np.median(ratios)) / asked - 1)
+    return uncertainty(ratios) < max(SURE, FAR * off)
 
 
-def uncertainty(ratios: np.ndarray) -> np.ndarray:
-    """The relative standard errors of the medians of rows, as of a normal distribution.
+def uncertainty(ratios: np.ndarray) -> float:
+    """The relative standard error of the median, as of a normal distribution.
 
     Example:
       >>> import numpy as np
       >>> from jaxprune.budget.verification import uncertainty
-      >>> uncertainty(np.full((3, 9), 2.0)).tolist()
-      [0.0, 0.0, 0.0]
+      >>> uncertainty(np.full(9, 2.0))
+      0.0
     """
-    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75], axis=1)
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
     sigma = (high - low) / 1.35
-    return 1.25 * sigma / middle / math.sqrt(ratios.shape[1])
+    return float(1.25 * sigma / middle / math.sqrt(ratios.size))
 
 
 def notes_of(

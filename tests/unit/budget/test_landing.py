@@ -53,12 +53,17 @@ def slower_than_told(flops, up, mid):
     return flops**0.75 * 11_000**0.25
 
 
+def slow_in_part(flops, up, mid):
+    """A compiler chooses a slow algorithm where one layer is whole and the other one isn't."""
+    return flops * (1.5 if up > 62 and mid < 46 else 1.0)
+
+
 def tiles(flops, up, mid):
     """Widths count as the next multiple of 4 does."""
     return float(4 * -(-up // 4) * (16 + 4 * -(-mid // 4)))
 
 
-CLOCKS = [cliff_in_one, cliff_in_each, faster_than_told, slower_than_told, tiles]
+CLOCKS = [cliff_in_one, cliff_in_each, faster_than_told, slower_than_told, slow_in_part, tiles]
 
 
 def best_by_trying(search, seconds, asked):
@@ -108,6 +113,20 @@ def test_a_uniform_choice_is_not_taken_where_much_less_need_be_given_up(
     whole = search.choices.worth.at(search.choices.full)
     given_up = whole - search.choices.worth.at(plan._choice)
     assert given_up <= 1.3 * (whole - worth) + 0.01 * whole
+
+
+@pytest.mark.parametrize("asked", [1.3, 1.5, 2.0])
+@pytest.mark.parametrize("share", [1.0, 2.0, 8.0])
+def test_a_step_off_a_cliff_gives_up_little(monkeypatch, asked, share):
+    """The layer that should stay whole is the one that has to give up a step."""
+    fn, params, structure, _, x = setting("mlp")
+    scores = {UP: share * np.linspace(0.5, 1.5, 64), MID: np.linspace(0.5, 1.5, 48)}
+    search = jp.Search(fn, params, structure, scores, x, round_to=1, minimum={"*": 1})
+    on_a_device(monkeypatch, search, slow_in_part)
+    plan = search.plan(jp.Target(speedup=asked))
+    worth, _ = best_by_trying(search, slow_in_part, asked)
+    whole = search.choices.worth.at(search.choices.full)
+    assert whole - search.choices.worth.at(plan._choice) <= 1.3 * (whole - worth) + 0.005 * whole
 
 
 def test_uniform_choices_land_too(monkeypatch):

@@ -117,7 +117,7 @@ def test_a_time_is_kept_with_when_at_which_load_and_how_far_it_scatters(machine,
     machine.load = 2.0
     jp.budget.LatencyTable(tmp_path / "t.json").measure({"a": ticking(1.0, 2.0, 3.0)})
     entry = jp.budget.LatencyTable(tmp_path / "t.json").entries["a"]
-    assert entry == latency.Entry(1.0, "2030-01-01T00:00:00+00:00", 2.0, pytest.approx(0.75))
+    assert entry == latency.Entry(1.0, "2030-01-01T00:00:00+00:00", 2.0, pytest.approx(0.5))
     assert entry.noisy and not entry.stale
 
 
