@@ -27,6 +27,7 @@ DECISIONS = 3  # At most so many long runs are made until what is best meets the
 NEAR = (0.9, 1.08)  # A try that used such a share of the budget in a short run gets a long one.
 FINALISTS = 5  # At most so many tries are in a long run.
 DESCENTS = 3  # At most so many runs go a step down from a network that is much slower than told.
+CONFIRMED = 4  # At most so many of the best are measured again, one after the other.
 DECISIVE = 3  # A long run is at most so many times as long as a short one.
 SURE = 0.015  # A long run ends once the relative standard error of its ratios is below this,
 FAR = 0.25  # or below this share of how far they are from the target: then they are decided.
@@ -132,7 +133,21 @@ class Verifier:
             if not finalists:
                 break
         verify = functools.partial(self.verify, budgets=budgets, runs=DECISIVE)
-        return measured + landing.land(choices, verify, budgets, uniform, measured)
+        measured += landing.land(choices, verify, budgets, uniform, measured)
+        self._confirm(choices, budgets, measured)
+        return measured
+
+    def _confirm(
+        self, choices: Choices, budgets: Mapping[str, float], tries: Sequence[Try]
+    ) -> None:
+        """Measures the best of many again: it is likely to be one that looked faster than it is."""
+        known: list[Try] = []
+        for _ in range(CONFIRMED):
+            best = choices.best(tries)
+            if best in known or best.used > 1:
+                break
+            self.verify([best], budgets, DECISIVE)
+            known.append(best)
 
     def descended(
         self, choices: Choices, tried: Try, budgets: Mapping[str, float]
