@@ -6,8 +6,8 @@ Fashion-MNIST, and one of depthwise convolutions; scores their units by the loss
 with ``jp.recover`` and its own number of steps. Beside them the dense network is trained on by the
 same recipe and as many steps as the longest recovery took: what more training alone brings.
 
-Searches that ``recovery`` has made on this device are taken from its results. The study goes on
-where it was interrupted; its stage ``plan`` measures times, and wants the machine for itself.
+The study goes on where it was interrupted; its stage ``plan`` measures times, and wants the machine
+for itself.
 """
 
 from __future__ import annotations
@@ -41,9 +41,8 @@ ALLOWED = {1.5: 0.5, 2.0: 1.0, 3.0: 2.0}  # Points that may be lost at a speed.
 Rows = dict[str, Any]
 
 
-def plan(case: Case, rows: Rows, known: Rows) -> Iterator[None]:
-    """What is kept at each speed: found by ``recovery``, or by a search of its own."""
-    rows |= {k: row for k, row in known.items() if k not in rows}
+def plan(case: Case, rows: Rows) -> Iterator[None]:
+    """What is kept at each speed."""
     missing = [s for s in case.settings.times_less if f"{s:g}" not in rows]
     if not missing:
         return
@@ -65,18 +64,7 @@ def plan(case: Case, rows: Rows, known: Rows) -> Iterator[None]:
         yield
 
 
-def from_recovery(path: Path, network: str, seed: int, settings: Settings) -> Rows:
-    """Plans for a speed by the loss, of networks that were trained alike."""
-    found = results.load(path) if path.exists() else {}
-    same = found.get("settings", {}).get("dense_steps") == settings.dense_steps
-    rows = found["networks"].get(network, {}).get(str(seed), {}).get("rows", []) if same else []
-    taken = [row for row in rows if row["of"] == "speedup" and "units" in row
-             and (row["score"], row["objective"]) == ("taylor", "sum")]  # fmt: skip
-    keys = ("asked", "speedup", "units", "load_average")
-    return {f"{row['asked']:g}": {key: row[key] for key in keys} for row in taken}
-
-
-def recover(case: Case, rows: Rows, known: Rows) -> Iterator[None]:
+def recover(case: Case, rows: Rows) -> Iterator[None]:
     """The accuracy before and after recovery."""
     for asked, row in sorted(rows.items()):
         if "units" not in row or "accuracy" in row:
@@ -97,7 +85,7 @@ def recovered(case: Case, small: jp.typing.Compact, steps: int | None) -> dict[s
     return {"accuracy": accuracy, "steps": tuned.recovery.steps}
 
 
-def further(case: Case, rows: Rows, known: Rows) -> Iterator[None]:
+def further(case: Case, rows: Rows) -> Iterator[None]:
     """The dense network, trained on as long as the longest recovery."""
     steps = max((row["steps"] for row in rows.values() if "steps" in row), default=0)
     if steps and "further" not in rows:
@@ -196,7 +184,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "data": {"name": images.name, "source": images.source},
     }
     kept = results.continued(path, about["settings"])
-    other = results.folder() / "recovery.json"
     seeds = range(settings.first_seed, settings.first_seed + min(args.seeds, settings.seeds))
     weights = args.weights / ("recovery-quick" if args.quick else "recovery")
     for seed, network, stage in itertools.product(seeds, args.networks, args.stages):
@@ -204,8 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = kept.setdefault(network, {}).setdefault(str(seed), {"rows": {}})
         if "dense" not in found:
             found["dense"] = case.accuracy(case.fn, case.dense)
-        known = from_recovery(other, network, seed, settings)
-        for _ in itertools.chain([None], DO[stage](case, found["rows"], known)):
+        for _ in itertools.chain([None], DO[stage](case, found["rows"])):
             summaries = {name: summary(each) for name, each in kept.items()}
             results.save(about | {"networks": kept, "summary": summaries}, path)
         print(f"{stage}: {network}, seed {seed}, dense {found['dense']:.4f}", flush=True)

@@ -94,14 +94,24 @@ def plan(case: Case, network: str, found: dict[str, Any], settings: Settings) ->
             rows[name_of(way, asked)] = {"way": way, "asked": asked} | found_at
             print(f"  {rows[name_of(way, asked)]}", flush=True)
             yield
-    plans: dict[str, Any] = dict(found.get("plans", {}))
-    for _ in image_study.plan(case, plans, found.get("known", {})):
+    plans: dict[str, Any] = dict(found["known"])
+    for _ in image_study.plan(case, plans):
         pass
     for asked in settings.times_less:
         ours = plans[f"{asked:g}"]
         if name_of(OURS, asked) not in rows and "units" in ours:
             rows[name_of(OURS, asked)] = {"way": OURS} | ours
             yield
+
+
+def of_images(path: Path, network: str, seed: int, settings: Settings) -> dict[str, Any]:
+    """The plans of the study ``images``, of networks that were trained alike."""
+    found = results.load(path) if path.exists() else {}
+    if found.get("settings", {}).get("dense_steps") != settings.dense_steps:
+        return {}
+    rows = found["networks"].get(network, {}).get(str(seed), {}).get("rows", {})
+    keys = ("asked", "speedup", "units", "load_average")
+    return {asked: {key: row[key] for key in keys} for asked, row in rows.items() if "units" in row}
 
 
 def at_speed(
@@ -258,9 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = kept.setdefault(network, {}).setdefault(str(seed), {"rows": {}})
         if "dense" not in found:
             found["dense"] = case.accuracy(case.fn, case.dense)
-            found["known"] = image_study.from_recovery(
-                results.folder() / "recovery.json", network, seed, settings
-            )
+            found["known"] = of_images(results.folder() / "images.json", network, seed, settings)
         for _ in itertools.chain([None], DO[stage](case, network, found, settings)):
             summaries = {name: summary(each) for name, each in kept.items()}
             results.save(about | {"networks": kept, "summary": summaries}, path)
