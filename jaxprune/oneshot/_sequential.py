@@ -11,6 +11,7 @@ from jaxprune._renamed import renamed
 from jaxprune.oneshot._run import Pruned
 from jaxprune.oneshot._walk import (
     Block,
+    ErrorOf,
     Prune,
     Walk,
     check_blocks,
@@ -31,6 +32,7 @@ def sequential(
     *,
     order: Sequence[Where] | Literal["use"] | None = None,
     error_propagation: float = 0.0,
+    error_of: ErrorOf = "outputs",
     where: Where | None = None,
     grams: bool | Where = True,
     progress: Progress = None,
@@ -60,6 +62,11 @@ def sequential(
         ``prune`` is given are corrected for it by least squares. A quarter to a half repairs much,
         on other texts, too; all of it fits the calibration alone. It needs Gram matrices, and holds
         the dense hidden states beside the pruned ones.
+      error_of: what has drifted: the weight's "outputs", or "states": weights whose outputs the
+        block adds to its hidden states make up for how far those are from the dense network's
+        behind the block, all others for their own outputs. It is for whole units, whose loss the
+        stream carries on. Attention and MLP as two blocks, ``[attention 0, mlp 0, ...]``, have two
+        such weights.
       where, grams: as for :func:`jaxprune.calibrate`.
       progress: None or True for a bar once it takes long, False for silence, or what wraps the
         blocks, such as ``tqdm.tqdm``. ``prune`` has a ``progress`` of its own.
@@ -67,7 +74,8 @@ def sequential(
     Raises:
       ValueError: without blocks or batches; for a group that has no leaf in one of the blocks, or
         shares leaves with another one; for an error_propagation outside [0, 1], or of a weight that
-        a loop within the block uses; and as :func:`jaxprune.calibrate`.
+        a loop within the block uses; for an error_of that is none, or without a share; and as
+        :func:`jaxprune.calibrate`.
       TypeError: for a stack in place of a list of blocks, or names in place of functions in
         ``order``; when prune doesn't return (pruned, masks).
 
@@ -85,9 +93,9 @@ def sequential(
       [0.5, 0.5]
     """
     check_blocks("sequential", blocks)
-    check_share("sequential", error_propagation)
+    check_share("sequential", error_propagation, error_of)
     check_order("sequential", order, blocks)
-    walk = Walk(block, order, error_propagation, where, grams, progress)
+    walk = Walk(block, order, error_propagation, where, grams, progress, error_of)
     states = dense_states = listed("sequential", batches)
     pruned, masks = [], []
     for dense in track(blocks, "pruning blocks", progress):

@@ -7,7 +7,7 @@ Whoever goes through the blocks says where they come from and where they go: lis
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from jaxprune.typing import Masks, Params, Where, path_str
 Prune = Callable[[Params, Stats], tuple[Params, Masks]]
 Block = Callable[[Params, Any], Any]
 States = list[Any]  # hidden states, one for each batch
+ErrorOf = Literal["outputs", "states"]
 
 
 class Walk:
@@ -37,13 +38,14 @@ class Walk:
         where: Where | None,
         grams: bool | Where,
         progress: Progress,
+        error_of: ErrorOf = "outputs",
     ):
         partial = _of_a_part(block)
         self._block, self._where, self._share = block, where, error_propagation
         self._order = "use" if order is None and error_propagation else order
         self._run = jax.jit(lambda p, x: block(p, x))  # its own: block may close over what changes
         self.calibrate = Calibrator(partial, where, grams, progress=inner(progress))
-        self._correct = Corrector(partial)
+        self._correct = Corrector(partial, error_of == "states")
 
     def prune(
         self, prune: Prune, dense: Params, states: States, dense_states: States
@@ -160,9 +162,16 @@ def _check_groups(who: str, groups: Sequence[Where], number: int, p: Params) -> 
         owner |= dict.fromkeys(inside, k)
 
 
-def check_share(who: str, share: float) -> None:
+def check_share(who: str, share: float, error_of: str = "outputs") -> None:
     if not 0 <= share <= 1:
         raise ValueError(f"{who}: error_propagation={share}; wanted a share in [0, 1], such as 0.5")
+    if error_of not in get_args(ErrorOf):
+        raise ValueError(f'{who}: error_of={error_of!r}; wanted "outputs" or "states"')
+    if error_of == "states" and not share:
+        raise ValueError(
+            f'{who}: error_of="states" says of what an error is made up for; give a share of it, '
+            "error_propagation=0.25"
+        )
 
 
 def checked(found: Any) -> tuple[Params, Masks]:

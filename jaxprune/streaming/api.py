@@ -11,7 +11,15 @@ import jax
 from jaxprune._calls import calls_fn
 from jaxprune._progress import Progress, check, inner, track
 from jaxprune.calibration.api import Calibrator
-from jaxprune.oneshot._walk import Block, Prune, Walk, check_blocks, check_order, check_share
+from jaxprune.oneshot._walk import (
+    Block,
+    ErrorOf,
+    Prune,
+    Walk,
+    check_blocks,
+    check_order,
+    check_share,
+)
 from jaxprune.streaming.checkpoint import Checkpoint
 from jaxprune.streaming.embedding import Embed, Hidden
 from jaxprune.streaming.job import Job
@@ -49,6 +57,7 @@ def stream(
     added: Callable[[int, str], str] | None = None,
     order: Sequence[Where] | Literal["use"] | None = None,
     error_propagation: float = 0.0,
+    error_of: ErrorOf = "outputs",
     where: Where | None = None,
     grams: bool | Where = True,
     settings: Any = None,
@@ -84,7 +93,7 @@ def stream(
         Those that have to stay are told in a warning.
       embed: ``(fn, names)`` with ``fn(params, batch) -> hidden``, and the names of its params.
       added: ``(block's number, leaf's path) -> name`` of leaves that ``prune`` adds, as a bias.
-      order, error_propagation, where, grams: as for :func:`jp.oneshot.sequential`.
+      order, error_propagation, error_of, where, grams: as for :func:`jp.oneshot.sequential`.
       settings: what decides the result beside the shapes, any plain values, ``"wanda, 50 %"``. A
         call that goes on must have the same. None: ``prune`` and other functions are compared by
         their bytecode and the values that they read.
@@ -117,7 +126,7 @@ def stream(
       8
     """
     check_blocks("stream", blocks)
-    check_share("stream", error_propagation)
+    check_share("stream", error_propagation, error_of)
     _check_method(prune, masks, repair, blocks)
     check(progress)
     checkpoint = Checkpoint(source)
@@ -131,11 +140,11 @@ def stream(
     } if settings is None else {"settings": settings}  # fmt: skip
     told = decides | {
         "names of blocks": blocks, "masks": masks, "cut": cut,
-        "error_propagation": error_propagation,
+        "error_propagation": error_propagation, "error_of": error_of,
     }  # fmt: skip
     job = Job(
         checkpoint, Path(target), block, list(blocks), hidden,
-        Walk(block, order, error_propagation, where, grams, progress),
+        Walk(block, order, error_propagation, where, grams, progress, error_of),
         prune, masks, repair, cut, added, bool(error_propagation), progress,
     )  # fmt: skip
     return Streamed(job.target, job.run(digests(told) | hidden.digests(block, shapes)))

@@ -175,8 +175,11 @@ def test_drift_is_made_up_for_as_least_squares_do(network):
 
 def least_squares(w, x, d, share):
     """The W' of the module's docstring, by a stacked system in place of normal equations."""
+    return toward(w, x, (1 - share) * x @ w + share * d @ w)
+
+
+def toward(w, x, target):
     damping = 0.01 * np.mean(np.sum(x**2, 0))
-    target = (1 - share) * x @ w + share * d @ w
     rows = np.concatenate([x, np.sqrt(damping) * np.eye(len(w))])
     return np.linalg.lstsq(rows, np.concatenate([target, np.sqrt(damping) * w]), rcond=None)[0]
 
@@ -194,6 +197,58 @@ def test_all_of_the_drift_brings_outputs_nearer_to_the_dense_ones(network):
             got, want = block(q, got), block(p, want)
         errors[drift] = float(jnp.linalg.norm(got - want))
     assert errors[1.0] < 0.95 * errors[0.0]
+
+
+@pytest.mark.slow
+def test_hidden_states_are_made_up_for_as_least_squares_do(network):
+    """What is added to them is; what isn't makes up for its own outputs, beside numpy's sums."""
+    blocks, batches = network
+    given = []
+
+    def prune(p, stats):
+        given.append(next((k, np.asarray(leaf)) for k, leaf in p.items() if leaf is not None))
+        return sparsegpt(p, stats)
+
+    pruned, _ = jp.oneshot.sequential(
+        block, blocks, batches, prune, error_propagation=0.5, error_of="states"
+    )
+    ours = theirs = np.concatenate(batches).astype(np.float64)
+    for k, (dense, got) in enumerate(zip(blocks, pruned, strict=True)):
+        dense, got = (
+            {n: np.asarray(w, np.float64) for n, w in tree.items()} for tree in (dense, got)
+        )
+        want = least_squares(dense["up"], ours, theirs, 0.5)
+        np.testing.assert_allclose(given[2 * k][1], want, atol=2e-3)
+        x, d = np.tanh(ours @ got["up"]), np.tanh(theirs @ dense["up"])
+        away = theirs + d @ dense["down"] - ours - x @ dense["down"]
+        want = toward(dense["down"], x, x @ dense["down"] + 0.5 * away)
+        assert given[2 * k + 1][0] == "down"
+        np.testing.assert_allclose(given[2 * k + 1][1], want, atol=4e-3)
+        ours, theirs = ours + x @ got["down"], theirs + d @ dense["down"]
+
+
+@pytest.mark.slow
+def test_hidden_states_stay_nearer_to_the_dense_ones_where_they_are_made_up_for(network):
+    """On the calibration's tokens; a quarter of the hidden units goes."""
+    blocks, batches = network
+    units = np.arange(blocks[0]["up"].shape[1]) % 4 > 0
+
+    def prune(p, stats):
+        if p["up"] is not None:
+            return p | {"up": p["up"] * units}, {"up": jnp.asarray(units)[None], "down": None}
+        masks = {"up": None, "down": jnp.asarray(units)[:, None]}
+        return jp.oneshot.refit(p, masks, stats), masks
+
+    errors = {}
+    for of in ("outputs", "states"):
+        pruned, _ = jp.oneshot.sequential(
+            block, blocks, batches, prune, error_propagation=1.0, error_of=of
+        )
+        got = want = jnp.concatenate(batches)
+        for p, q in zip(blocks, pruned, strict=True):
+            got, want = block(q, got), block(p, want)
+        errors[of] = float(jnp.linalg.norm(got - want))
+    assert errors["states"] < 0.97 * errors["outputs"]
 
 
 USES = {
@@ -220,7 +275,7 @@ def test_products_of_equal_inputs_are_gram_matrices(use):
     params = {"w": jax.random.normal(jax.random.key(0), shape)}
     x = jax.random.normal(jax.random.key(1), (5, 6))
     stats = jp.calibrate(fn, params, [x])
-    (found,) = _cross(fn, (True,), params, (x,), (x,)).values()
+    (found,) = _cross(fn, (True,), (False,), params, (x,), (x,)).values()
     np.testing.assert_allclose(found, stats.grams["w"], rtol=1e-5, atol=1e-5)
     same = Corrector(fn)(params, [((x,), (x,))], stats, 1.0)
     np.testing.assert_allclose(same["w"], params["w"], rtol=1e-5, atol=1e-6)
@@ -234,6 +289,10 @@ def test_drift_is_checked(network):
         run(order=[only("up")], error_propagation=1.5)
     with pytest.raises(ValueError, match="up, .*has no Gram matrix .* without grams"):
         run(order=[only("up")], error_propagation=0.5, grams=False)
+    with pytest.raises(ValueError, match='error_of=.stream.; wanted "outputs" or "states"'):
+        run(error_propagation=0.5, error_of="stream")
+    with pytest.raises(ValueError, match='error_of="states" .* give a share of it, error_prop'):
+        run(error_of="states")
 
     def looped(p, x):
         return jax.lax.fori_loop(0, 2, lambda _, x: jnp.tanh(x @ p["w"]), x)
@@ -287,6 +346,28 @@ def test_order_of_use(name):
     found = orders.of_use(fn, params, jnp.ones((5, 6)), None)
     named = [(path_str(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     assert [{path for path, leaf in named if group(path, leaf)} for group in found] == want
+
+
+ADDED = {
+    "attention and MLP": {"down"},
+    "beside each other": {"attention/o", "down"},
+    "used again": set(),
+    "multiplied by each other": {"down"},
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_whose_outputs_are_added_to_the_hidden_states(name):
+    fn, _ = ORDERS[name]
+    eyes = {"attention": squares(*"qkvo")} | squares("gate", "up", "down")
+    draw = lambda leaf: leaf + jax.random.normal(jax.random.key(1), leaf.shape)  # noqa: E731
+    params = jax.tree.map(draw, eyes) | {"scale": jnp.ones(6), "bias": jnp.ones(6)}
+    x = jax.random.normal(jax.random.key(0), (5, 6))
+    stats = jp.calibrate(fn, params, [x])
+    paths = [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    chosen = tuple(path in stats.layouts and path not in ("scale", "bias") for path in paths)
+    found = Corrector(fn, states=True)._added(chosen, params, (x,), stats)
+    assert {path for path, is_added in zip(paths, found) if is_added} == ADDED[name]
 
 
 @pytest.mark.slow
