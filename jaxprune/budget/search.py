@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -378,10 +379,12 @@ class Search:
             if any(t.same(choice) for t in tries):
                 break  # It is the best as far as is known: a longer run decides.
             tries.append(choices.tried(choice))
+            begin = time.monotonic()
             if verify:
                 self.verifier.verify(tries[-1:], budgets)
+            took = time.monotonic() - begin
             if measurable and not uniform and len(tries) == 1:
-                choices, below = self.verifier.descended(choices, tries[0], budgets)
+                choices, below = self.verifier.descended(choices, tries[0], budgets, took)
                 tries += below
             if not verify or any(t.enough or (measurable and t.near) for t in tries):
                 break

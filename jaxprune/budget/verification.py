@@ -27,6 +27,7 @@ DECISIONS = 3  # At most so many long runs are made until what is best meets the
 NEAR = (0.9, 1.08)  # A try that used such a share of the budget in a short run gets a long one.
 FINALISTS = 5  # At most so many tries are in a long run.
 DESCENTS = 3  # At most so many runs go a step down from a network that is much slower than told.
+PROBING = 15.0  # Each of them takes about so many seconds at most.
 CONFIRMED = 4  # At most so many of the best are measured again, one after the other.
 DECISIVE = 3  # A long run is at most so many times as long as a short one.
 SURE = 0.015  # A long run ends once the relative standard error of its ratios is below this,
@@ -150,18 +151,19 @@ class Verifier:
             known.append(best)
 
     def descended(
-        self, choices: Choices, tried: Try, budgets: Mapping[str, float]
+        self, choices: Choices, tried: Try, budgets: Mapping[str, float], seconds: float
     ) -> tuple[Choices, list[Try]]:
         """What is a step below a try that is much slower than told, and so on from the fastest.
 
         Where one of them is far faster the try was on a cliff, and little need be given up: the
-        dimension stays below it in the choices that are handed back.
+        dimension stays below it in the choices that are handed back. ``seconds``: what it took to
+        compile and measure the try; where that is long, few others are looked at, or none.
         """
         found: list[Try] = []
         for _ in range(DESCENTS):
             if tried.used <= (1 if found else 1 + choosing.NEAR):
                 break
-            around = choices.below(tried)
+            around = choices.below(tried)[: int(PROBING / max(seconds, 1e-9))]
             if around:
                 self.verify(around, budgets)
             found += around

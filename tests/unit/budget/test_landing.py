@@ -129,6 +129,22 @@ def test_a_step_off_a_cliff_gives_up_little(monkeypatch, asked, share):
     assert whole - search.choices.worth.at(plan._choice) <= 1.3 * (whole - worth) + 0.005 * whole
 
 
+@pytest.mark.parametrize("seconds, count", [(20.0, 0), (4.0, 3), (0.1, 4)])
+def test_fewer_neighbors_are_measured_where_each_takes_long(monkeypatch, seconds, count):
+    fn, params, structure, scores, x = setting("mlp")
+    search = jp.Search(fn, params, structure, scores, x, round_to=1, minimum={"*": 1})
+    measured = on_a_device(monkeypatch, search, slower_than_told)
+    search._time()
+    monkeypatch.setattr(type(search.choices), "below", lambda self, tried: [
+        self.tried(tried.choice - k) for k in range(1, 5)
+    ])  # fmt: skip
+    tried = search.choices.tried(search.choices.full - [0, 4])
+    tried.used = 1.5
+    budgets = {"latency": search.dense["latency"] / 1.5}
+    search.verifier.descended(search.choices, tried, budgets, seconds)
+    assert len(measured) == count
+
+
 def test_uniform_choices_land_too(monkeypatch):
     """There is one way up: what is told is off, and the last choice before the target is found."""
     fn, params, structure, scores, x = setting("mlp")
