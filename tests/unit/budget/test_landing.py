@@ -135,6 +135,7 @@ def test_fewer_neighbors_are_measured_where_each_takes_long(monkeypatch, seconds
     search = jp.Search(fn, params, structure, scores, x, round_to=1, minimum={"*": 1})
     measured = on_a_device(monkeypatch, search, slower_than_told)
     search._time()
+    monkeypatch.setattr(verification, "DESCENTS", 1)
     monkeypatch.setattr(type(search.choices), "below", lambda self, tried: [
         self.tried(tried.choice - k) for k in range(1, 5)
     ])  # fmt: skip
