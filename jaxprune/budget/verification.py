@@ -26,6 +26,7 @@ from jaxprune.structure.dimensions import Structure
 DECISIONS = 3  # At most so many long runs are made until what is best meets the target.
 NEAR = (0.9, 1.08)  # A try that used such a share of the budget in a short run gets a long one.
 FINALISTS = 5  # At most so many tries are in a long run.
+LOWER = (0.94, 0.88, 0.82)  # Such shares of the time are aimed at where better choices missed.
 DESCENTS = 3  # At most so many runs go a step down from a network that is much slower than told.
 PROBING = 15.0  # Each of them takes about so many seconds at most.
 CONFIRMED = 4  # At most so many of the best are measured again, one after the other.
@@ -133,10 +134,27 @@ class Verifier:
             finalists = choices.better(budgets, uniform, measured)[: FINALISTS - 1]
             if not finalists:
                 break
+        measured += self._lower(choices, budgets, uniform, measured)
         verify = functools.partial(self.verify, budgets=budgets, runs=DECISIVE)
         measured += landing.land(choices, verify, budgets, uniform, measured)
         self._confirm(choices, budgets, measured)
         return measured
+
+    def _lower(
+        self, choices: Choices, budgets: Mapping[str, float], uniform: bool, tries: Sequence[Try]
+    ) -> list[Try]:
+        """What is best for less time, as long as nothing but a uniform choice meets the target."""
+        found: list[Try] = []
+        for part in LOWER:
+            best = choices.best([*tries, *found])
+            if best.used <= 1 and not best.apart:
+                break
+            less = {**budgets, "latency": part * budgets["latency"]}
+            choice = choices.solved(less, uniform)
+            if choice is not None and not any(t.same(choice) for t in [*tries, *found]):
+                found.append(choices.tried(choice))
+                self.verify(found[-1:], budgets, DECISIVE)
+        return found
 
     def _confirm(
         self, choices: Choices, budgets: Mapping[str, float], tries: Sequence[Try]

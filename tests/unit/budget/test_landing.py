@@ -146,6 +146,24 @@ def test_fewer_neighbors_are_measured_where_each_takes_long(monkeypatch, seconds
     assert len(measured) == count
 
 
+@pytest.mark.parametrize("seconds", [slower_than_told, slow_in_part])
+def test_less_time_is_aimed_at_where_nothing_but_a_uniform_choice_fits(monkeypatch, seconds):
+    fn, params, structure, _, x = setting("mlp")
+    scores = {UP: np.linspace(0.5, 1.5, 64), MID: 0.01 * np.linspace(0.5, 1.5, 48)}
+    search = jp.Search(fn, params, structure, scores, x, round_to=1, minimum={"*": 1})
+    on_a_device(monkeypatch, search, seconds)
+    search._time()
+    budgets = {"latency": search.dense["latency"] / 1.3}
+    even = search.choices.tried(search.choices.full // 4, apart=True)
+    search.verifier.verify([even], budgets)
+    missed = search.choices.tried(search.choices.solved(budgets))
+    search.verifier.verify([missed], budgets)
+    missed.used = max(missed.used, 1.02)
+    found = search.verifier._lower(search.choices, budgets, False, [even, missed])
+    best = search.choices.best([even, missed, *found])
+    assert even.used <= 1 and best in found and best.used <= 1
+
+
 def test_uniform_choices_land_too(monkeypatch):
     """There is one way up: what is told is off, and the last choice before the target is found."""
     fn, params, structure, scores, x = setting("mlp")
