@@ -31,7 +31,10 @@ class Searcher:
 
     def plan(self, case: Case, speedup: float) -> dict[str, Any]:
         """The units that stay by a split's scores, and the speed that was measured with them."""
-        found = self._search.stage(case.taylor).plan(jp.Target(speedup=speedup))
+        try:
+            found = self._search.stage(case.taylor).plan(jp.Target(speedup=speedup))
+        except ValueError as error:  # a speed that cannot be had
+            return {"asked": speedup, "refused": str(error).splitlines()[0]}
         return {
             "units": {name: np.flatnonzero(v).tolist() for name, v in found.keep.items()},
             "asked": speedup,

@@ -90,8 +90,14 @@ class Job:
             does = {"search": self._plan, "cut": self._cut, "recover": self._recovered}[stage]
             names = {"search": "", "cut": "", "recover": ", recovered"}[stage]
             for speedup in self.settings.speedups:
+                if stage != "search" and not self._planned(speedup):
+                    continue
                 key = f"{'plan' if stage == 'search' else 'search'} {speedup:g} x{names}"
                 yield from self._each(key, functools.partial(does, speedup))
+
+    def _planned(self, speedup: float) -> bool:
+        plans = [self.found[str(split)].get(f"plan {speedup:g} x", {}) for split in self.splits]
+        return all("units" in plan for plan in plans)
 
     def _each(self, key: str, do: Callable[[Case], dict[str, Any]]) -> Iterator[str]:
         """What a row says, for each split where it isn't known."""
