@@ -222,12 +222,23 @@ def whisper(found: Found) -> str:
         "encoder FFN -30 %, FLAP": "30 % of the encoder's hidden units",
         "50 % of weights, SparseGPT": "half of the weights",
     }
-    said = [
-        f"{rows[name]['mean']:+.2f} without {what} ({rows[name]['splits']} splits)"
-        for name, what in gone.items()
-    ]
+    said = [f"{rows[name]['mean']:+.2f} without {what}" for name, what in gone.items()]
+    if "search 1.3 x" in rows:
+        said.append(f"{rows['search 1.3 x']['mean']:+.1f} searched for 1.3 x")
     dense = statistics.mean(rows["dense"]["wer"])
     return f"points of word error rate above {dense:.1f} %: {', '.join(said)}"
+
+
+def self_supervision(found: Found) -> str:
+    lost = {row["row"]: statistics.mean(row["points_lost"]) for row in found["summary"]}
+    said = {
+        "before": "cut before pretraining",
+        "after, by magnitude": "after it by magnitude",
+        "after, by the loss without labels": "by its own loss",
+        "after, by the probe's loss": "by labels",
+    }
+    each = [f"{lost[f'{way}, 50% of FLOPs']:.1f} {text}" for way, text in said.items()]
+    return f"half of the FLOPs gone, points that a probe loses: {', '.join(each)}"
 
 
 def oneshot(found: Found) -> str:
@@ -311,6 +322,7 @@ FINDINGS = {
     "structure_speed": Finding("Finding the structure is quicker than tracing", structure_speed),
     "scale": Finding("Cutting takes about twice as long at twice the size", scale),
     "effects": Finding("Known effects of pruning while training appear, not all", effects),
+    "self_supervision": Finding("An encoder can be pruned without labels", self_supervision),
     "experts": Finding("REAP keeps the experts that a mixture needs", experts),
     "pretrained": Finding("Half of the units of text and speech models may go", pretrained),
     "whisper": Finding("Speech recognition bears some pruning without training", whisper),

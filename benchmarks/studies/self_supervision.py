@@ -296,26 +296,25 @@ def table(seeds: dict[str, Any]) -> Table:
     return shown
 
 
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7")  # of Okabe and Ito
+
+
 def picture(seeds: dict[str, Any], path: Path) -> None:
-    """Accuracies of probes by the FLOPs that stay: means over seeds."""
+    """Points that a probe loses to that of the dense encoder, by the FLOPs that stay."""
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name in dict.fromkeys(
-        row["way"] for each in seeds.values() for row in each["rows"].values()
-    ):
-        points: dict[float, list[float]] = {}
-        for each in seeds.values():
-            for row in each["rows"].values():
-                if row["way"] == name:
-                    points.setdefault(row["flops"], []).append(100 * row["accuracy"])
-        by = WAYS.get(name, (VIEWS,))[0]
-        points[1.0] = [100 * each["dense"][by] for each in seeds.values()]
-        at = sorted(points)
-        means, spread = zip(*[(np.mean(points[f]), np.std(points[f])) for f in at])
-        kept = [100 * f for f in at]
-        ax.errorbar(kept, means, yerr=spread, marker="o", capsize=3, label=name)
-    ax.set(xlabel="FLOPs that stay [%]", ylabel="accuracy of a linear probe [%]")
+    lost = {row["row"]: row["points_lost"] for row in summary(seeds)}
+    ways = dict.fromkeys(row["way"] for each in seeds.values() for row in each["rows"].values())
+    parts = sorted({row["flops"] for each in seeds.values() for row in each["rows"].values()})
+    for name, colour in zip(ways, COLOURS):
+        known = [lost[key(name, part)] for part in parts] + [[0.0]]
+        at = [100 * part for part in parts] + [100]
+        means, spread = zip(*[(np.mean(values), np.std(values)) for values in known])
+        ax.errorbar(at, means, yerr=spread, marker="o", capsize=3, label=name, color=colour)
+    ax.set(
+        xlabel="FLOPs that stay [%]", ylabel="points of a linear probe lost to its dense encoder"
+    )
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize="small")
     ax.set_title(f"Fashion-MNIST, seeds: {len(seeds)}: mean ± deviation", fontsize="medium")
