@@ -119,22 +119,28 @@ class Verifier:
             self.measured.forget_uncertain()
 
     def decided(
-        self, choices: Choices, budgets: Mapping[str, float], uniform: bool, tries: Sequence[Try]
+        self,
+        choices: Choices,
+        held: Choices,
+        budgets: Mapping[str, float],
+        uniform: bool,
+        tries: Sequence[Try],
     ) -> list[Try]:
         """The tries near the target and their neighbors, measured in one long interleaved run.
 
         A short run puts some on the wrong side, and the one of most score is likely to be one that
-        looked faster than it is. From the best that fits a walk leads up to the target.
+        looked faster than it is. From the best that fits a walk leads up to the target; ``held``
+        are the choices below cliffs that were found, to which it isn't bound.
         """
-        finalists = self._finalists(choices, budgets, uniform, tries)
+        finalists = self._finalists(held, budgets, uniform, tries)
         measured: list[Try] = []
         for _ in range(DECISIONS):
             self.verify(finalists, budgets, DECISIVE)
             measured += finalists
-            finalists = choices.better(budgets, uniform, measured)[: FINALISTS - 1]
+            finalists = held.better(budgets, uniform, measured)[: FINALISTS - 1]
             if not finalists:
                 break
-        measured += self._lower(choices, budgets, uniform, measured)
+        measured += self._lower(held, budgets, uniform, measured)
         verify = functools.partial(self.verify, budgets=budgets, runs=DECISIVE)
         measured += landing.land(choices, verify, budgets, uniform, measured)
         self._confirm(choices, budgets, measured)
@@ -171,7 +177,7 @@ class Verifier:
     def descended(
         self, choices: Choices, tried: Try, budgets: Mapping[str, float], seconds: float
     ) -> tuple[Choices, list[Try]]:
-        """What is a step below a try that is much slower than told, and so on from the fastest.
+        """What is a step below a try that is much slower than told, and so on from the best.
 
         Where one of them is far faster the try was on a cliff, and little need be given up: the
         dimension stays below it in the choices that are handed back. ``seconds``: what it took to
@@ -185,10 +191,10 @@ class Verifier:
             if around:
                 self.verify(around, budgets)
             found += around
-            fastest = min(around, key=lambda t: t.used, default=tried)
-            if tried.used < CLIFF * fastest.used:
+            best = choices.best(around) if around else tried
+            if tried.used < CLIFF * best.used:
                 break
-            choices, tried = choices.held_below(tried, fastest), fastest
+            choices, tried = choices.held_below(tried, best), best
         return choices, found
 
     def _finalists(

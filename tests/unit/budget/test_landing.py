@@ -164,6 +164,22 @@ def test_less_time_is_aimed_at_where_nothing_but_a_uniform_choice_fits(monkeypat
     assert even.used <= 1 and best in found and best.used <= 1
 
 
+@pytest.mark.parametrize("asked", [1.2, 1.5])
+def test_a_walk_is_not_bound_by_the_cliffs_that_proposals_stay_below(monkeypatch, asked):
+    """What was held went too far: the rest is whole, and there is time left."""
+    fn, params, structure, scores, x = setting("mlp")
+    search = jp.Search(fn, params, structure, scores, x, round_to=1, minimum={"*": 1})
+    on_a_device(monkeypatch, search, slower_than_told)
+    search._time()
+    budgets, full = {"latency": search.dense["latency"] / asked}, search.choices.full
+    far = search.choices.tried(full - [full[0] - 5, 0])
+    held = search.choices.held_below(search.choices.tried(full), far)
+    search.verifier.verify([far], budgets)
+    tries = search.verifier.decided(search.choices, held, budgets, False, [far])
+    best = search.choices.best(tries)
+    assert far.used < 0.9 and best.used >= 0.96 and best.choice[0] > far.choice[0]
+
+
 def test_uniform_choices_land_too(monkeypatch):
     """There is one way up: what is told is off, and the last choice before the target is found."""
     fn, params, structure, scores, x = setting("mlp")
