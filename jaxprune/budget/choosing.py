@@ -94,6 +94,7 @@ class Choices:
       order: units with the best first, by dimension.
       measured: what corrects the tables.
       room: whether units below a quarter of a dimension weigh more than their scores.
+      held: the largest count below a cliff that was found, by dimension, for what is solved.
     """
 
     structure: Structure
@@ -105,6 +106,7 @@ class Choices:
     order: Mapping[str, np.ndarray]
     measured: Measurements
     room: bool = False
+    held: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -162,7 +164,7 @@ class Choices:
             name: self.measured.said(name, budget, self.model.tables[name].at(self.full))
             for name, budget in budgets.items()
         }
-        return self.model.problem(self.worth, shown, self.most)
+        return self.model.problem(self.worth, shown, {**self.most, **self.held})
 
     def solved(self, budgets: Mapping[str, float], uniform: bool = False) -> np.ndarray | None:
         """The best choice within budgets (uniform: one fraction of all), None if there is none."""
@@ -220,7 +222,12 @@ class Choices:
         """Choices that keep no more than ``under`` where it keeps less than ``over``."""
         less = np.flatnonzero(under.choice < over.choice)
         names, counts = self.model.names, self.model.chosen(under.choice)
-        return replace(self, most={**self.most, **{names[k]: counts[names[k]] for k in less}})
+        return replace(self, held={**self.held, **{names[k]: counts[names[k]] for k in less}})
+
+    @property
+    def free(self) -> Choices:
+        """Choices that aren't held below any cliff."""
+        return replace(self, held={})
 
     def better(
         self, budgets: Mapping[str, float], uniform: bool, tries: Sequence[Try]
@@ -247,7 +254,7 @@ class Choices:
         Steps of most worth for their time come first; ``held`` dimensions stay. Uniform choices
         have one way up.
         """
-        problem = self._holding(start).problem(budgets)
+        problem = self.problem(budgets)
         if uniform:
             larger = [c for c in solver.uniform(problem) if c.sum() > start.sum()]
             return [start, *reversed(larger)] if not held else [start]
@@ -263,15 +270,10 @@ class Choices:
 
         Near by the time follows the tables, by as much as they were off there.
         """
-        problem = self._holding(start.choice).problem(budgets)
+        problem = self.problem(budgets)
         allowed = start.said["latency"] * seconds / start.found["latency"]
         problem.budgets = {**problem.budgets, "latency": allowed}
         return solver.exchange(problem, solver.fill(problem, start.choice))
-
-    def _holding(self, choice: np.ndarray) -> Choices:
-        """Choices that may keep what one keeps, though it be above a cliff."""
-        counts = self.model.chosen(choice)
-        return replace(self, most={n: max(m, counts.get(n, m)) for n, m in self.most.items()})
 
     def _doubt(self, choice: np.ndarray) -> float:
         """How far a time may be off: by the scatter of what was timed, and as others were."""

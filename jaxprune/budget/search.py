@@ -185,7 +185,7 @@ class Search:
             choices, tries = self._attempts(target, budgets, verify, uniform)
             whole = tries[-1].same(self.choices.full)
             if verify and target.timed and self.verifier.timed and not whole:
-                tries = self.verifier.decided(self.choices, choices, budgets, uniform, tries)
+                tries = self.verifier.decided(choices, budgets, uniform, tries)
             if metric is not None:
                 rivals = self._rivals(budgets, verify, uniform, tries)
                 return self._result(target, metrics.best(metric, self._params, rivals))

@@ -119,30 +119,25 @@ class Verifier:
             self.measured.forget_uncertain()
 
     def decided(
-        self,
-        choices: Choices,
-        held: Choices,
-        budgets: Mapping[str, float],
-        uniform: bool,
-        tries: Sequence[Try],
+        self, choices: Choices, budgets: Mapping[str, float], uniform: bool, tries: Sequence[Try]
     ) -> list[Try]:
         """The tries near the target and their neighbors, measured in one long interleaved run.
 
         A short run puts some on the wrong side, and the one of most score is likely to be one that
-        looked faster than it is. From the best that fits a walk leads up to the target; ``held``
-        are the choices below cliffs that were found, to which it isn't bound.
+        looked faster than it is. From the best that fits a walk leads up to the target; it isn't
+        bound to stay below the cliffs that were found.
         """
-        finalists = self._finalists(held, budgets, uniform, tries)
+        finalists = self._finalists(choices, budgets, uniform, tries)
         measured: list[Try] = []
         for _ in range(DECISIONS):
             self.verify(finalists, budgets, DECISIVE)
             measured += finalists
-            finalists = held.better(budgets, uniform, measured)[: FINALISTS - 1]
+            finalists = choices.better(budgets, uniform, measured)[: FINALISTS - 1]
             if not finalists:
                 break
-        measured += self._lower(held, budgets, uniform, measured)
+        measured += self._lower(choices, budgets, uniform, measured)
         verify = functools.partial(self.verify, budgets=budgets, runs=DECISIVE)
-        measured += landing.land(choices, verify, budgets, uniform, measured)
+        measured += landing.land(choices.free, verify, budgets, uniform, measured)
         self._confirm(choices, budgets, measured)
         return measured
 
@@ -206,7 +201,9 @@ class Verifier:
         return sorted(near, key=lambda t: choices.worth.at(t.choice), reverse=True)[:FINALISTS]
 
     def count(self, tried: Try) -> None:
-        """Counts what a try costs that was compacted."""
+        """Counts what a try costs that was compacted, once."""
+        if any(name in tried.found for name in COUNTED):
+            return
         assert tried.small is not None
         total = cost(tried.small.fn, tried.small.params, *self.args)
         counted = [name for name in COUNTED if self.measured.dense[name]]
