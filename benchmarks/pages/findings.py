@@ -238,7 +238,8 @@ def self_supervision(found: Found) -> str:
         "after, by the probe's loss": "by labels",
     }
     each = [f"{lost[f'{way}, 50% of FLOPs']:.1f} {text}" for way, text in said.items()]
-    return f"half of the FLOPs gone, points that a probe loses: {', '.join(each)}"
+    seeds = found["summary"][0]["seeds"]
+    return f"half of the FLOPs gone, points a probe loses: {', '.join(each)}; seeds: {seeds}"
 
 
 def oneshot(found: Found) -> str:
