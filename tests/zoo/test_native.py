@@ -15,7 +15,7 @@ import jaxprune as jp
 from tests.models.zoo import ENTRIES, Entry
 
 ROWS = 52
-SEEDS = (0,)  # tests/fuzz draws masks anew each time
+SEEDS = (0, 1)
 QUICK = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 # Without optimization, fused copies of one value round apart: then a maximum equals none of its
 # entries, and its gradient is lost, in the masked model as well.
