@@ -77,7 +77,7 @@ def strangers(found: Found) -> str:
         f"{name} {row['mean']:.1f} of {row['allowed']:g}"
         for name, rows in found["summary"].items()
         for row in rows
-        if row["asked"] == 2
+        if row["asked"] == 2 and ", by " not in name
     ]
     return f"2 x asked, points lost after recovery, of what may be: {', '.join(each)}"
 

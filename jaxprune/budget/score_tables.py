@@ -14,6 +14,7 @@ from jaxprune.budget.model import Model, dims_in
 from jaxprune.budget.solver import Term, Total, merged
 from jaxprune.ir import axes
 from jaxprune.ir.axes import Axis
+from jaxprune.scores.removal import Measured
 from jaxprune.sharding import host
 from jaxprune.structure.dimensions import Structure
 from jaxprune.structure.named_scores import check_names, check_shape, like_params
@@ -40,7 +41,8 @@ def score_total(
     """What is to be large, per dimension its units with the best first, and the score kept.
 
     ``room``: units below a quarter of a dimension weigh more than their scores: each is the loss
-    without that unit alone, which says little of a dimension that is all but emptied.
+    without that unit alone, which says little of a dimension that is all but emptied. What
+    :func:`jp.scores.loss_units` measured says it.
 
     Scores per entry: a leaf keeps its sum times, for each of its dimensions, the share of that sum
     in the units kept. That is exact for one dimension in a leaf, and for several it takes their
@@ -51,7 +53,7 @@ def score_total(
     of = _objective(structure, scores, objective)
     worth = [_worth(t, of) for t in terms] if of is not OBJECTIVES["sum"] else terms
     found = Total(merged(worth), len(model.names))
-    if room:
+    if room and not isinstance(scores, Measured):
         found = Total(merged([*found.terms, *_shortages(structure, model, found)]), found.count)
     return found, order, total
 

@@ -57,7 +57,8 @@ class Search:
       dims: names or labels of the dimensions that may change, with wildcards.
       minimum, maximum: {pattern of names or labels: units kept at least, at most}; floats up to 1.0
         are fractions. By default an eighth of each dimension stays, and less than a quarter only
-        where that spares the others much; ``minimum={"*": 0}`` lets whole branches go.
+        where that spares the others much (or where ``jp.scores.loss_units`` measured what is lost);
+        ``minimum={"*": 0}`` lets whole branches go.
       objective: what is to be large, where :math:`S_l` is the score of leaf l (of a dimension for
         scores of units) and :math:`s_l` the share of it that is kept. "sum" keeps the most of
         :math:`\\sum_l S_l s_l`. "balanced" keeps the most of :math:`\\sum_l \\sqrt{s_l}`: for those

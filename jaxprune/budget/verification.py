@@ -26,7 +26,7 @@ from jaxprune.structure.dimensions import Structure
 DECISIONS = 3  # At most so many long runs are made until what is best meets the target.
 NEAR = (0.9, 1.08)  # A try that used such a share of the budget in a short run gets a long one.
 FINALISTS = 5  # At most so many tries are in a long run.
-LOWER = (0.94, 0.88, 0.82)  # Such shares of the time are aimed at where better choices missed.
+LOWER = (0.94, 0.88, 0.82, 0.76, 0.7)  # Shares of the time that are aimed at after misses.
 DESCENTS = 3  # At most so many runs go a step down from a network that is much slower than told.
 PROBING = 15.0  # Each of them takes about so many seconds at most.
 CONFIRMED = 4  # At most so many of the best are measured again, one after the other.
@@ -139,6 +139,9 @@ class Verifier:
         verify = functools.partial(self.verify, budgets=budgets, runs=DECISIVE)
         measured += landing.land(choices.free, verify, budgets, uniform, measured)
         self._confirm(choices, budgets, measured)
+        if lower := self._lower(choices, budgets, uniform, measured):
+            measured += lower
+            self._confirm(choices, budgets, measured)
         return measured
 
     def _lower(

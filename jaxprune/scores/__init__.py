@@ -25,6 +25,8 @@ from jaxprune.scores.gradients import snip as snip
 from jaxprune.scores.gradients import taylor as taylor
 from jaxprune.scores.inputs import activation_energy as activation_energy
 from jaxprune.scores.inputs import flap as flap
+from jaxprune.scores.removal import Measured as Measured
+from jaxprune.scores.removal import loss_units as loss_units
 from jaxprune.scores.rounds import in_rounds as in_rounds
 from jaxprune.scores.routed import ExpertScores as ExpertScores
 from jaxprune.scores.routed import experts as experts

@@ -10,6 +10,7 @@ import functools
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,22 @@ import numpy as np
 
 import jaxprune as jp
 from benchmarks.models import whisper, whisper_package
+from benchmarks.studies.pretrained import energy
 from benchmarks.studies.speech import prompts
 
 BATCH = 4  # chunks that are transcribed together where time counts: two minutes of sound
 AT_ONCE = 12  # chunks that are transcribed together where words count
 SCORED = 12  # calibration chunks whose sound is calibrated on, and that units are scored on
+WITHOUT = 4  # calibration chunks that the loss is measured on, once without some units
 LIKELY = 32  # of each next token the dense model's likeliest, which others learn from
 STEP = 16  # calibration sequences are cut to multiples of it, so that few programs are compiled
 LONGEST = 128  # tokens of a transcript that is learnt from, prompt included
 PACE = 64  # tokens that are written while a search measures: of a usual chunk
+
+# Names of dimensions in the program that transcribes: the encoder's, then the decoder's.
+FFN = ("encoder/blocks/*/mlp/up/kernel:1", "decoder/blocks/*/mlp/up/kernel:1")
+HEADS = ("encoder/blocks/*/attention/?/kernel:1.0", "decoder/blocks/*/*/?/kernel:1.0")
+SEARCHED = (*FFN, *HEADS)
 
 Fn = Callable[[Any, Any], Any]
 
@@ -162,6 +170,16 @@ class Case:
         """By how much the loss changes with each unit."""
         dense, some = self.model.params, self.lessons[:SCORED]
         return jp.scores.taylor_units(self.model.structure, dense, loss, some, progress=False)
+
+    @on_disk
+    def measured(self) -> dict[str, Any]:
+        """By how much the loss rises as units of least energy go, of dimensions that may change."""
+        structure, dense = self.model.structure, self.model.params
+        each = structure.unit_scores(energy(dense, self.stats), jp.reduce.sum)
+        order = {n: v for n, v in each.items() if any(fnmatchcase(n, some) for some in SEARCHED)}
+        return jp.scores.loss_units(
+            structure, dense, loss, self.lessons[:WITHOUT], order=order, progress=False
+        )
 
 
 def spectrograms(chunks: Sequence[prompts.Chunk]) -> np.ndarray:

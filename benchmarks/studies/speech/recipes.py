@@ -13,12 +13,9 @@ import numpy as np
 import jaxprune as jp
 from benchmarks.studies.pretrained import energy, flap
 from benchmarks.studies.speech import in_order
-from benchmarks.studies.speech.case import Case, in_blocks, loss
+from benchmarks.studies.speech.case import FFN, HEADS, Case, in_blocks, loss
 from jaxprune.runtimes._sensitivity import rounded
 
-# Names of dimensions in the program that transcribes: the encoder's, then the decoder's.
-FFN = ("encoder/blocks/*/mlp/up/kernel:1", "decoder/blocks/*/mlp/up/kernel:1")
-HEADS = ("encoder/blocks/*/attention/?/kernel:1.0", "decoder/blocks/*/*/?/kernel:1.0")
 WIDTHS = ("encoder/conv2/kernel:2", "decoder/embedding:1")  # of the residual streams
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import jaxprune as jp
 from benchmarks.common.machine import load_average
 from benchmarks.studies.speech import recipes
-from benchmarks.studies.speech.case import BATCH, Case, Recognizer, loss
+from benchmarks.studies.speech.case import BATCH, SEARCHED, Case, Recognizer, loss
 from benchmarks.studies.speed.accuracy import load
 
 Units = dict[str, list[int]]  # dimension -> the units that stay
@@ -25,14 +25,14 @@ class Searcher:
     def __init__(self, first: Case, repeats: int):
         model = first.model
         self._search = jp.Search(
-            model.paced, model.params, model.structure, first.taylor, first.mels[:BATCH],
-            dims=(*recipes.FFN, *recipes.HEADS), minimum={"*": 0}, repeats=repeats, progress=False,
+            model.paced, model.params, model.structure, first.measured, first.mels[:BATCH],
+            dims=SEARCHED, minimum={"*": 0}, repeats=repeats, progress=False,
         )  # fmt: skip
 
     def plan(self, case: Case, speedup: float) -> dict[str, Any]:
         """The units that stay by a split's scores, and the speed that was measured with them."""
         try:
-            found = self._search.stage(case.taylor).plan(jp.Target(speedup=speedup))
+            found = self._search.stage(case.measured).plan(jp.Target(speedup=speedup))
         except ValueError as error:  # a speed that cannot be had
             return {"asked": speedup, "refused": str(error).splitlines()[0]}
         return {

@@ -24,8 +24,8 @@ def kept(search, flops):
     return {name: int(np.sum(units)) for name, units in plan.keep.items()}
 
 
-def least_shares(**options):
-    search = searching(FLAT, **options)
+def least_shares(scores=FLAT, **options):
+    search = searching(scores, **options)
     kept_at = [kept(search, flops) for flops in (0.5, 0.3, 0.2, 0.1)]
     return np.array([min(c["up/kernel:1"] / 64, c["mid/kernel:1"] / 48) for c in kept_at])
 
@@ -33,6 +33,15 @@ def least_shares(**options):
 def test_the_smallest_dimension_keeps_more_and_as_before_where_a_minimum_is_given():
     room, before = least_shares(), least_shares(minimum={"*": 0.125})
     assert (room >= before).all() and (room > before).any()
+
+
+def test_scores_that_were_measured_are_taken_as_they_are():
+    scores = jp.scores.Measured(FLAT)
+    assert least_shares(scores) == pytest.approx(least_shares(minimum={"*": 0.125}))
+    assert (least_shares(scores) < least_shares()).any()
+    for first, later in ((FLAT, scores), (scores, FLAT)):
+        for flops in (0.5, 0.3, 0.2, 0.1):
+            assert kept(searching(first).stage(later), flops) == kept(searching(later), flops)
 
 
 def test_a_deep_target_goes_below():

@@ -49,7 +49,8 @@ SCORES = {
     ),
 }
 OF_BLOCKS = {"block_divergence", "block_influence", "block_loss"}
-NO_SCORES = {"taylor_units", "activity", "in_rounds", "experts", *OF_BLOCKS}
+OF_UNITS = {"taylor_units", "loss_units"}
+NO_SCORES = {"activity", "in_rounds", "experts", *OF_UNITS, *OF_BLOCKS}
 
 
 def squares(params):

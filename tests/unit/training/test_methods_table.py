@@ -82,7 +82,8 @@ SCORES: dict[str, tuple[Any, str | None]] = {  # the score, and the evidence tha
 }
 OF_BLOCKS = {"block_divergence", "block_influence", "block_loss"}
 # Statistics; a driver; scores of units, experts and blocks.
-NO_SCORES = {"activity", "in_rounds", "taylor_units", "experts", *OF_BLOCKS}
+OF_UNITS = {"taylor_units", "loss_units"}
+NO_SCORES = {"activity", "in_rounds", "experts", *OF_UNITS, *OF_BLOCKS}
 OWN = "its own"  # the score of a method that takes none
 
 
