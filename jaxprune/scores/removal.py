@@ -97,9 +97,9 @@ def loss_units(
       >>> x = jnp.ones((1, 1))
       >>> structure = jp.infer_structure(fn, params, x)
       >>> loss = lambda p, x, y: jnp.sum((fn(p, x) - y) ** 2) / 2
-      >>> scores = jp.scores.loss_units(structure, params, loss, [(x, jnp.full((1, 1), 5.0))])
+      >>> scores = jp.scores.loss_units(structure, params, loss, [(x, jnp.full((1, 1), 6.0))])
       >>> scores.curves
-      {'up:1': ([0, 1, 2], [0.0, 2.0, 12.5])}
+      {'up:1': ([0, 1, 2], [0.0, 4.0, 17.5])}
     """
     structure.check_params(params)
     _check(measured, shares)
@@ -155,7 +155,7 @@ def _curve(
 ) -> tuple[list[int], list[float]]:
     """The numbers of units that went, and by how much the loss rose."""
     size = worst.size
-    counts = sorted({round(share * size) for share in shares} - {0})
+    counts = sorted({max(round(share * size), 1) for share in shares})
     found = rise(name, [~np.isin(np.arange(size), worst[:count]) for count in counts])
     for count, value in zip(counts, found):
         if not math.isfinite(value) and count < size:
@@ -184,7 +184,8 @@ def _slope(start: tuple[int, float], end: tuple[int, float]) -> float:
 def _spread(hull: list[tuple[int, float]], size: int) -> np.ndarray:
     """What each unit adds, the worst first: a slope each, tilted so that no two are the same."""
     each = [np.full(b[0] - a[0], _slope(a, b)) for a, b in itertools.pairwise(hull)]
-    slopes = np.concatenate([*each, np.full(size - hull[-1][0], each[-1][-1])])
+    last = each[-1][-1] if each else 0.0  # what is not known goes on like that
+    slopes = np.concatenate([*each, np.full(size - hull[-1][0], last)])
     place = np.arange(1, size + 1) / size - 0.5
     least = TILT**2 * max(slopes.max(), FREE) / size
     return np.sort(slopes * (1 + TILT * place) + least * (1 + place))

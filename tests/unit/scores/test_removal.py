@@ -96,6 +96,13 @@ def _below(x, counts, rises):
 def test_what_was_measured_ends_before_the_last_unit():
     hull = removal._hull([0, 2], [0.0, 1.0])
     np.testing.assert_allclose(removal._spread(hull, 4), 0.5, rtol=1e-3)
+    assert removal._spread(removal._hull([0], [0.0]), 1) == pytest.approx(0)
+
+
+def test_a_share_of_less_than_a_unit_is_one(found):
+    params, batches, structure = found
+    scores = jp.scores.loss_units(structure, params, loss, batches, shares=(0.01, 0.3))
+    assert [counts for counts, _ in scores.curves.values()] == [[0, 1, 2]]
 
 
 def nan_without(fraction):
