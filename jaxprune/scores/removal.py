@@ -16,7 +16,7 @@ from jaxprune.scores.evidence import Batches, Loss, check_batches
 from jaxprune.scores.units import number, taylor_units
 from jaxprune.sharding import host
 from jaxprune.structure.named_scores import rankable
-from jaxprune.typing import Params
+from jaxprune.typing import Masks, Params
 
 if TYPE_CHECKING:
     from jaxprune.structure.dimensions import Structure
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 TILT = 1e-3  # Where a curve is straight its units differ by this share, in their order;
 FREE = 1e-12  # units that lower the loss together count as so much.
+
+
+Repair = Callable[[Params, Masks], Params]
 
 
 class Measured(dict[str, Any]):
@@ -45,6 +48,7 @@ def loss_units(
     order: Mapping[str, Any] | None = None,
     measured: int = 8,
     shares: Sequence[float] = SHARES,
+    repair: Repair | None = None,
     progress: Progress = None,
 ) -> Measured:
     r"""Returns by how much the loss rises as units go, measured, one dimension at a time.
@@ -73,6 +77,9 @@ def loss_units(
       measured: the loss is measured on so many of the batches, the first ones: for each dimension
         as many evaluations of the loss as shares times this. One program serves all.
       shares: of a dimension that go, ascending, in (0, 1].
+      repair: what is done to a network that has lost units before its loss is measured,
+        ``(masked params, masks) -> params``, where that will be done to the one that is chosen:
+        ``lambda params, masks: jp.oneshot.refit(dense, masks, stats, start=params)``.
       progress: None or True for a bar, False for silence, or a function such as ``tqdm.tqdm``.
 
     Returns:
@@ -107,7 +114,7 @@ def loss_units(
         order = taylor_units(structure, params, loss, batches, progress=progress)
     vectors = {name: host(v) for name, v in rankable(structure, [*order], order).items()}
     few = [*itertools.islice(check_batches(batches), measured)]
-    rise = _rises(structure, [*vectors], params, loss, few)
+    rise = _rises(structure, [*vectors], params, loss, few, repair)
     found = Measured()
     found.curves = {}
     for name in track([*vectors], "dimensions", progress, label=str):
@@ -131,23 +138,33 @@ def _check(measured: int, shares: Sequence[float]) -> None:
 
 
 def _rises(
-    structure: Structure, names: Sequence[str], params: Params, loss: Loss, batches: Batches
+    structure: Structure,
+    names: Sequence[str],
+    params: Params,
+    loss: Loss,
+    batches: Batches,
+    repair: Repair | None,
 ) -> Callable[[str, list[np.ndarray]], list[float]]:
     """(dimension, vectors of kept units) -> by how much the mean loss rises with each."""
     alone = number(loss)
 
     @jax.jit
-    def value(params: Params, keep: Any, *batch: Any) -> Any:
+    def masked(keep: Any, params: Params, *batch: Any) -> Any:
         return alone(apply_masks(params, structure.traced_masks(keep)), *batch)
 
-    def mean(keep: dict[str, Any]) -> Any:
-        return sum(value(params, keep, *batch) for batch in batches) / len(batches)
-
     whole = {n: np.ones(structure.dims[n].size, bool) for n in names}
-    dense = float(mean(whole))
+
+    def mean(keep: dict[str, Any]) -> Any:
+        start = params
+        if repair is not None and keep:
+            masks = structure.masks_of(keep)
+            start = repair(apply_masks(params, masks), masks)
+        return sum(masked(whole | keep, start, *batch) for batch in batches) / len(batches)
+
+    dense = float(mean({}))
     if not math.isfinite(dense):
         raise ValueError(f"the loss of the dense network is {dense}; wanted a finite number")
-    return lambda name, kept: [float(x) - dense for x in [mean(whole | {name: k}) for k in kept]]
+    return lambda name, kept: [float(x) - dense for x in [mean({name: k}) for k in kept]]
 
 
 def _curve(

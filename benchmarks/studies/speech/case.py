@@ -22,6 +22,7 @@ import jaxprune as jp
 from benchmarks.models import whisper, whisper_package
 from benchmarks.studies.pretrained import energy
 from benchmarks.studies.speech import prompts
+from benchmarks.studies.speech.repair import in_blocks, repaired
 
 BATCH = 4  # chunks that are transcribed together where time counts: two minutes of sound
 AT_ONCE = 12  # chunks that are transcribed together where words count
@@ -173,22 +174,18 @@ class Case:
 
     @on_disk
     def measured(self) -> dict[str, Any]:
-        """By how much the loss rises as units of least energy go, of dimensions that may change."""
+        """By how much the loss rises as units of least energy go and what reads them is refit."""
         structure, dense = self.model.structure, self.model.params
         each = structure.unit_scores(energy(dense, self.stats), jp.reduce.sum)
         order = {n: v for n, v in each.items() if any(fnmatchcase(n, some) for some in SEARCHED)}
         return jp.scores.loss_units(
-            structure, dense, loss, self.lessons[:WITHOUT], order=order, progress=False
-        )
+            structure, dense, loss, self.lessons[:WITHOUT], order=order, progress=False,
+            repair=lambda params, masks: repaired(dense, params, masks, self.stats),
+        )  # fmt: skip
 
 
 def spectrograms(chunks: Sequence[prompts.Chunk]) -> np.ndarray:
     return np.stack([whisper.log_mel(chunk.audio) for chunk in chunks])
-
-
-def in_blocks(path: str, leaf: Any) -> bool:
-    """Whether this is a kernel of a block: not of the convolutions, and no embedding."""
-    return "blocks" in path and path.endswith("kernel")
 
 
 def half(params: Any, *batch: Any) -> Any:

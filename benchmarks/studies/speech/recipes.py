@@ -13,7 +13,8 @@ import numpy as np
 import jaxprune as jp
 from benchmarks.studies.pretrained import energy, flap
 from benchmarks.studies.speech import in_order
-from benchmarks.studies.speech.case import FFN, HEADS, Case, in_blocks, loss
+from benchmarks.studies.speech.case import FFN, HEADS, Case, loss
+from benchmarks.studies.speech.repair import in_blocks, repaired
 from jaxprune.runtimes._sensitivity import rounded
 
 WIDTHS = ("encoder/conv2/kernel:2", "decoder/embedding:1")  # of the residual streams
@@ -58,16 +59,8 @@ def cut(case: Case, masks: Any, repair: bool = True) -> Pruned:
     dense = case.model.params
     params = jp.apply_masks(dense, masks)
     if repair:
-        params = jp.oneshot.refit(dense, masks, case.stats, start=params, progress=False)
-        params = jp.oneshot.compensate(dense, params, masks, case.stats, biases=biases(dense))
+        params = repaired(dense, params, masks, case.stats)
     return Pruned(jp.apply_masks(params, masks), masks)
-
-
-def biases(params: Any) -> dict[str, str]:
-    """Each block's kernel -> the bias beside it, where there is one."""
-    paths = [jp.typing.path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    pairs = {p: p.removesuffix("kernel") + "bias" for p in paths if in_blocks(p, None)}
-    return {kernel: bias for kernel, bias in pairs.items() if bias in paths}
 
 
 def without_layer(case: Case, side: str) -> Pruned:

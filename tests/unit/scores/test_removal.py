@@ -67,6 +67,26 @@ def test_only_the_first_batches_are_measured_and_one_program_serves_all(found):
     assert few.curves != jp.scores.loss_units(structure, params, loss, batches, order=order).curves
 
 
+def test_the_loss_is_that_of_the_repaired_network(found):
+    """A repair that doubles the next layer: it is called once for each share, with masked params."""
+    params, batches, structure = found
+    calls = []
+
+    def repair(masked, masks):
+        calls.append(int(masks["down"][:, 0].sum()))
+        return masked | {"down": 2 * masked["down"]}
+
+    shares, order = (0.4, 0.8), {"up:1": np.arange(5.0)}
+    twice = jp.scores.loss_units(
+        structure, params, loss, batches, order=order, shares=shares, repair=repair
+    )
+    assert calls == [3, 1]
+    whole = np.mean([float(loss(params, *b)) for b in batches])
+    kept = [small(params, np.arange(count, 5)) for count in (2, 4)]
+    want = [np.mean([float(loss(p | {"down": 2 * p["down"]}, *b)) for b in batches]) for p in kept]
+    np.testing.assert_allclose(twice.curves["up:1"][1], [0, *np.array(want) - whole], rtol=1e-4)
+
+
 CURVES = st.lists(st.floats(-1, 9, width=16), min_size=1, max_size=9)
 
 
