@@ -68,7 +68,7 @@ def test_only_the_first_batches_are_measured_and_one_program_serves_all(found):
 
 
 def test_the_loss_is_that_of_the_repaired_network(found):
-    """A repair that doubles the next layer: it is called once for each share, with masked params."""
+    """A repair that doubles the next layer: called once for each share, with masked params."""
     params, batches, structure = found
     calls = []
 
