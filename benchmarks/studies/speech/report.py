@@ -75,10 +75,12 @@ def picture(result: dict[str, Any], path: Path) -> Path | None:
     if timed is None:
         return None
     figure, ax = matplotlib.pyplot.subplots(figsize=(6.4, 4.2), constrained_layout=True)
+    drawn = [row["median_seconds"] for n, row in timed["rows"].items() if n in result["summary"]]
     for name, row in timed["rows"].items():
         said = result["summary"].get(name)
         if said is not None:
-            _point(ax, name, 1e3 * row["median_seconds"], said)
+            seconds = row["median_seconds"]
+            _point(ax, name, 1e3 * seconds, said, slowest=seconds == max(drawn))
     ax.axhline(0, color="0.6", linewidth=0.8)
     ax.set_yscale("symlog", linthresh=1)  # Loops are a hundred times what pruning costs else.
     ax.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
@@ -97,7 +99,7 @@ def picture(result: dict[str, Any], path: Path) -> Path | None:
 MARKS = {"no training": "o", "recovered": "s"}
 
 
-def _point(ax: Any, name: str, milliseconds: float, said: dict[str, Any]) -> None:
+def _point(ax: Any, name: str, milliseconds: float, said: dict[str, Any], slowest: bool) -> None:
     kind = "recovered" if name.endswith("recovered") else "no training"
     low, high = said["interval"]
     mean = said["mean"]
@@ -107,4 +109,9 @@ def _point(ax: Any, name: str, milliseconds: float, said: dict[str, Any]) -> Non
     )
     short = name.removesuffix(", recovered")
     at = (6, -11) if kind == "recovered" else (6, 5)
-    ax.annotate(short, (milliseconds, mean), at, textcoords="offset points", fontsize="x-small")
+    if slowest:  # There is no room beside it but to the left.
+        at = (-6, at[1])
+    ax.annotate(
+        short, (milliseconds, mean), at, textcoords="offset points", fontsize="x-small",
+        ha="right" if slowest else "left",
+    )  # fmt: skip
