@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from benchmarks.studies.strangers.strangers import COMPARED
+
 Found = dict[str, Any]
 
 
@@ -77,7 +79,7 @@ def strangers(found: Found) -> str:
         f"{name} {row['mean']:.1f} of {row['allowed']:g}"
         for name, rows in found["summary"].items()
         for row in rows
-        if row["asked"] == 2 and ", by " not in name
+        if row["asked"] == 2 and name not in COMPARED
     ]
     return f"2 x asked, points lost after recovery, of what may be: {', '.join(each)}"
 

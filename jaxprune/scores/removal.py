@@ -54,9 +54,9 @@ def loss_units(
     r"""Returns by how much the loss rises as units go, measured, one dimension at a time.
 
     The worst units of a dimension are masked, an eighth, a quarter and so on, and all else stays.
-    What scores of single units add up to is far from that where most of a dimension goes: three
-    heads of four may carry what each of them alone could do. A unit's score is the rise when it
-    goes after all that are worse,
+    What scores of single units add up to is far from that where most of a dimension goes: each of
+    four heads may be spared alone, and three of them not. A unit's score is the rise when it goes
+    after all that are worse,
 
     .. math:: S_{(k)} = C(k) - C(k - 1)
 

@@ -10,7 +10,6 @@ import functools
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from benchmarks.models import whisper, whisper_package
 from benchmarks.studies.pretrained import energy
 from benchmarks.studies.speech import prompts
 from benchmarks.studies.speech.repair import in_blocks, repaired
+from jaxprune.structure.select import chosen_dims
 
 BATCH = 4  # chunks that are transcribed together where time counts: two minutes of sound
 AT_ONCE = 12  # chunks that are transcribed together where words count
@@ -177,7 +177,7 @@ class Case:
         """By how much the loss rises as units of least energy go and what reads them is refit."""
         structure, dense = self.model.structure, self.model.params
         each = structure.unit_scores(energy(dense, self.stats), jp.reduce.sum)
-        order = {n: v for n, v in each.items() if any(fnmatchcase(n, some) for some in SEARCHED)}
+        order = {name: each[name] for name in chosen_dims(structure, SEARCHED)}
         return jp.scores.loss_units(
             structure, dense, loss, self.lessons[:WITHOUT], order=order, progress=False,
             repair=lambda params, masks: repaired(dense, params, masks, self.stats),

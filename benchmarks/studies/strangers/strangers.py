@@ -36,6 +36,7 @@ from benchmarks.studies.strangers.networks import STRANGERS, Stranger
 STAGES = ("train", "plan", "recover")
 BY = ", by "  # behind it stands another score than README's
 COMPARED = (f"Equinox ViT{BY}taylor_units",)
+EVERY = [*STRANGERS, *COMPARED]
 ALLOWED = {1.5: 0.5, 2.0: 1.0, 3.0: 2.0}  # Points that may be lost at a speed, mean over seeds.
 
 
@@ -163,7 +164,6 @@ def recover(case: Case, rows: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-EVERY = [*STRANGERS, *COMPARED]
 DO = {"plan": plan, "recover": recover}
 
 
